@@ -1,0 +1,1 @@
+"""Flax modules: what a block is built from."""

@@ -1,0 +1,213 @@
+"""Causal softmax attention over a sliding window, with a ring-buffer cache."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int
+
+from hope_jax.layers.rotary import apply_rotary
+
+
+class AttentionState(NamedTuple):
+    """What a window of attention carries from one call to the next.
+
+    The token at position `p` lies in slot `p mod W` of the ring.
+
+    Attributes:
+      keys: rotated keys of the last W tokens.
+      values: their values.
+      position: number of tokens read so far, which is the next token's position.
+      document: position of the first token of the current document.
+    """
+
+    keys: Float[Array, "B W H N"]
+    values: Float[Array, "B W H N"]
+    position: Int[Array, " B"]
+    document: Int[Array, " B"]
+
+
+class Attention(nn.Module):
+    """Multi-head attention to the last `window` tokens of the same document, itself included.
+
+    Positions are rotary and absolute, so scores depend on distances only, and a document that
+    starts at position 100,000 is read as one that starts at 0.
+
+    Attributes:
+      num_heads: heads; they share the width of the input equally.
+      window: tokens that a query sees, and slots of the cache.
+      rope_base: base of the rotary frequencies.
+      dtype: dtype of the computation; the softmax is formed in float32.
+      param_dtype: dtype of the parameters.
+    """
+
+    num_heads: int
+    window: int
+    rope_base: float = 10_000.0
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        state: AttentionState | None = None,
+        reset: Bool[Array, "B T"] | None = None,
+    ) -> tuple[Float[Array, "B T D"], AttentionState]:
+        """Reads any number of tokens, from a fresh context or on from `state`.
+
+        Args:
+          x: input tokens.
+          state: what an earlier call returned; None starts a context.
+          reset: True where a token starts a new document.
+
+        Returns:
+          Output of the shape of `x`, and the state after the last token.
+        """
+        batch, tokens, width = x.shape
+        if width % self.num_heads or (width // self.num_heads) % 2:
+            raise ValueError(
+                f"attention needs heads of equal, even width (rotary embedding turns pairs of "
+                f"channels): width {width} does not split so into {self.num_heads} heads; "
+                f"change width or num_heads"
+            )
+        head_dim = width // self.num_heads
+        query, key, value = (
+            nn.DenseGeneral(
+                (self.num_heads, head_dim),
+                use_bias=False,
+                dtype=self.dtype,
+                param_dtype=self.param_dtype,
+                kernel_init=nn.with_logical_partitioning(
+                    nn.initializers.lecun_normal(), ("embed", "heads", "head_dim")
+                ),
+                name=name,
+            )(x)
+            for name in ("query", "key", "value")
+        )
+
+        fresh = state is None
+        if state is None:
+            state = _empty_state(batch, self.window, key)
+        positions = state.position[:, None] + jnp.arange(tokens)
+        documents = _document_starts(state.document, positions, reset)
+        query = apply_rotary(query, positions, self.rope_base)
+        key = apply_rotary(key, positions, self.rope_base)
+
+        if tokens == 0:
+            mixed = value
+        elif fresh and tokens <= self.window:
+            same_document = None
+            if reset is not None:
+                same_document = positions[:, None, None, :] >= documents[:, None, :, None]
+            mixed = jax.nn.dot_product_attention(
+                query, key, value, mask=same_document, is_causal=True
+            )
+        else:
+            mixed = _attend_to_window(query, key, value, positions, documents, state)
+
+        y = nn.DenseGeneral(
+            width,
+            axis=(-2, -1),
+            use_bias=False,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            kernel_init=nn.with_logical_partitioning(
+                nn.initializers.lecun_normal(), ("heads", "head_dim", "embed")
+            ),
+            name="out",
+        )(mixed)
+        return y, _remember(state, key, value, positions, documents)
+
+
+def _empty_state(batch: int, window: int, key: Float[Array, "B T H N"]) -> AttentionState:
+    ring = jnp.zeros((batch, window, *key.shape[2:]), key.dtype)
+    count = jnp.zeros((batch,), jnp.int32)
+    return AttentionState(ring, ring, count, count)
+
+
+def _document_starts(
+    carried: Int[Array, " B"], positions: Int[Array, "B T"], reset: Bool[Array, "B T"] | None
+) -> Int[Array, "B T"]:
+    """Position of the first token of every token's document."""
+    if reset is None:
+        return jnp.broadcast_to(carried[:, None], positions.shape)
+    starts = jnp.where(reset, positions, carried[:, None])
+    return jax.lax.cummax(starts, axis=1)
+
+
+def _attend_to_window(
+    query: Float[Array, "B T H N"],
+    key: Float[Array, "B T H N"],
+    value: Float[Array, "B T H N"],
+    positions: Int[Array, "B T"],
+    documents: Int[Array, "B T"],
+    state: AttentionState,
+) -> Float[Array, "B T H N"]:
+    """Attention in pieces of at most a window: a piece sees itself and the W tokens before it.
+
+    The pieces are a batch axis and no score outside the band of two windows is formed. Before the
+    first piece lies the cache; the order of its slots does not matter, since masks go by position.
+    """
+    batch, tokens = positions.shape
+    window = state.keys.shape[1]
+    size = min(tokens, window)
+    count = -(-tokens // size)
+    # Slot s holds the last position below `position` that is s modulo W; negative: never written.
+    last = state.position[:, None] - 1
+    held = last - (last - jnp.arange(window)) % window
+
+    def pieces(x: Array) -> Array:
+        padding = ((0, 0), (0, count * size - tokens)) + ((0, 0),) * (x.ndim - 2)
+        x = jnp.pad(x, padding, constant_values=-1)  # as a position: before every document
+        return x.reshape(batch, count, size, *x.shape[2:])
+
+    def with_previous(cached: Array, x: Array) -> Array:
+        own = pieces(x)
+        previous = cached[:, None]
+        if count > 1:
+            previous = jnp.concatenate([previous, own[:, :-1]], axis=1)
+        joined = jnp.concatenate([previous, own], axis=2)
+        return joined.reshape(batch * count, *joined.shape[2:])
+
+    def flat(x: Array) -> Array:
+        return pieces(x).reshape(batch * count, size, *x.shape[2:])
+
+    query_position = flat(positions)[:, None, :, None]
+    key_position = with_previous(held, positions)[:, None, None, :]
+    visible = (
+        (key_position <= query_position)
+        & (key_position > query_position - window)
+        & (key_position >= flat(documents)[:, None, :, None])
+    )
+    mixed = jax.nn.dot_product_attention(
+        flat(query),
+        with_previous(state.keys, key),
+        with_previous(state.values, value),
+        mask=visible,
+    )
+    return mixed.reshape(batch, count * size, *mixed.shape[2:])[:, :tokens]
+
+
+def _remember(
+    state: AttentionState,
+    key: Float[Array, "B T H N"],
+    value: Float[Array, "B T H N"],
+    positions: Int[Array, "B T"],
+    documents: Int[Array, "B T"],
+) -> AttentionState:
+    """Writes the last W tokens into the ring."""
+    tokens, window = positions.shape[1], state.keys.shape[1]
+    if tokens == 0:
+        return state
+    kept = slice(max(0, tokens - window), None)
+    slots = positions[:, kept] % window
+    rows = jnp.arange(positions.shape[0])[:, None]
+    return AttentionState(
+        keys=state.keys.at[rows, slots].set(key[:, kept], unique_indices=True),
+        values=state.values.at[rows, slots].set(value[:, kept], unique_indices=True),
+        position=positions[:, -1] + 1,
+        document=documents[:, -1],
+    )

@@ -1,0 +1,64 @@
+"""The residual block that every language model here is a stack of (section 8.3)."""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float
+
+from hope_jax.layers.attention import Attention
+from hope_jax.layers.continuum import ContinuumMemory, ContinuumState
+from hope_jax.layers.normalization import RMSNorm
+from hope_jax.models.config import LanguageModelConfig
+
+
+class BlockState(NamedTuple):
+    """What a block carries from one call to the next.
+
+    Attributes:
+      sequence: state of the sequence layer.
+      continuum: state of the MLP chain.
+    """
+
+    sequence: Any
+    continuum: ContinuumState
+
+
+class Block(nn.Module):
+    """`x <- x + Sequence(RMSNorm(x))`, then the chain of MLP levels (Eq. 94-97).
+
+    Attributes:
+      config: of the model.
+    """
+
+    config: LanguageModelConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        state: BlockState | None = None,
+        reset: Bool[Array, "B T"] | None = None,
+    ) -> tuple[Float[Array, "B T D"], BlockState]:
+        """Reads tokens; `state` and `reset` as for a sequence layer."""
+        config = self.config
+        dtypes = {"dtype": jnp.dtype(config.dtype), "param_dtype": jnp.dtype(config.param_dtype)}
+        sequence = Attention(
+            num_heads=config.num_heads,
+            window=config.attention_window,
+            rope_base=config.rope_base,
+            name="attention",
+            **dtypes,
+        )
+        continuum = ContinuumMemory(
+            levels=config.cms_levels,
+            hidden=config.mlp_width,
+            order=config.cms_order,
+            name="continuum",
+            **dtypes,
+        )
+        before = BlockState(None, None) if state is None else state
+        mixed, sequence_state = sequence(RMSNorm(name="norm", **dtypes)(x), before.sequence, reset)
+        x, continuum_state = continuum(x + mixed, before.continuum, reset)
+        x = nn.with_logical_constraint(x, ("batch", "length", "activation_embed"))
+        return x, BlockState(sequence_state, continuum_state)

@@ -1,0 +1,120 @@
+"""Configuration of the language models."""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any, Literal, Self, get_args
+
+from flax.core import FrozenDict
+
+SequenceLayer = Literal["titans", "attention"]
+LevelOrder = Literal["fast_to_slow", "slow_to_fast"]
+DtypeName = Literal["float32", "bfloat16"]
+RematPolicy = Literal["none", "block", "dots"]
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageModelConfig:
+    """A language model: embedding, blocks of a sequence layer and a chain of MLPs, logits.
+
+    `sequence_layer="titans"` is Hope, `"attention"` with several levels is Hope-Attention, and
+    `"attention"` with one level is a Transformer++.
+    """
+
+    vocab_size: int  # number of token ids
+    width: int  # of the residual stream
+    num_layers: int  # number of blocks
+    num_heads: int  # heads of the sequence layer
+    mlp_width: int  # hidden width of every MLP level
+    sequence_layer: SequenceLayer = "titans"
+    titans: Mapping[str, Any] = FrozenDict()  # further arguments of TitansConfig
+    cms_levels: int = 1  # MLPs in each block's chain
+    cms_order: LevelOrder = "fast_to_slow"  # which level reads first
+    attention_window: int = 1024  # tokens an attention layer sees and keeps
+    rope_base: float = 10_000.0  # of the rotary frequencies
+    tie_embeddings: bool = True  # logits read the embedding table
+    dtype: DtypeName = "float32"  # of activations
+    param_dtype: DtypeName = "float32"  # of parameters
+    remat: RematPolicy = "none"  # recompute in the backward pass: whole blocks, or all but matmuls
+    loss_chunk: int = 256  # tokens of each sequence whose logits exist at one time in the loss
+
+    def __post_init__(self) -> None:
+        for name in (
+            "vocab_size",
+            "width",
+            "num_layers",
+            "num_heads",
+            "mlp_width",
+            "cms_levels",
+            "attention_window",
+            "loss_chunk",
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} must be a positive integer, got {value!r}")
+        for name, choices in (
+            ("sequence_layer", get_args(SequenceLayer)),
+            ("cms_order", get_args(LevelOrder)),
+            ("dtype", get_args(DtypeName)),
+            ("param_dtype", get_args(DtypeName)),
+            ("remat", get_args(RematPolicy)),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"{name} must be one of {', '.join(choices)}; got {getattr(self, name)!r}"
+                )
+        if self.rope_base <= 1:
+            raise ValueError(f"rope_base must be greater than 1, got {self.rope_base}")
+        if self.width % self.num_heads:
+            raise ValueError(
+                f"width {self.width} does not split into {self.num_heads} heads; make width a "
+                f"multiple of num_heads"
+            )
+        if self.sequence_layer == "attention" and (self.width // self.num_heads) % 2:
+            raise ValueError(
+                f"rotary embedding turns pairs of channels, so width / num_heads must be even; "
+                f"got {self.width} / {self.num_heads} = {self.width // self.num_heads}"
+            )
+        object.__setattr__(self, "titans", _frozen(self.titans))
+
+    @classmethod
+    def from_config_dict(cls, values: Mapping[str, Any]) -> Self:
+        """Builds the config from a mapping such as an `ml_collections.ConfigDict`.
+
+        Args:
+          values: fields by name; those left out take their defaults.
+
+        Raises:
+          ValueError: for a key that is no field (with the nearest field names), for a required
+            field that is missing, and for values that do not fit.
+
+        Example:
+          >>> sizes = dict(vocab_size=256, width=64, num_layers=2, num_heads=2, mlp_width=128)
+          >>> LanguageModelConfig.from_config_dict(sizes).width
+          64
+        """
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        for key in values:
+            if key not in fields:
+                near = difflib.get_close_matches(key, fields)
+                hint = f"nearest: {', '.join(near)}" if near else f"known: {', '.join(fields)}"
+                raise ValueError(f"unknown model setting {key!r}; {hint}")
+        missing = [
+            name
+            for name, field in fields.items()
+            if field.default is dataclasses.MISSING and name not in values
+        ]
+        if missing:
+            raise ValueError(f"model settings without a default are missing: {', '.join(missing)}")
+        return cls(**{key: values[key] for key in values})
+
+
+def _frozen(values: Mapping[str, Any]) -> FrozenDict[str, Any]:
+    """A hashable copy, since configs are static arguments of compiled functions."""
+
+    def freeze(value: Any) -> Any:
+        if isinstance(value, list | set | frozenset):
+            return tuple(value)
+        return _frozen(value) if isinstance(value, Mapping) else value
+
+    return FrozenDict({key: freeze(values[key]) for key in values})

@@ -1,0 +1,145 @@
+"""Language models with an explicit streaming state."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float, Int
+
+from hope_jax.layers.normalization import RMSNorm
+from hope_jax.models.blocks import Block, BlockState
+from hope_jax.models.config import LanguageModelConfig
+from hope_jax.models.cross_entropy import chunked_cross_entropy, logits_of
+
+
+class ModelState(NamedTuple):
+    """All that a model carries from one call to the next; a pytree of arrays.
+
+    Attributes:
+      blocks: states of the blocks, stacked; every array is shaped `(layers, batch, ...)`.
+    """
+
+    blocks: BlockState
+
+
+class LanguageModel(nn.Module):
+    """Embedding, `num_layers` blocks, RMSNorm, logits.
+
+    Attributes:
+      config: sizes and settings.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> config = LanguageModelConfig(
+      ...     vocab_size=256, width=16, num_layers=2, num_heads=2, mlp_width=32,
+      ...     sequence_layer="attention",
+      ... )
+      >>> model = LanguageModel(config)
+      >>> tokens = jnp.array([[72, 111, 112, 101]])
+      >>> params = model.init(jax.random.key(0), tokens)["params"]
+      >>> logits, state = model.apply({"params": params}, tokens[:, :3])
+      >>> logits, state = model.apply({"params": params}, tokens[:, 3:], state)
+      >>> logits.shape
+      (1, 1, 256)
+    """
+
+    config: LanguageModelConfig
+
+    def setup(self) -> None:
+        config = self.config
+        param_dtype = jnp.dtype(config.param_dtype)
+        table_init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "embed"))
+        table_shape = (config.vocab_size, config.width)
+        self.embedding = self.param("embedding", table_init, table_shape, param_dtype)
+        if not config.tie_embeddings:
+            self.unembedding = self.param("unembedding", table_init, table_shape, param_dtype)
+        self.blocks = nn.scan(
+            _rematerialised(config),
+            length=config.num_layers,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast),
+            out_axes=0,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )(config)
+        self.norm = RMSNorm(dtype=jnp.dtype(config.dtype), param_dtype=param_dtype)
+
+    def __call__(
+        self,
+        tokens: Int[Array, "B T"],
+        state: ModelState | None = None,
+        reset: Bool[Array, "B T"] | None = None,
+    ) -> tuple[Float[Array, "B T V"], ModelState]:
+        """Logits of the next token after each of `tokens`.
+
+        Args:
+          tokens: ids; any number of them, none included.
+          state: what an earlier call returned, to continue from; None starts a context.
+          reset: True where a token starts a new document, which sees nothing before it.
+
+        Returns:
+          Logits in float32, and the state after the last token.
+        """
+        hidden, state = self._hidden(tokens, state, reset)
+        return logits_of(hidden, self._output_table(), jnp.dtype(self.config.dtype)), state
+
+    def token_losses(
+        self,
+        tokens: Int[Array, "B T"],
+        targets: Int[Array, "B T"],
+        reset: Bool[Array, "B T"] | None = None,
+    ) -> Float[Array, "B T"]:
+        """Cross-entropy in nats of each target, from a fresh context; logits are never whole.
+
+        Args:
+          tokens: ids that are read.
+          targets: the id that should follow each.
+          reset: True where a token starts a new document.
+
+        Returns:
+          Losses in float32.
+        """
+        hidden, _ = self._hidden(tokens, None, reset)
+        return chunked_cross_entropy(
+            hidden,
+            self._output_table(),
+            targets,
+            chunk=self.config.loss_chunk,
+            dtype=jnp.dtype(self.config.dtype),
+        )
+
+    def _hidden(
+        self, tokens: Array, state: ModelState | None, reset: Array | None
+    ) -> tuple[Array, ModelState]:
+        x = self.embedding.astype(self.config.dtype)[tokens]
+        x = nn.with_logical_constraint(x, ("batch", "length", "activation_embed"))
+        x, blocks = self.blocks(x, None if state is None else state.blocks, reset)
+        return self.norm(x), ModelState(blocks)
+
+    def _output_table(self) -> Array:
+        return self.embedding if self.config.tie_embeddings else self.unembedding
+
+
+def _rematerialised(config: LanguageModelConfig) -> type[nn.Module]:
+    """The block class under the config's policy of what the backward pass recomputes."""
+    if config.remat == "none":
+        return Block
+    kept = {"block": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+    return nn.remat(Block, policy=kept[config.remat], prevent_cse=False)
+
+
+def init_state(model: LanguageModel, params: Any, batch_size: int) -> ModelState:
+    """The state of a context in which nothing has been read.
+
+    Args:
+      model: whose state is wanted.
+      params: of the model; initial memories are among them.
+      batch_size: number of sequences.
+
+    Returns:
+      State that `model.apply` continues from.
+    """
+    nothing = jnp.zeros((batch_size, 0), jnp.int32)
+    _, state = model.apply({"params": params}, nothing)
+    return state
