@@ -40,7 +40,7 @@ class ContinuumMemory(nn.Module):
         state: ContinuumState | None = None,
         reset: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], ContinuumState]:
-        """Passes `x` through the chain, whose parameters are its only memory: the state is empty."""
+        """Passes `x` through the chain. Its parameters are its only memory: the state is empty."""
         del state, reset
         levels = range(self.levels)
         for level in levels if self.order == "fast_to_slow" else reversed(levels):

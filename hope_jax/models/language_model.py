@@ -82,7 +82,17 @@ class LanguageModel(nn.Module):
           Logits in float32, and the state after the last token.
         """
         hidden, state = self._hidden(tokens, state, reset)
-        return logits_of(hidden, self._output_table(), jnp.dtype(self.config.dtype)), state
+        return self._logits(hidden), state
+
+    def next_logits(
+        self,
+        tokens: Int[Array, "B T"],
+        state: ModelState | None = None,
+        reset: Bool[Array, "B T"] | None = None,
+    ) -> tuple[Float[Array, "B V"], ModelState]:
+        """As a call, but with the logits after the last token only, and at least one token."""
+        hidden, state = self._hidden(tokens, state, reset)
+        return self._logits(hidden[:, -1:])[:, 0], state
 
     def token_losses(
         self,
@@ -116,6 +126,9 @@ class LanguageModel(nn.Module):
         x = nn.with_logical_constraint(x, ("batch", "length", "activation_embed"))
         x, blocks = self.blocks(x, None if state is None else state.blocks, reset)
         return self.norm(x), ModelState(blocks)
+
+    def _logits(self, hidden: Array) -> Array:
+        return logits_of(hidden, self._output_table(), jnp.dtype(self.config.dtype))
 
     def _output_table(self) -> Array:
         return self.embedding if self.config.tie_embeddings else self.unembedding

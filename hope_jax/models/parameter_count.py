@@ -1,0 +1,59 @@
+"""Sizes of models, counted without making them."""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+
+from hope_jax.models.config import LanguageModelConfig
+from hope_jax.models.language_model import LanguageModel
+
+
+def parameter_count(config: LanguageModelConfig) -> int:
+    """Number of parameters of the model that `config` describes.
+
+    Example:
+      >>> config = LanguageModelConfig(
+      ...     vocab_size=10, width=4, num_layers=1, num_heads=1, mlp_width=8,
+      ...     sequence_layer="attention",
+      ... )
+      >>> parameter_count(config)  # 40 embedding + 64 attention + 96 MLP + 12 norms
+      212
+    """
+    model = LanguageModel(config)
+    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), tokens)
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+
+
+def match_parameter_count(
+    config: LanguageModelConfig, reference: LanguageModelConfig | int, tolerance: float = 0.02
+) -> LanguageModelConfig:
+    """`config` with the `mlp_width` that gives it as many parameters as `reference` has.
+
+    Of the widths within the tolerance it takes the one nearest the exact solution that is a
+    multiple of the largest power of two up to 128, since matrix units work in tiles.
+
+    Args:
+      config: all but its `mlp_width` stays.
+      reference: a config, or a number of parameters.
+      tolerance: largest relative difference.
+
+    Returns:
+      The matched config.
+
+    Raises:
+      ValueError: if no width matches, as where the rest of the model is larger already.
+    """
+    target = reference if isinstance(reference, int) else parameter_count(reference)
+    one, two = (parameter_count(dataclasses.replace(config, mlp_width=w)) for w in (1, 2))
+    per_unit = two - one  # the count is affine in the width
+    for multiple in (128, 64, 32, 16, 8, 4, 2, 1):
+        width = multiple * max(1, round((target - one + per_unit) / (per_unit * multiple)))
+        if abs(one + (width - 1) * per_unit - target) <= tolerance * target:
+            return dataclasses.replace(config, mlp_width=width)
+    raise ValueError(
+        f"no mlp_width brings the model within {tolerance:.1%} of {target:,} parameters: with "
+        f"mlp_width 1 it has {one:,}, and each unit adds {per_unit:,}; change width or num_layers"
+    )

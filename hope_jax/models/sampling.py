@@ -1,0 +1,159 @@
+"""Sampling from a language model, one token at a time in constant memory."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from hope_jax.models.language_model import LanguageModel, ModelState
+
+
+class Context(NamedTuple):
+    """A model that has read some text and is about to say what follows; a pytree of arrays.
+
+    Attributes:
+      state: of the model, after everything read or sampled so far.
+      logits: of the next token.
+    """
+
+    state: ModelState
+    logits: Float[Array, "B V"]
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def read(
+    model: LanguageModel, params: Any, tokens: Int[Array, "B T"], context: Context | None = None
+) -> Context:
+    """Reads at least one token, all of them in one parallel call.
+
+    Args:
+      model: that reads.
+      params: of the model.
+      tokens: ids.
+      context: to continue from; None starts a new one.
+
+    Returns:
+      The context after the last token.
+    """
+    if tokens.shape[1] == 0:
+        raise ValueError("there is nothing to read: tokens has length 0; give at least one token")
+    state = None if context is None else context.state
+    logits, state = model.apply({"params": params}, tokens, state, method="next_logits")
+    return Context(state, logits)
+
+
+def sample_token(
+    key: Array, logits: Float[Array, "B V"], temperature: float = 1.0, top_p: float = 1.0
+) -> Int[Array, " B"]:
+    """Draws a token from `softmax(logits / temperature)`, cut to its nucleus.
+
+    Args:
+      key: random key.
+      logits: of the next token.
+      temperature: 0 takes the most likely token.
+      top_p: only the smallest set of most likely tokens that holds this probability is drawn from;
+        1 keeps all.
+
+    Returns:
+      Ids.
+
+    Raises:
+      ValueError: for a negative temperature, or `top_p` outside (0, 1].
+    """
+    check_sampling(temperature, top_p)
+    if temperature == 0:
+        return jnp.argmax(logits, axis=-1)
+    logits = logits / temperature
+    if top_p < 1:
+        ordered = -jnp.sort(-logits, axis=-1)
+        probability = jax.nn.softmax(ordered, axis=-1)
+        # A token stays if those before it hold less than top_p; the first always stays.
+        before = jnp.cumsum(probability, axis=-1) - probability
+        least = jnp.min(jnp.where(before < top_p, ordered, jnp.inf), axis=-1, keepdims=True)
+        logits = jnp.where(logits >= least, logits, -jnp.inf)
+    return jax.random.categorical(key, logits, axis=-1)
+
+
+def check_sampling(temperature: float, top_p: float) -> None:
+    """Raises ValueError for settings that `sample_token` does not accept."""
+    if temperature < 0:
+        raise ValueError(f"temperature must be at least 0 (0 is greedy), got {temperature}")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p must lie in (0, 1] (1 keeps every token), got {top_p}")
+
+
+@functools.partial(
+    jax.jit, static_argnames=("model", "temperature", "top_p"), donate_argnames="context"
+)
+def decode_step(
+    model: LanguageModel,
+    params: Any,
+    context: Context,
+    key: Array,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+) -> tuple[Int[Array, " B"], Context]:
+    """Draws the next token and reads it; the buffers of `context` are reused.
+
+    Args:
+      model: that speaks.
+      params: of the model.
+      context: given up by the caller.
+      key: random key of this token.
+      temperature: see `sample_token`.
+      top_p: see `sample_token`.
+
+    Returns:
+      The token, and the context that has read it.
+    """
+    token = sample_token(key, context.logits, temperature, top_p)
+    logits, state = model.apply(
+        {"params": params}, token[:, None], context.state, method="next_logits"
+    )
+    return token, Context(state, logits)
+
+
+def generate(
+    model: LanguageModel,
+    params: Any,
+    context: Context,
+    key: Array,
+    *,
+    num_tokens: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    on_token: Callable[[np.ndarray], None] = lambda token: None,
+) -> tuple[np.ndarray, Context]:
+    """Samples a continuation of whatever `context` has read.
+
+    Args:
+      model: that speaks.
+      params: of the model.
+      context: from `read` or an earlier call; its buffers are reused.
+      key: random key.
+      num_tokens: how many to draw.
+      temperature: see `sample_token`.
+      top_p: see `sample_token`.
+      on_token: called with the ids, shaped (B,), of each token as it is made.
+
+    Returns:
+      Ids, int32 shaped (B, num_tokens), and the context that has read all of them.
+    """
+    check_sampling(temperature, top_p)
+    made: list[np.ndarray] = []
+    running: Array | None = None
+    for index in range(num_tokens + 1):
+        previous = running
+        if index < num_tokens:
+            step_key = jax.random.fold_in(key, index)
+            running, context = decode_step(model, params, context, step_key, temperature, top_p)
+        # Looked at only now, when the next step has been sent off.
+        if previous is not None:
+            made.append(np.asarray(previous))
+            on_token(made[-1])
+    ids = np.stack(made, axis=1) if made else np.zeros((context.logits.shape[0], 0))
+    return ids.astype(np.int32), context

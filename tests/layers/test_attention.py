@@ -1,0 +1,126 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hope_jax.layers.attention import Attention
+
+BATCH, TOKENS, WIDTH, HEADS = 2, 13, 8, 2
+BASE = 100.0
+RESET = np.zeros((BATCH, TOKENS), bool)
+RESET[0, 4] = RESET[1, [0, 5, 6]] = True
+
+
+def layer(window):
+    return Attention(num_heads=HEADS, window=window, rope_base=BASE)
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    return jax.random.normal(jax.random.key(0), (BATCH, TOKENS, WIDTH))
+
+
+@pytest.fixture(scope="module")
+def params(inputs):
+    return layer(4).init(jax.random.key(1), inputs)
+
+
+def naive_attention(params, x, window, reset=None, start=0):
+    """The definition, token by token, in float64."""
+    kernels = {name: np.asarray(value["kernel"].unbox(), np.float64) for name, value in params.items()}
+    x = np.asarray(x, np.float64)
+    batch, tokens, width = x.shape
+    half = width // HEADS // 2
+    y = np.zeros_like(x)
+    for b in range(batch):
+        query, key, value = (
+            np.einsum("td,dhn->thn", x[b], kernels[name]) for name in ("query", "key", "value")
+        )
+        turn = np.exp(1j * (start + np.arange(tokens))[:, None] * BASE ** (-np.arange(half) / half))
+        query, key = (
+            (z[..., :half] + 1j * z[..., half:]) * turn[:, None] for z in (query, key)
+        )
+        first = 0
+        for t in range(tokens):
+            if reset is not None and reset[b, t]:
+                first = t
+            seen = slice(max(first, t - window + 1), t + 1)
+            for h in range(HEADS):
+                scores = (key[seen, h].conj() * query[t, h]).real.sum(-1) / np.sqrt(2 * half)
+                weights = np.exp(scores - scores.max())
+                mixed = weights @ value[seen, h] / weights.sum()
+                y[b, t] += mixed @ kernels["out"][h]
+    return y
+
+
+def far_state(params, inputs, window, position):
+    """The state of a context that has read nothing, as if at a later position."""
+    _, state = layer(window).apply(params, inputs[:, :0])
+    return state._replace(position=state.position + position, document=state.document + position)
+
+
+@pytest.mark.parametrize("reset", [None, RESET], ids=["one_document", "documents"])
+@pytest.mark.parametrize("window", [1, 4, 13, 50])
+def test_agrees_with_the_definition(params, inputs, window, reset):
+    y, _ = layer(window).apply(params, inputs, None, reset)
+    expected = naive_attention(params["params"], inputs, window, reset)
+    np.testing.assert_allclose(y, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [4, 50])
+@pytest.mark.parametrize("pieces", [[1] * TOKENS, [3, 0, 9, 1], [6, 7]], ids=str)
+def test_pieces_give_what_one_call_gives(params, inputs, window, pieces):
+    one_call, last = layer(window).apply(params, inputs, None, RESET)
+    step = jax.jit(layer(window).apply)
+    state = far_state(params, inputs, window, 0)
+    ends = np.cumsum(pieces)
+    outputs = []
+    for begin, end in zip(ends - pieces, ends, strict=True):
+        y, state = step(params, inputs[:, begin:end], state, RESET[:, begin:end])
+        outputs.append(y)
+    np.testing.assert_allclose(jnp.concatenate(outputs, 1), one_call, atol=1e-5)
+    for carried, expected in zip(state, last, strict=True):
+        np.testing.assert_allclose(carried, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("tokens", [1, TOKENS])
+def test_far_positions_lose_nothing(params, inputs, tokens):
+    state = far_state(params, inputs, 4, 100_000 - 2)
+    outputs = []
+    for begin in range(0, TOKENS, tokens):
+        y, state = layer(4).apply(params, inputs[:, begin : begin + tokens], state)
+        outputs.append(y)
+    expected = naive_attention(params["params"], inputs, 4, start=100_000 - 2)
+    np.testing.assert_allclose(np.concatenate(outputs, 1), expected, atol=1e-5)
+
+
+def test_a_document_is_read_as_if_alone(params, inputs):
+    together, _ = layer(50).apply(params, inputs, None, RESET)
+    alone, _ = layer(50).apply(params, inputs[:1, 4:])
+    np.testing.assert_allclose(together[:1, 4:], alone, atol=1e-5)
+
+
+def test_no_score_outside_the_band_is_formed(params, inputs):
+    """With a window of 4, memory grows with T; with one as long as the sequence, with T * T."""
+
+    def memory(window, tokens):
+        x = jax.ShapeDtypeStruct((1, tokens, WIDTH), jnp.float32)
+        y_only = jax.jit(lambda params, x: layer(window).apply(params, x)[0])
+        return y_only.lower(params, x).compile().memory_analysis().temp_size_in_bytes
+
+    assert memory(4, 1024) < 2.2 * memory(4, 512)
+    assert memory(1024, 1024) > 3 * memory(512, 512)
+
+
+def test_bfloat16_keeps_its_dtype_and_its_sense(params, inputs):
+    exact, _ = layer(4).apply(params, inputs)
+    low = Attention(num_heads=HEADS, window=4, rope_base=BASE, dtype=jnp.bfloat16)
+    y, state = low.apply(params, inputs)
+    assert y.dtype == state.keys.dtype == state.values.dtype == jnp.bfloat16
+    np.testing.assert_allclose(y.astype(jnp.float32), exact, atol=0.1)
+
+
+@pytest.mark.parametrize("heads", [3, 8], ids=["uneven", "odd_width"])
+def test_widths_that_do_not_split_are_refused(inputs, heads):
+    with pytest.raises(ValueError, match=f"width 8 does not split so into {heads} heads"):
+        Attention(num_heads=heads, window=4).init(jax.random.key(0), inputs)

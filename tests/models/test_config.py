@@ -1,0 +1,42 @@
+import dataclasses
+
+import ml_collections
+import pytest
+
+from hope_jax.models import LanguageModelConfig
+
+SIZES = {"vocab_size": 11, "width": 8, "num_layers": 2, "num_heads": 2, "mlp_width": 12}
+
+
+def test_a_config_dict_becomes_a_hashable_config():
+    given = ml_collections.ConfigDict({**SIZES, "titans": {}, "cms_levels": 2})
+    config = LanguageModelConfig.from_config_dict(given)
+    assert config == LanguageModelConfig(**SIZES, cms_levels=2)
+    assert hash(config) == hash(dataclasses.replace(config))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"widht": 8}, "unknown model setting 'widht'; nearest: width"),
+        ({"zzz": 8}, "unknown model setting 'zzz'; known: vocab_size"),
+        ({"width": 9}, "width 9 does not split into 2 heads"),
+        ({"num_layers": 0}, "num_layers must be a positive integer, got 0"),
+        ({"mlp_width": 12.0}, "mlp_width must be a positive integer, got 12.0"),
+        ({"sequence_layer": "titan"}, "sequence_layer must be one of titans, attention; got 'titan'"),
+        ({"cms_order": "slow"}, "cms_order must be one of"),
+        ({"dtype": "float16"}, "dtype must be one of float32, bfloat16"),
+        ({"remat": True}, "remat must be one of none, block, dots; got True"),
+        ({"rope_base": 0.5}, "rope_base must be greater than 1, got 0.5"),
+        ({"width": 6, "sequence_layer": "attention"}, "must be even; got 6 / 2 = 3"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_settings_that_do_not_fit_are_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        LanguageModelConfig.from_config_dict({**SIZES, **changes})
+
+
+def test_missing_settings_are_named():
+    with pytest.raises(ValueError, match="without a default are missing: num_heads, mlp_width"):
+        LanguageModelConfig.from_config_dict({"vocab_size": 11, "width": 8, "num_layers": 2})

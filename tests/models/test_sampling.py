@@ -1,0 +1,112 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hope_jax.models import LanguageModel, LanguageModelConfig
+from hope_jax.models.sampling import decode_step, generate, read, sample_token
+
+MODEL = LanguageModel(
+    LanguageModelConfig(
+        vocab_size=11,
+        width=8,
+        num_layers=2,
+        num_heads=2,
+        mlp_width=12,
+        attention_window=5,
+        sequence_layer="attention",
+    )
+)
+PROMPT = jnp.asarray(np.random.default_rng(0).integers(11, size=(2, 6)))
+
+
+@pytest.fixture(scope="module")
+def params():
+    return jax.tree.map(lambda p: 3 * p, MODEL.init(jax.random.key(0), PROMPT)["params"])
+
+
+def frequencies(logits, **settings):
+    keys = jax.random.split(jax.random.key(0), 4000)
+    drawn = jax.vmap(lambda key: sample_token(key, jnp.log(logits)[None], **settings)[0])(keys)
+    return np.bincount(drawn, minlength=len(logits)) / len(keys)
+
+
+def test_draws_follow_the_distribution():
+    probability = np.array([0.1, 0.5, 0.15, 0.25])
+    close = {"atol": 0.03}
+    np.testing.assert_allclose(frequencies(probability), probability, **close)
+    sharper = probability**2 / (probability**2).sum()
+    np.testing.assert_allclose(frequencies(probability, temperature=0.5), sharper, **close)
+    # 0.5 + 0.25 falls short of 0.8, so the nucleus takes the third as well.
+    nucleus = np.array([0, 0.5, 0.15, 0.25]) / 0.9
+    np.testing.assert_allclose(frequencies(probability, top_p=0.8), nucleus, **close)
+    np.testing.assert_array_equal(frequencies(probability, top_p=0.01), [0, 1, 0, 0])
+    np.testing.assert_array_equal(frequencies(probability, temperature=0.0), [0, 1, 0, 0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature": -1.0}, "temperature must be at least 0"),
+        ({"top_p": 0.0}, r"top_p must lie in \(0, 1\]"),
+        ({"top_p": 1.5}, r"top_p must lie in \(0, 1\]"),
+    ],
+    ids=str,
+)
+def test_settings_that_mean_nothing_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        sample_token(jax.random.key(0), jnp.zeros((1, 3)), **settings)
+
+
+def test_greedy_decoding_is_what_the_whole_forward_pass_would_choose(params):
+    seen = []
+    made, _ = generate(
+        MODEL,
+        params,
+        read(MODEL, params, PROMPT),
+        jax.random.key(0),
+        num_tokens=8,
+        temperature=0.0,
+        on_token=lambda token: seen.append(token.tolist()),
+    )
+    text = PROMPT
+    for _ in range(8):
+        logits, _ = MODEL.apply({"params": params}, text)
+        text = jnp.concatenate([text, jnp.argmax(logits[:, -1:], axis=-1)], axis=1)
+    np.testing.assert_array_equal(made, text[:, 6:])
+    np.testing.assert_array_equal(np.transpose(seen), made)
+
+
+def test_a_context_goes_on_from_call_to_call(params):
+    def sample(context, tokens):
+        return generate(MODEL, params, context, jax.random.key(1), num_tokens=tokens, temperature=0)
+
+    whole, _ = sample(read(MODEL, params, PROMPT), 9)
+    first, context = sample(read(MODEL, params, PROMPT), 4)
+    second, _ = sample(context, 5)
+    np.testing.assert_array_equal(np.concatenate([first, second], axis=1), whole)
+    _, context = sample(read(MODEL, params, PROMPT[:, :2]), 0)
+    rest, _ = sample(read(MODEL, params, PROMPT[:, 2:], context), 9)
+    np.testing.assert_array_equal(rest, whole)
+
+
+def test_the_key_decides(params):
+    def sample(seed):
+        context = read(MODEL, params, PROMPT)
+        return generate(MODEL, params, context, jax.random.key(seed), num_tokens=8)[0]
+
+    np.testing.assert_array_equal(sample(0), sample(0))
+    assert (sample(0) != sample(1)).any()
+    assert len(set(sample(0)[0])) > 1
+
+
+def test_a_step_reuses_the_memory_of_the_context(params):
+    context = read(MODEL, params, PROMPT)
+    _, after = decode_step(MODEL, params, context, jax.random.key(0))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(context))
+    assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, context)
+
+
+def test_reading_nothing_is_refused(params):
+    with pytest.raises(ValueError, match="tokens has length 0"):
+        read(MODEL, params, PROMPT[:, :0])
