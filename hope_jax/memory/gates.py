@@ -1,0 +1,158 @@
+"""Gates of a memory and their products over a chunk, formed in log space."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+
+class Gates(NamedTuple):
+    """What decides, at every token, how a memory is written.
+
+    Attributes:
+      eta: step size of the inner gradient, shape (T,).
+      log_alpha: logarithm of the retention alpha, shape (T,), finite; zeros switch decay off.
+      beta: strength of the projector `I - beta u^T u`, shape (T,): `eta` is Delta Gradient Descent
+        (Eq. 57), `None` is plain gradient descent.
+      log_theta: logarithm of the momentum's decay theta, shape (T,), finite; `None` is no momentum.
+    """
+
+    eta: Float[Array, " T"]
+    log_alpha: Float[Array, " T"]
+    beta: Float[Array, " T"] | None = None
+    log_theta: Float[Array, " T"] | None = None
+
+
+class Decay(NamedTuple):
+    """Coefficients of the states W_r seen at R places of a chunk of C tokens.
+
+    With U the write rows, E the erased rows, x the inputs and u their directions (`linear_map.py`),
+
+        W_r = state_r W_0 + momentum_r S_0 + restart_r W_init
+              + sum_i erase_{r,i} u_i^T E_i + write_{r,i} x_i^T U_i
+
+    Attributes:
+      state: g, shape (R,).
+      momentum: c, shape (R,); `None` without momentum.
+      restart: weight of the initial state after a reset, shape (R,); `None` without resets.
+      erase: a, shape (R, C).
+      write: b, shape (R, C).
+    """
+
+    state: Float[Array, " R"]
+    momentum: Float[Array, " R"] | None
+    restart: Float[Array, " R"] | None
+    erase: Float[Array, "R C"]
+    write: Float[Array, "R C"]
+
+
+class ChunkDecay(NamedTuple):
+    """The coefficients of one chunk.
+
+    Attributes:
+      before: states just before each token's own write, `W_{t-1}`, R = C.
+      after: states just after it, `W_t`, R = C.
+      end: the state after the last token, R = 1.
+      momentum_state: weight of S_0 in the last S, shape (); `None` without momentum.
+      momentum_write: weight of each `x_i^T U_i` in the last S, shape (C,); `None` without momentum.
+      restarted: whether a reset lies at or before the token, shape (C,); `None` without resets.
+    """
+
+    before: Decay
+    after: Decay
+    end: Decay
+    momentum_state: Float[Array, ""] | None
+    momentum_write: Float[Array, " C"] | None
+    restarted: Bool[Array, " C"] | None
+
+
+def chunk_decay(
+    log_alpha: Float[Array, " C"],
+    log_theta: Float[Array, " C"] | None = None,
+    reset: Bool[Array, " C"] | None = None,
+    active: Bool[Array, " C"] | None = None,
+) -> ChunkDecay:
+    """Forms every product of gates that a chunk needs.
+
+    `a_{t,i} = prod_{i<s<=t} alpha_s` is one exponential of a difference of sums, masked before the
+    exponential so that nothing overflows. The momentum's `b_{t,i} = sum_j a_{t,j} theta_{j,i}` is
+    one product of two such triangles: the state is the decayed sum of the momenta.
+
+    Args:
+      log_alpha: logarithm of the retention, shape (C,), float32 or float64.
+      log_theta: logarithm of the momentum's decay, shape (C,), or `None`.
+      reset: True where a token begins a new document: the state returns to its initial value, and
+        the momentum to zero, before that token is read or written. Shape (C,), or `None`.
+      active: False where a place of the chunk holds no token, shape (C,), or `None`. Such places
+        change nothing, provided that the caller gives them `log_alpha`, `log_theta`, `eta` and
+        `beta` of 0.
+
+    Returns:
+      A `ChunkDecay`, in the dtype of `log_alpha`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> decay = chunk_decay(jnp.log(jnp.array([0.5, 0.5])))
+      >>> decay.after.state.tolist(), decay.before.state.tolist()
+      ([0.5, 0.25], [1.0, 0.5])
+    """
+    size = log_alpha.shape[0]
+    place = jnp.arange(size)
+    total = jnp.cumsum(log_alpha)
+    earlier = jnp.concatenate([jnp.zeros_like(total[:1]), total[:-1]])
+    segment = None if reset is None else jnp.cumsum(reset)
+
+    momentum = None
+    if log_theta is not None:
+        theta_total = jnp.cumsum(log_theta)
+        kept = _triangle(theta_total, theta_total, place[:, None] >= place, segment, segment)
+        carried = jnp.exp(theta_total)
+        if segment is not None:
+            carried = jnp.where(segment == 0, carried, 0)
+        momentum = (carried, kept)
+        if active is not None:
+            momentum = (jnp.where(active, carried, 0), jnp.where(active[:, None], kept, 0))
+
+    def decay(row_total, row_segment, seen):
+        erase = _triangle(row_total, total, seen, row_segment, segment)
+        state, restart = jnp.exp(row_total), None
+        if segment is not None:
+            state = jnp.where(row_segment == 0, state, 0)
+            starts = reset & (segment == row_segment[:, None])
+            since = row_total - jnp.sum(jnp.where(starts, earlier, 0), axis=1)
+            restart = jnp.where(row_segment > 0, jnp.exp(since), 0)
+        if momentum is None:
+            return Decay(state, None, restart, erase, erase)
+        carried, kept = momentum
+        return Decay(state, _exact(erase, carried), restart, erase, _exact(erase, kept))
+
+    before = decay(earlier, segment, place[:, None] > place)
+    after = decay(total, segment, place[:, None] >= place)
+    last_segment = None if segment is None else segment[-1:]
+    end = decay(total[-1:], last_segment, jnp.ones((1, size), bool))
+    return ChunkDecay(
+        before=before,
+        after=after,
+        end=end,
+        # Places without a token at the end keep S: their log_theta is 0, so the last row holds.
+        momentum_state=None if log_theta is None else _last_momentum(theta_total, segment),
+        momentum_write=None if log_theta is None else kept[-1],
+        restarted=None if segment is None else segment > 0,
+    )
+
+
+def _triangle(row_total, total, seen, row_segment, segment):
+    if segment is not None:
+        seen = seen & (row_segment[:, None] == segment)
+    difference = row_total[:, None] - total
+    return jnp.where(seen, jnp.exp(jnp.where(seen, difference, 0)), 0)
+
+
+def _last_momentum(theta_total, segment):
+    carried = jnp.exp(theta_total[-1])
+    return carried if segment is None else jnp.where(segment[-1] == 0, carried, 0)
+
+
+def _exact(left, right):
+    return jnp.matmul(left, right, precision=jax.lax.Precision.HIGHEST)

@@ -1,0 +1,256 @@
+"""The update of one linear map inside a memory: token by token, and a chunk at a time.
+
+With the map's own input x_t, its direction u_t = x_t / |x_t|, and a write row U_t = -eta_t d_t (the
+negative step along the local error at the chunk's start), both forms compute
+
+    S_t = theta_t S_{t-1} + x_t^T U_t
+    W_t = (alpha_t I - beta_t u_t^T u_t) W_{t-1} + S_t
+
+Given the write rows the recurrence is linear in (W, S), so a chunk of it has an exact form made of
+matrix products. Nothing is approximated: the two forms agree to rounding.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from hope_jax.memory.gates import ChunkDecay, Decay
+from hope_jax.memory.triangular import unit_lower_inverse
+
+
+class LinearMapState(NamedTuple):
+    """State of one linear map.
+
+    Attributes:
+      weight: W, shape (I, O), float32 or float64.
+      momentum: S, same shape; `None` when the rule has no momentum.
+    """
+
+    weight: Float[Array, "I O"]
+    momentum: Float[Array, "I O"] | None
+
+
+class Projection(NamedTuple):
+    """What the projector of a chunk needs; it depends on inputs and gates, not on the state.
+
+    Attributes:
+      directions: u, the inputs at unit length, shape (C, I).
+      lengths: |x|, shape (C, 1).
+      inverse: `(I + L)^-1 diag(-beta)`, shape (C, C).
+      mixing: weight of write row i in what row t erases, shape (C, C).
+    """
+
+    directions: Float[Array, "C I"]
+    lengths: Float[Array, "C 1"]
+    inverse: Float[Array, "C C"]
+    mixing: Float[Array, "C C"]
+
+
+class ChunkUpdate(NamedTuple):
+    """One chunk's writes to one linear map, from which any state inside it can be read.
+
+    Attributes:
+      start: state before the chunk.
+      initial: state that a reset returns to, shape (I, O); `None` without resets.
+      inputs: x, shape (C, I).
+      directions: u, shape (C, I); `None` without projector.
+      erased: E, shape (C, O); `None` without projector.
+      writes: U, shape (C, O).
+    """
+
+    start: LinearMapState
+    initial: Float[Array, "I O"] | None
+    inputs: Float[Array, "C I"]
+    directions: Float[Array, "C I"] | None
+    erased: Float[Array, "C O"] | None
+    writes: Float[Array, "C O"]
+
+
+def dot(left: Array, right: Array, dtype: jnp.dtype) -> Array:
+    """Multiplies matrices with operands in `dtype`, accumulating in at least float32."""
+    return jnp.matmul(
+        left.astype(dtype),
+        right.astype(dtype),
+        preferred_element_type=jnp.promote_types(dtype, jnp.float32),
+    )
+
+
+def direction(inputs: Float[Array, "C I"]) -> tuple[Float[Array, "C I"], Float[Array, "C 1"]]:
+    """Splits rows into directions and lengths; a zero row has direction zero.
+
+    Args:
+      inputs: rows, shape (C, I).
+
+    Returns:
+      Rows at unit length, shape (C, I), and their lengths, shape (C, 1).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> unit, length = direction(jnp.array([[3.0, 4.0]]))
+      >>> length.tolist()
+      [[5.0]]
+    """
+    squared = jnp.sum(inputs * inputs, axis=-1, keepdims=True)
+    # Keeps the gradient of a zero row finite. Any token that carries information is far above it.
+    length = jnp.sqrt(jnp.maximum(squared, jnp.finfo(squared.dtype).tiny))
+    return inputs / length, length
+
+
+def write_token(
+    state: LinearMapState,
+    inputs: Float[Array, " I"],
+    write: Float[Array, " O"],
+    alpha: Float[Array, ""],
+    beta: Float[Array, ""] | None,
+    theta: Float[Array, ""] | None,
+) -> LinearMapState:
+    """Writes one token: the recurrence itself, the reference for `write_chunk`.
+
+    Args:
+      state: state before the token; its momentum is `None` exactly when `theta` is.
+      inputs: x_t, shape (I,).
+      write: U_t = -eta_t d_t, shape (O,).
+      alpha: retention, shape ().
+      beta: projector strength, shape (), or `None` for no projector.
+      theta: momentum decay, shape (), or `None` for no momentum.
+
+    Returns:
+      The state after the token.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> start = LinearMapState(jnp.zeros((2, 1)), None)
+      >>> one = jnp.array(1.0)
+      >>> write_token(start, jnp.array([1.0, 0.0]), jnp.array([3.0]), one, one, None).weight.tolist()
+      [[3.0], [0.0]]
+    """
+    step = jnp.outer(inputs, write)
+    momentum = None
+    if theta is not None:
+        step = momentum = theta * state.momentum + step
+    weight = alpha * state.weight
+    if beta is not None:
+        unit = direction(inputs[None])[0][0]
+        weight -= beta * jnp.outer(unit, unit @ state.weight)
+    return LinearMapState(weight + step, momentum)
+
+
+def prepare_projection(
+    inputs: Float[Array, "C I"], beta: Float[Array, " C"], decay: ChunkDecay
+) -> Projection:
+    """Solves the chunk's triangular system, in which each token erases what earlier ones wrote.
+
+    `L_{t,i} = beta_t a_{t-1,i} (u_t . u_i)`. Maps that share inputs and gates share the result.
+
+    Args:
+      inputs: x, shape (C, I).
+      beta: projector strength, shape (C,).
+      decay: the chunk's coefficients.
+
+    Returns:
+      A `Projection`, in float32 (float64 for float64 inputs).
+    """
+    unit, length = direction(inputs.astype(jnp.promote_types(inputs.dtype, jnp.float32)))
+    similarity = jnp.matmul(unit, unit.T, precision=jax.lax.Precision.HIGHEST)
+    strict = beta[:, None] * decay.before.erase * similarity
+    return Projection(
+        directions=unit,
+        lengths=length,
+        inverse=unit_lower_inverse(strict) * -beta,
+        mixing=decay.before.write * similarity * length[:, 0],
+    )
+
+
+def write_chunk(
+    start: LinearMapState,
+    inputs: Float[Array, "C I"],
+    writes: Float[Array, "C O"],
+    decay: ChunkDecay,
+    projection: Projection | None,
+    initial: Float[Array, "I O"] | None,
+    dtype: jnp.dtype,
+) -> ChunkUpdate:
+    """Finds the rows that the projector erases, E, so that every state inside the chunk is known.
+
+    `E = (I + L)^-1 diag(-beta) (g_{t-1} u_t W_0 + c_{t-1} u_t S_0 + sum_{i<t} b_{t-1,i} (u_t . x_i)
+    U_i)`.
+
+    Args:
+      start: state before the chunk.
+      inputs: x, shape (C, I).
+      writes: U, shape (C, O).
+      decay: the chunk's coefficients.
+      projection: of these inputs; `None` for no projector.
+      initial: the state that a reset returns to; `None` without resets.
+      dtype: of the operands of products whose size grows with the memory.
+
+    Returns:
+      A `ChunkUpdate` for `read_chunk` and `end_chunk`.
+    """
+    if projection is None:
+        return ChunkUpdate(start, initial, inputs, None, None, writes)
+    carried = _carried(start, initial, inputs, decay.before, dtype) / projection.lengths
+    held = carried + dot(projection.mixing, writes, dtype)
+    erased = dot(projection.inverse, held, dtype)
+    return ChunkUpdate(start, initial, inputs, projection.directions, erased, writes)
+
+
+def read_chunk(
+    update: ChunkUpdate, queries: Float[Array, "C I"], decay: Decay, dtype: jnp.dtype
+) -> Float[Array, "C O"]:
+    """Reads each query from its own intermediate state: `q_t W_{t-1}` or `q_t W_t`, exactly.
+
+    `q_t W_t = g_t q_t W_0 + c_t q_t S_0 + sum_i a_{t,i} (q_t.u_i) E_i + b_{t,i} (q_t.x_i) U_i`.
+
+    Args:
+      update: the chunk's writes.
+      queries: q, shape (C, I).
+      decay: `ChunkDecay.before` or `ChunkDecay.after`.
+      dtype: of the operands.
+
+    Returns:
+      Values, shape (C, O), at least float32.
+    """
+    out = _carried(update.start, update.initial, queries, decay, dtype)
+    out += dot(decay.write * dot(queries, update.inputs.T, dtype), update.writes, dtype)
+    if update.erased is not None:
+        out += dot(decay.erase * dot(queries, update.directions.T, dtype), update.erased, dtype)
+    return out
+
+
+def end_chunk(update: ChunkUpdate, decay: ChunkDecay, dtype: jnp.dtype) -> LinearMapState:
+    """Forms the state after the chunk's last token.
+
+    Args:
+      update: the chunk's writes.
+      decay: the chunk's coefficients.
+      dtype: of the operands; the state keeps its own.
+
+    Returns:
+      The state after the chunk.
+    """
+    start, end = update.start, decay.end
+    weight = end.state[0] * start.weight
+    if update.initial is not None:
+        weight += end.restart[0] * update.initial
+    weight += dot(update.inputs.T, end.write[0][:, None] * update.writes, dtype)
+    if update.erased is not None:
+        weight += dot(update.directions.T, end.erase[0][:, None] * update.erased, dtype)
+    momentum = None
+    if start.momentum is not None:
+        weight += end.momentum[0] * start.momentum
+        momentum = decay.momentum_state * start.momentum
+        momentum += dot(update.inputs.T, decay.momentum_write[:, None] * update.writes, dtype)
+    return LinearMapState(weight, momentum)
+
+
+def _carried(start, initial, rows, decay, dtype):
+    """Reads what is left of the states from before the chunk."""
+    out = decay.state[:, None] * dot(rows, start.weight, dtype)
+    if start.momentum is not None:
+        out += decay.momentum[:, None] * dot(rows, start.momentum, dtype)
+    if initial is not None:
+        out += decay.restart[:, None] * dot(rows, initial, dtype)
+    return out

@@ -1,0 +1,350 @@
+"""A memory as a layer of one's own: make its state, update it, read it.
+
+Everything here is for one head of one sequence; `jax.vmap` makes it any number of heads and
+sequences, each with a memory of its own.
+
+    >>> import jax, jax.numpy as jnp
+    >>> rule = MemoryRule(momentum=False, chunk_size=4)
+    >>> initial = rule.bank.init(jax.random.key(0), width=8)
+    >>> keys, values = jax.random.normal(jax.random.key(1), (2, 10, 8)) / 8**0.5
+    >>> gates = Gates(eta=jnp.full(10, 0.5), log_alpha=jnp.zeros(10), beta=jnp.full(10, 0.5))
+    >>> state = update(rule, initial, init_state(rule, initial), keys, values, gates)
+    >>> read(rule, state, keys).shape
+    (10, 8)
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from hope_jax.memory.bank import Anchor, Outputs, Weights
+from hope_jax.memory.chunks import lay_on_grid, resume_chunks, scan_chunks, take_from_grid
+from hope_jax.memory.gates import ChunkDecay, Gates, chunk_decay
+from hope_jax.memory.linear_map import Projection, prepare_projection
+from hope_jax.memory.rule import (
+    BankState,
+    MemoryRule,
+    end_bank_chunk,
+    initial_state,
+    read_bank_chunk,
+    write_bank_chunk,
+    write_bank_token,
+    write_rows,
+)
+
+
+class MemoryState(NamedTuple):
+    """State of one memory in the middle of a sequence.
+
+    Attributes:
+      bank: what has been learned up to the last token.
+      start: weights at the start of the chunk that is open, where local errors are taken.
+      position: number of tokens read, modulo the chunk size, int32.
+    """
+
+    bank: BankState
+    start: Weights
+    position: Int[Array, ""]
+
+
+class Tokens(NamedTuple):
+    """What a memory is given at every token.
+
+    Attributes:
+      keys: k, shape (T, N), normally of unit length. Their dtype is that of the large products.
+      values: v, shape (T, N).
+      gates: eta, alpha, beta, theta, each (T,), at least float32.
+      queries: q, shape (T, N); `None` to write only.
+      reset: True where a token begins a new document, shape (T,); `None` for one document.
+    """
+
+    keys: Float[Array, "T N"]
+    values: Float[Array, "T N"]
+    gates: Gates
+    queries: Float[Array, "T N"] | None = None
+    reset: Bool[Array, " T"] | None = None
+
+
+class Prepared(NamedTuple):
+    """What a chunk needs that does not depend on the state.
+
+    Attributes:
+      decay: products of gates.
+      projection: of the keys; `None` without projector.
+    """
+
+    decay: ChunkDecay
+    projection: Projection | None
+
+
+def init_state(rule: MemoryRule, initial: Weights) -> MemoryState:
+    """Makes the state of a memory that has read nothing.
+
+    Args:
+      rule: how the memory learns.
+      initial: its initial weights, from `rule.bank.init`; an ordinary trainable parameter.
+
+    Returns:
+      A `MemoryState`.
+    """
+    return MemoryState(initial_state(rule, initial), initial, jnp.zeros((), jnp.int32))
+
+
+def update(
+    rule: MemoryRule,
+    initial: Weights,
+    state: MemoryState,
+    keys: Float[Array, "T N"],
+    values: Float[Array, "T N"],
+    gates: Gates,
+    reset: Bool[Array, " T"] | None = None,
+) -> MemoryState:
+    """Writes T tokens to a memory, in parallel inside each chunk, from wherever the state is.
+
+    Args:
+      rule: how the memory learns.
+      initial: its initial weights.
+      state: from `init_state` or an earlier update.
+      keys: k, shape (T, N).
+      values: v, shape (T, N).
+      gates: each (T,).
+      reset: True where a token begins a new document, shape (T,).
+
+    Returns:
+      The state after the last token.
+    """
+    return update_and_read(rule, initial, Tokens(keys, values, gates, None, reset), state)[1]
+
+
+def read(
+    rule: MemoryRule, state: MemoryState, queries: Float[Array, "R N"]
+) -> Float[Array, "R N"]:
+    """Reads a memory as it is now, `M(q)`, without writing.
+
+    Args:
+      rule: how the memory learns; only its network matters here.
+      state: of the memory.
+      queries: q, shape (R, N).
+
+    Returns:
+      M(q), shape (R, N), at least float32.
+    """
+    return rule.bank.forward(Anchor(state.bank.weights), queries, queries.dtype)[0].values[0]
+
+
+def update_and_read(
+    rule: MemoryRule, initial: Weights, tokens: Tokens, state: MemoryState | None = None
+) -> tuple[Float[Array, "T N"] | None, MemoryState]:
+    """Writes T tokens and reads, at each, the state that `rule.read` names.
+
+    Args:
+      rule: how the memory learns.
+      initial: its initial weights.
+      tokens: keys, values, gates, and queries to read with.
+      state: to continue from; `None` begins a context, and is the faster call.
+
+    Returns:
+      What was read, shape (T, N) (`None` without queries), and the state after the last token.
+
+    Raises:
+      ValueError: if the tokens do not fit the rule.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> rule = MemoryRule(momentum=False)
+      >>> initial = rule.bank.init(jax.random.key(0), width=8)
+      >>> keys = jax.random.normal(jax.random.key(1), (5, 8))
+      >>> gates = Gates(eta=jnp.ones(5), log_alpha=jnp.zeros(5), beta=jnp.ones(5))
+      >>> out, state = update_and_read(rule, initial, Tokens(keys, keys, gates, queries=keys))
+      >>> out.shape, int(state.position)
+      ((5, 8), 5)
+    """
+    check_tokens(rule, tokens)
+    length = tokens.keys.shape[0]
+
+    def chunk(state, start, tokens, prepared):
+        return memory_chunk(rule, initial, state, start, tokens, prepared)
+
+    if state is None or not length:
+        old = init_state(rule, initial) if state is None else state
+        out, bank, start = scan_chunks(
+            chunk,
+            old.bank,
+            tokens,
+            rule.chunk_size,
+            rule.states_every,
+            lambda tokens: prepare_chunk(rule, tokens),
+        )
+        start = start if length else old.start
+        return out, MemoryState(bank, start, (old.position + length) % rule.chunk_size)
+    grid, active = lay_on_grid(tokens, state.position, rule.chunk_size)
+    out, bank, start = resume_chunks(
+        lambda state, start, tokens, prepared: chunk(state, start, tokens[0], prepared),
+        state.bank,
+        state.start,
+        (grid, active),
+        active,
+        rule.chunk_size,
+        rule.states_every,
+        lambda tokens: prepare_chunk(rule, *tokens),
+    )
+    out = take_from_grid(out, state.position, rule.chunk_size, length)
+    return out, MemoryState(bank, start, (state.position + length) % rule.chunk_size)
+
+
+def update_and_read_by_token(
+    rule: MemoryRule, initial: Weights, tokens: Tokens, state: MemoryState | None = None
+) -> tuple[Float[Array, "T N"] | None, MemoryState]:
+    """The token-by-token form of `update_and_read`: slower, obvious, and equal to rounding."""
+    check_tokens(rule, tokens)
+
+    state, out = jax.lax.scan(
+        lambda state, token: token_step(rule, initial, state, token)[::-1],
+        init_state(rule, initial) if state is None else state,
+        tokens,
+    )
+    return out, state
+
+
+def token_step(
+    rule: MemoryRule, initial: Weights, state: MemoryState, token: Tokens
+) -> tuple[Float[Array, " N"] | None, MemoryState]:
+    """Writes and reads one token: the recurrence, and the step of streaming decode.
+
+    Args:
+      rule: how the memory learns.
+      initial: its initial weights.
+      state: before the token.
+      token: one row of `Tokens`, without the leading axis.
+
+    Returns:
+      What was read, shape (N,), and the state after the token.
+    """
+    bank, start = state.bank, state.start
+    if token.reset is not None:
+        fresh = initial_state(rule, initial)
+        bank, start = jax.tree.map(
+            lambda new, old: jnp.where(token.reset, new, old), (fresh, initial), (bank, start)
+        )
+    key, value = token.keys[None], token.values[None]
+    anchor = Anchor(start)
+    outputs, hidden = rule.bank.forward(anchor, key, key.dtype)
+    targets = _targets(rule, anchor, value)
+    gates = token.gates
+    writes = write_rows(rule, anchor, key, outputs, hidden, targets, gates.eta[None])
+    theta = None if gates.log_theta is None else jnp.exp(gates.log_theta)
+    new = write_bank_token(
+        rule, bank, key, hidden, writes, jnp.exp(gates.log_alpha), gates.beta, theta, initial
+    )
+    out = None
+    if token.queries is not None:
+        seen = {"before": bank.weights, "after": new.weights, "chunk": start}[rule.read]
+        out = rule.bank.forward(Anchor(seen), token.queries[None], key.dtype)[0].values[0, 0]
+    position = (state.position + 1) % rule.chunk_size
+    start = jax.tree.map(lambda a, b: jnp.where(position == 0, a, b), new.weights, start)
+    return out, MemoryState(new, start, position)
+
+
+def prepare_chunk(
+    rule: MemoryRule, tokens: Tokens, active: Bool[Array, " C"] | None = None
+) -> Prepared:
+    """Computes what a chunk needs from its tokens alone: products of gates, and the projector."""
+    gates = tokens.gates
+    decay = chunk_decay(gates.log_alpha, gates.log_theta, tokens.reset, active)
+    if rule.projector == "none":
+        return Prepared(decay, None)
+    return Prepared(decay, prepare_projection(tokens.keys, gates.beta, decay))
+
+
+def memory_chunk(
+    rule: MemoryRule,
+    initial: Weights,
+    state: BankState,
+    start: Weights,
+    tokens: Tokens,
+    prepared: Prepared,
+) -> tuple[BankState, Weights, Float[Array, "C N"] | None]:
+    """Writes and reads one chunk of a single memory in parallel.
+
+    Args:
+      rule: how the memory learns.
+      initial: its initial weights.
+      state: before the chunk's first token.
+      start: weights at which the chunk's local errors are taken.
+      tokens: of the chunk.
+      prepared: from `prepare_chunk`.
+
+    Returns:
+      The state after the chunk, the weights at which later tokens of the same chunk would take their
+      errors, and what the queries read.
+    """
+    decay = prepared.decay
+    anchor = Anchor(start, None if decay.restarted is None else initial, decay.restarted)
+    outputs, hidden = rule.bank.forward(anchor, tokens.keys, tokens.keys.dtype)
+    targets = _targets(rule, anchor, tokens.values)
+    writes = write_rows(rule, anchor, tokens.keys, outputs, hidden, targets, tokens.gates.eta)
+    update = write_bank_chunk(
+        rule,
+        state,
+        tokens.keys,
+        hidden,
+        writes,
+        tokens.gates.beta,
+        decay,
+        prepared.projection,
+        initial,
+    )
+    out = None
+    if tokens.queries is not None:
+        if rule.read == "chunk":
+            out = rule.bank.forward(anchor, tokens.queries, tokens.keys.dtype)[0].values[0]
+        else:
+            rows = decay.before if rule.read == "before" else decay.after
+            out = read_bank_chunk(rule, update, tokens.queries, rows, initial)[0]
+    return (
+        end_bank_chunk(rule, update, decay, initial, tokens.keys.dtype),
+        restarted_start(start, initial, decay),
+        out,
+    )
+
+
+def restarted_start(start: Weights, initial: Weights, decay: ChunkDecay) -> Weights:
+    """The weights at which later tokens of the same chunk take their errors."""
+    if decay.restarted is None:
+        return start
+    return jax.tree.map(lambda a, b: jnp.where(decay.restarted[-1], a, b), initial, start)
+
+
+def check_tokens(rule: MemoryRule, tokens: Tokens) -> None:
+    """Raises a ValueError that says how tokens and rule do not fit."""
+    if (rule.bank.num_values, rule.bank.num_gates) != (1, 0):
+        raise ValueError(
+            f"These functions drive one value memory, but the bank has {rule.bank.num_values} value "
+            f"and {rule.bank.num_gates} gate memories; use Bank(num_values=1, num_gates=0)."
+        )
+    if tokens.keys.shape != tokens.values.shape or tokens.keys.ndim != 2:
+        raise ValueError(
+            f"keys {tokens.keys.shape} and values {tokens.values.shape} must both have shape (T, N); "
+            "use jax.vmap for batch and heads."
+        )
+    gates = tokens.gates
+    if (gates.log_theta is not None) != rule.momentum:
+        raise ValueError(
+            f"The rule has momentum={rule.momentum}, but Gates.log_theta is "
+            f"{'missing' if gates.log_theta is None else 'given'}; set both or neither."
+        )
+    if (gates.beta is None) != (rule.projector == "none"):
+        raise ValueError(
+            f"The rule has projector={rule.projector!r}, but Gates.beta is "
+            f"{'missing' if gates.beta is None else 'given'}; give beta (eta for DGD) exactly when "
+            "the rule has a projector."
+        )
+
+
+def _targets(rule, anchor, values):
+    """What M(k) should have been: v, or the memory's own output for v."""
+    if rule.generated_target:
+        return rule.bank.forward(anchor, values, values.dtype)[0]
+    return Outputs(values[None], jnp.zeros((0, values.shape[0], 1), values.dtype))

@@ -1,0 +1,312 @@
+"""How a bank of memories is written and read: one token, or one chunk in parallel."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from hope_jax.memory.bank import Anchor, Bank, Hidden, Outputs, Weights
+from hope_jax.memory.gates import ChunkDecay, Decay
+from hope_jax.memory.linear_map import (
+    ChunkUpdate,
+    LinearMapState,
+    Projection,
+    dot,
+    end_chunk,
+    prepare_projection,
+    read_chunk,
+    write_chunk,
+    write_token,
+)
+from hope_jax.memory.objectives import l2_error
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryRule:
+    """How a bank of memories learns. Hashable, so that it can be a static argument of `jax.jit`.
+
+    Attributes:
+      bank: the memories' number and network.
+      error: local error of the inner objective, `error(output, target)`; see `objectives.py`.
+      projector: which maps have the projector `I - beta u^T u` of Delta Gradient Descent. `per_map`:
+        all, each along its own input; `first_map`: the first map of an MLP only; `none`: plain
+        gradient descent.
+      momentum: whether the writes pass through a momentum (Titans), whose decay is `Gates.log_theta`.
+      decay_to: where retention leads: `zero`, or the `initial` weights (the same recurrence on
+        `W - W_init`).
+      read: which state a token reads. `before`: the one just before its own write (Eq. 83, 94);
+        `after`: just after it; `chunk`: the one at its chunk's start (Eq. 90).
+      generated_target: whether the target is the memory's own output for the value, `M(v)` (Eq. 91),
+        instead of the value.
+      chunk_size: C; local errors are taken at the state of the chunk's start.
+      states_every: keep the state of every n-th chunk for the backward pass and recompute between.
+    """
+
+    bank: Bank = Bank()
+    error: Callable[[Array, Array], Array] = l2_error
+    projector: Literal["per_map", "first_map", "none"] = "per_map"
+    momentum: bool = True
+    decay_to: Literal["zero", "initial"] = "zero"
+    read: Literal["before", "after", "chunk"] = "before"
+    generated_target: bool = False
+    chunk_size: int = 64
+    states_every: int = 1
+
+    def __post_init__(self):
+        for name, allowed in (
+            ("projector", ("per_map", "first_map", "none")),
+            ("decay_to", ("zero", "initial")),
+            ("read", ("before", "after", "chunk")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} is not known; choose one of {allowed}."
+                )
+        for name in ("chunk_size", "states_every"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}={value!r} must be a whole number of at least 1.")
+
+
+class BankState(NamedTuple):
+    """What a bank has learned so far.
+
+    Attributes:
+      weights: W of every map.
+      momentum: S of every map; `None` when the rule has no momentum.
+    """
+
+    weights: Weights
+    momentum: Weights | None
+
+
+class BankUpdate(NamedTuple):
+    """One chunk's writes to every map of a bank.
+
+    Attributes:
+      first: of the first maps.
+      values: of the value memories' second maps, leading axis M; `None` if there are none.
+      gates: of the gate memories' second maps, leading axis G; `None` if there are none.
+    """
+
+    first: ChunkUpdate
+    values: ChunkUpdate | None
+    gates: ChunkUpdate | None
+
+
+def initial_state(rule: MemoryRule, initial: Weights) -> BankState:
+    """Makes the state of a memory that has read nothing: its initial weights, no momentum yet."""
+    momentum = jax.tree.map(jnp.zeros_like, initial) if rule.momentum else None
+    return BankState(initial, momentum)
+
+
+def write_rows(
+    rule: MemoryRule,
+    anchor: Anchor,
+    keys: Float[Array, "C N"],
+    outputs: Outputs,
+    hidden: Hidden | None,
+    targets: Outputs,
+    eta: Float[Array, " C"],
+) -> Weights:
+    """Forms the write rows `U = -eta d` of every map from the errors at the anchor.
+
+    Args:
+      rule: how the bank learns.
+      anchor: the weights at the chunk's start.
+      keys: k, shape (C, N).
+      outputs: M(k) at the anchor.
+      hidden: of that forward pass.
+      targets: what M(k) should have been.
+      eta: step sizes, shape (C,).
+
+    Returns:
+      Rows in the structure of `Weights`: shapes (C, S), (M, C, N), (G, C, 1).
+    """
+    step = -eta[:, None]
+    errors = Outputs(*(step * rule.error(o, t) for o, t in zip(outputs, targets, strict=True)))
+    first = rule.bank.errors(anchor, hidden, errors, keys.dtype)
+    if hidden is None:
+        return Weights(first, None, None)
+    return Weights(
+        first,
+        errors.values if rule.bank.num_values else None,
+        errors.gates if rule.bank.num_gates else None,
+    )
+
+
+def write_bank_token(
+    rule: MemoryRule,
+    state: BankState,
+    key: Float[Array, "1 N"],
+    hidden: Hidden | None,
+    writes: Weights,
+    alpha: Float[Array, ""],
+    beta: Float[Array, ""] | None,
+    theta: Float[Array, ""] | None,
+    initial: Weights,
+) -> BankState:
+    """Writes one token to every map: the sequential form, and the step of streaming decode."""
+    offset = initial if rule.decay_to == "initial" else None
+    inputs = _map_inputs(rule.bank, key, hidden)
+
+    def write(name, beta):
+        weight = getattr(state.weights, name)
+        if weight is None:
+            return LinearMapState(None, None)
+        origin = 0.0 if offset is None else getattr(offset, name)
+        momentum = None if theta is None else getattr(state.momentum, name)
+        function = lambda *args: write_token(*args, alpha, beta, theta)  # noqa: E731
+        if name != "first":
+            function = jax.vmap(function)
+        rows = (getattr(inputs, name), getattr(writes, name))
+        new = function(
+            LinearMapState(weight - origin, momentum), *(row.squeeze(-2) for row in rows)
+        )
+        return LinearMapState(new.weight + origin, new.momentum)
+
+    first_beta, second_beta = _betas(rule, beta)
+    groups = (
+        write("first", first_beta),
+        write("values", second_beta),
+        write("gates", second_beta),
+    )
+    return _gather(rule, groups)
+
+
+def write_bank_chunk(
+    rule: MemoryRule,
+    state: BankState,
+    keys: Float[Array, "C N"],
+    hidden: Hidden | None,
+    writes: Weights,
+    beta: Float[Array, " C"] | None,
+    decay: ChunkDecay,
+    projection: Projection | None,
+    initial: Weights,
+) -> BankUpdate:
+    """Writes one chunk to every map in parallel; equal to `write_bank_token` over its tokens.
+
+    Args:
+      rule: how the bank learns.
+      state: before the chunk.
+      keys: k, shape (C, N); their dtype is that of the large products' operands.
+      hidden: of the forward pass of the keys at the anchor.
+      writes: from `write_rows`.
+      beta: projector strength, shape (C,), or `None`.
+      decay: the chunk's coefficients.
+      projection: of the keys, which every first map shares; `None` without projector.
+      initial: the initial weights.
+
+    Returns:
+      The update, for `read_bank_chunk` and `end_bank_chunk`.
+    """
+    dtype = keys.dtype
+    shifted = rule.decay_to == "initial"
+    # After a reset the state is W_init: nothing of it is left when W - W_init is what decays.
+    restart = None if shifted or decay.restarted is None else initial
+    _, second_beta = _betas(rule, beta)
+    second_projection = None
+    if hidden is not None and second_beta is not None:
+        prepare = jax.vmap(lambda inputs: prepare_projection(inputs, second_beta, decay))
+        second_projection = prepare(hidden.activations)
+
+    def write(name, inputs, projection):
+        weight = getattr(state.weights, name)
+        if weight is None:
+            return None
+        start = LinearMapState(
+            weight - getattr(initial, name) if shifted else weight,
+            None if state.momentum is None else getattr(state.momentum, name),
+        )
+        args = (
+            start,
+            inputs,
+            getattr(writes, name),
+            projection,
+            None if restart is None else getattr(restart, name),
+        )
+        function = lambda start, inputs, rows, projection, restart: write_chunk(  # noqa: E731
+            start, inputs, rows, decay, projection, restart, dtype
+        )
+        return function(*args) if name == "first" else jax.vmap(function)(*args)
+
+    cut = rule.bank.num_values
+    inputs = _map_inputs(rule.bank, keys, hidden)
+    return BankUpdate(
+        write("first", inputs.first, projection),
+        write("values", inputs.values, jax.tree.map(lambda p: p[:cut], second_projection)),
+        write("gates", inputs.gates, jax.tree.map(lambda p: p[cut:], second_projection)),
+    )
+
+
+def read_bank_chunk(
+    rule: MemoryRule,
+    update: BankUpdate,
+    queries: Float[Array, "C N"],
+    decay: Decay,
+    initial: Weights,
+) -> Float[Array, "M C N"]:
+    """Reads the value memories at every query's own intermediate state, map after map, exactly.
+
+    Args:
+      rule: how the bank learns.
+      update: the chunk's writes.
+      queries: q, shape (C, N).
+      decay: `ChunkDecay.before` or `ChunkDecay.after`.
+      initial: the initial weights.
+
+    Returns:
+      Outputs of the value memories, shape (M, C, N).
+    """
+    dtype, bank = queries.dtype, rule.bank
+    product = read_chunk(update.first, queries, decay, dtype)
+    if rule.decay_to == "initial":
+        product += dot(queries, initial.first, dtype)
+    if bank.activation is None:
+        return bank.split(product, queries.shape[-1]).values
+    rows = bank.split_hidden(bank.activation(product))[: bank.num_values]
+    out = jax.vmap(lambda update, rows: read_chunk(update, rows, decay, dtype))(update.values, rows)
+    if rule.decay_to == "initial":
+        out += dot(rows, initial.values, dtype)
+    return queries + out
+
+
+def end_bank_chunk(
+    rule: MemoryRule, update: BankUpdate, decay: ChunkDecay, initial: Weights, dtype: jnp.dtype
+) -> BankState:
+    """Forms the state of every map after the chunk."""
+
+    def end(name):
+        part = getattr(update, name)
+        if part is None:
+            return LinearMapState(None, None)
+        function = lambda part: end_chunk(part, decay, dtype)  # noqa: E731
+        state = function(part) if name == "first" else jax.vmap(function)(part)
+        if rule.decay_to == "initial":
+            state = state._replace(weight=state.weight + getattr(initial, name))
+        return state
+
+    return _gather(rule, (end("first"), end("values"), end("gates")))
+
+
+def _map_inputs(bank, keys, hidden):
+    if hidden is None:
+        return Weights(keys, None, None)
+    cut = bank.num_values
+    return Weights(keys, hidden.activations[:cut], hidden.activations[cut:])
+
+
+def _betas(rule, beta):
+    if rule.projector == "none":
+        return None, None
+    return beta, beta if rule.projector == "per_map" else None
+
+
+def _gather(rule, groups):
+    weights = Weights(*(group.weight for group in groups))
+    momentum = Weights(*(group.momentum for group in groups)) if rule.momentum else None
+    return BankState(weights, momentum)
