@@ -23,7 +23,10 @@ def test_a_config_dict_becomes_a_hashable_config():
         ({"width": 9}, "width 9 does not split into 2 heads"),
         ({"num_layers": 0}, "num_layers must be a positive integer, got 0"),
         ({"mlp_width": 12.0}, "mlp_width must be a positive integer, got 12.0"),
-        ({"sequence_layer": "titan"}, "sequence_layer must be one of titans, attention; got 'titan'"),
+        (
+            {"sequence_layer": "titan"},
+            "sequence_layer must be one of titans, attention; got 'titan'",
+        ),
         ({"cms_order": "slow"}, "cms_order must be one of"),
         ({"dtype": "float16"}, "dtype must be one of float32, bfloat16"),
         ({"remat": True}, "remat must be one of none, block, dots; got True"),

@@ -136,12 +136,13 @@ def test_remat_changes_the_program_and_not_the_gradient(name):
 
 @each_model
 def test_bfloat16_gives_float32_logits_near_the_exact_ones(name):
-    model, params, forward = made(name)
-    exact, _ = forward(TEXT, None, RESET)
+    model, params, _ = made(name)
     low = LanguageModel(dataclasses.replace(model.config, dtype="bfloat16"))
-    logits, _ = low.apply({"params": params}, TEXT, None, RESET)
+    initial = {"params": jax.tree.map(lambda p: p / 2, params)}
+    exact, _ = model.apply(initial, TEXT, None, RESET)
+    logits, _ = low.apply(initial, TEXT, None, RESET)
     assert logits.dtype == jnp.float32
-    np.testing.assert_allclose(logits, exact, atol=0.1 * np.abs(exact).max())
+    assert 0 < np.std(logits - exact) < 0.05 * np.std(exact)
 
 
 def test_layers_are_initialised_apart():

@@ -1,0 +1,110 @@
+"""What a model has read, kept in a file."""
+
+import dataclasses
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax import serialization
+
+from hope_jax.models.language_model import LanguageModel
+from hope_jax.models.sampling import Context, read
+
+_FORMAT = "hope_jax context 1"
+
+
+def save_context(path: str | Path, context: Context, model: LanguageModel, params: Any) -> None:
+    """Writes a context and the marks of the model that it belongs to, as MessagePack.
+
+    The file appears whole or not at all.
+
+    Args:
+      path: file to write; its folder is made.
+      context: to keep.
+      model: that has read it.
+      params: of the model.
+    """
+    path = Path(path)
+    content = {
+        "format": _FORMAT,
+        "config": _config_text(model),
+        "parameters": _fingerprint(params),
+        "arrays": {name: np.asarray(leaf) for name, leaf in _named_leaves(context).items()},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".unfinished")
+    unfinished.write_bytes(serialization.msgpack_serialize(content))
+    os.replace(unfinished, path)
+
+
+def load_context(path: str | Path, model: LanguageModel, params: Any) -> Context:
+    """Reads what `save_context` wrote.
+
+    A memory means something only to the parameters that wrote it, so a file of another model, or
+    of the same model after further training, is refused.
+
+    Args:
+      path: file to read.
+      model: that is to continue.
+      params: of the model.
+
+    Returns:
+      The context.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: if it is damaged, no context, or another model's.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no state file {path}")
+    try:
+        content = serialization.msgpack_restore(path.read_bytes())
+        if content["format"] != _FORMAT:
+            raise ValueError(f"format {content['format']!r} where {_FORMAT!r} is read")
+        theirs, arrays = json.loads(content["config"]), content["arrays"]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path} is no state file, or a damaged one ({error})") from error
+
+    ours = json.loads(_config_text(model))
+    if theirs != ours:
+        changed = [
+            f"{name} is {theirs.get(name)!r} there and {ours.get(name)!r} here"
+            for name in sorted(theirs | ours)
+            if theirs.get(name) != ours.get(name)
+        ]
+        raise ValueError(f"{path} belongs to another model: {'; '.join(changed)}")
+    if content["parameters"] != _fingerprint(params):
+        raise ValueError(
+            f"{path} was written with other parameters: another run, or another checkpoint of this "
+            f"one; read the text again with these, or restore those"
+        )
+    one_token = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    expected = jax.eval_shape(lambda tokens: read(model, params, tokens), one_token)
+    if arrays.keys() != _named_leaves(expected).keys():
+        raise ValueError(f"{path} was written by another version of hope_jax; its arrays differ")
+    leaves = [jnp.asarray(arrays[name]) for name in _named_leaves(expected)]
+    return jax.tree.unflatten(jax.tree.structure(expected), leaves)
+
+
+def _named_leaves(tree: Any) -> dict[str, Any]:
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+def _config_text(model: LanguageModel) -> str:
+    return json.dumps(dataclasses.asdict(model.config), default=dict, sort_keys=True)
+
+
+def _fingerprint(params: Any) -> str:
+    """Digest of the start of every array: a training step changes all of them."""
+    digest = hashlib.sha256()
+    for name, leaf in _named_leaves(nn.unbox(params)).items():
+        digest.update(f"{name} {leaf.shape} {leaf.dtype}".encode())
+        digest.update(np.asarray(leaf.reshape(-1)[:1024]).tobytes())
+    return digest.hexdigest()

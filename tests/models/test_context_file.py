@@ -1,0 +1,73 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hope_jax.models import LanguageModel, LanguageModelConfig
+from hope_jax.models.context_file import load_context, save_context
+from hope_jax.models.sampling import read
+
+MODEL = LanguageModel(
+    LanguageModelConfig(
+        vocab_size=11,
+        width=8,
+        num_layers=2,
+        num_heads=2,
+        mlp_width=12,
+        attention_window=5,
+        sequence_layer="attention",
+        dtype="bfloat16",
+    )
+)
+PROMPT = jnp.arange(6)[None]
+
+
+@pytest.fixture(scope="module")
+def params():
+    return MODEL.init(jax.random.key(0), PROMPT)["params"]
+
+
+@pytest.fixture
+def saved(params, tmp_path):
+    path = tmp_path / "folder" / "state"
+    save_context(path, read(MODEL, params, PROMPT), MODEL, params)
+    return path
+
+
+def test_every_array_comes_back_to_the_bit(params, saved):
+    loaded = load_context(saved, MODEL, params)
+    context = read(MODEL, params, PROMPT)
+    assert jax.tree.structure(loaded) == jax.tree.structure(context)
+    for ours, theirs in zip(jax.tree.leaves(loaded), jax.tree.leaves(context), strict=True):
+        assert ours.dtype == theirs.dtype
+        np.testing.assert_array_equal(ours, theirs)
+    assert [path.name for path in saved.parent.iterdir()] == ["state"]
+
+
+def test_another_config_is_refused(params, saved):
+    other = LanguageModel(dataclasses.replace(MODEL.config, attention_window=6))
+    message = "another model: attention_window is 5 there and 6 here"
+    with pytest.raises(ValueError, match=message):
+        load_context(saved, other, params)
+
+
+def test_other_parameters_are_refused(params, saved):
+    trained = jax.tree.map(lambda p: p + 1e-4, params)
+    with pytest.raises(ValueError, match="written with other parameters"):
+        load_context(saved, MODEL, trained)
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:-9], lambda data: b"some text", lambda data: b""]
+)
+def test_a_damaged_file_is_refused(params, saved, damage):
+    saved.write_bytes(damage(saved.read_bytes()))
+    with pytest.raises(ValueError, match="is no state file, or a damaged one"):
+        load_context(saved, MODEL, params)
+
+
+def test_a_missing_file_is_named(params, tmp_path):
+    with pytest.raises(FileNotFoundError, match="there is no state file .*nowhere"):
+        load_context(tmp_path / "nowhere", MODEL, params)
