@@ -1,0 +1,26 @@
+"""Optimisers of Nested Learning as Optax gradient transformations; they need jax, optax and chex.
+
+`dense_inputs`, which captures the inputs of Flax layers, needs Flax and is imported by its own name.
+"""
+
+from hope_jax.optim.delta_gradient_descent import add_delta_decay, delta_gradient_descent
+from hope_jax.optim.m3 import ScaleByM3State, adamuon, m3, scale_by_m3
+from hope_jax.optim.matrices import (
+    default_dimension_numbers,
+    describe_weight_rules,
+    dimension_numbers_by_path,
+)
+from hope_jax.optim.momentum import (
+    GeneralizedMomentumState,
+    MomentumMemory,
+    deep_momentum,
+    delta_momentum,
+    dot_product,
+    l2_regression,
+    linear_memory,
+    mlp_memory,
+    preconditioned_momentum,
+    scale_by_generalized_momentum,
+)
+from hope_jax.optim.multi_timescale import MultiTimescaleState, multi_timescale
+from hope_jax.optim.newton_schulz import CUBIC, POLAR_EXPRESS, QUINTIC, newton_schulz
