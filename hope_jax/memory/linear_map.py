@@ -48,6 +48,18 @@ class Projection(NamedTuple):
     mixing: Float[Array, "C C"]
 
 
+class Reading(NamedTuple):
+    """How much of each row a query finds; it depends on queries, inputs and gates only.
+
+    Attributes:
+      write: weight of write row i at query t, `b_{t,i} (q_t . x_i)`, shape (C, C).
+      erase: weight of erased row i, `a_{t,i} (q_t . u_i)`, shape (C, C); `None` without projector.
+    """
+
+    write: Float[Array, "C C"]
+    erase: Float[Array, "C C"] | None
+
+
 class ChunkUpdate(NamedTuple):
     """One chunk's writes to one linear map, from which any state inside it can be read.
 
@@ -55,7 +67,7 @@ class ChunkUpdate(NamedTuple):
       start: state before the chunk.
       initial: state that a reset returns to, shape (I, O); `None` without resets.
       inputs: x, shape (C, I).
-      directions: u, shape (C, I); `None` without projector.
+      projection: of the inputs; `None` without projector.
       erased: E, shape (C, O); `None` without projector.
       writes: U, shape (C, O).
     """
@@ -63,7 +75,7 @@ class ChunkUpdate(NamedTuple):
     start: LinearMapState
     initial: Float[Array, "I O"] | None
     inputs: Float[Array, "C I"]
-    directions: Float[Array, "C I"] | None
+    projection: Projection | None
     erased: Float[Array, "C O"] | None
     writes: Float[Array, "C O"]
 
@@ -194,11 +206,39 @@ def write_chunk(
     carried = _carried(start, initial, inputs, decay.before, dtype) / projection.lengths
     held = carried + dot(projection.mixing, writes, dtype)
     erased = dot(projection.inverse, held, dtype)
-    return ChunkUpdate(start, initial, inputs, projection.directions, erased, writes)
+    return ChunkUpdate(start, initial, inputs, projection, erased, writes)
+
+
+def prepare_reading(
+    queries: Float[Array, "C I"],
+    inputs: Float[Array, "C I"],
+    projection: Projection | None,
+    decay: Decay,
+) -> Reading:
+    """Compares queries with the chunk's inputs; it depends on no state.
+
+    Args:
+      queries: q, shape (C, I); their dtype is that of the operands.
+      inputs: x, shape (C, I).
+      projection: of the inputs; `None` without projector.
+      decay: `ChunkDecay.before` or `ChunkDecay.after`.
+
+    Returns:
+      A `Reading`.
+    """
+    dtype = queries.dtype
+    if projection is None:
+        return Reading(decay.write * dot(queries, inputs.T, dtype), None)
+    similarity = dot(queries, projection.directions.T, dtype)
+    return Reading(decay.write * similarity * projection.lengths[:, 0], decay.erase * similarity)
 
 
 def read_chunk(
-    update: ChunkUpdate, queries: Float[Array, "C I"], decay: Decay, dtype: jnp.dtype
+    update: ChunkUpdate,
+    queries: Float[Array, "C I"],
+    reading: Reading,
+    decay: Decay,
+    dtype: jnp.dtype,
 ) -> Float[Array, "C O"]:
     """Reads each query from its own intermediate state: `q_t W_{t-1}` or `q_t W_t`, exactly.
 
@@ -207,16 +247,17 @@ def read_chunk(
     Args:
       update: the chunk's writes.
       queries: q, shape (C, I).
-      decay: `ChunkDecay.before` or `ChunkDecay.after`.
+      reading: from `prepare_reading`.
+      decay: the one it was prepared with.
       dtype: of the operands.
 
     Returns:
       Values, shape (C, O), at least float32.
     """
     out = _carried(update.start, update.initial, queries, decay, dtype)
-    out += dot(decay.write * dot(queries, update.inputs.T, dtype), update.writes, dtype)
+    out += dot(reading.write, update.writes, dtype)
     if update.erased is not None:
-        out += dot(decay.erase * dot(queries, update.directions.T, dtype), update.erased, dtype)
+        out += dot(reading.erase, update.erased, dtype)
     return out
 
 
@@ -235,9 +276,12 @@ def end_chunk(update: ChunkUpdate, decay: ChunkDecay, dtype: jnp.dtype) -> Linea
     weight = end.state[0] * start.weight
     if update.initial is not None:
         weight += end.restart[0] * update.initial
-    weight += dot(update.inputs.T, end.write[0][:, None] * update.writes, dtype)
-    if update.erased is not None:
-        weight += dot(update.directions.T, end.erase[0][:, None] * update.erased, dtype)
+    if update.projection is None:
+        weight += dot(update.inputs.T, end.write[0][:, None] * update.writes, dtype)
+    else:
+        scale = end.write[0][:, None] * update.projection.lengths
+        rows = end.erase[0][:, None] * update.erased + scale * update.writes
+        weight += dot(update.projection.directions.T, rows, dtype)
     momentum = None
     if start.momentum is not None:
         weight += end.momentum[0] * start.momentum

@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 from hope_jax.memory.bank import Anchor, Outputs, Weights
 from hope_jax.memory.chunks import lay_on_grid, resume_chunks, scan_chunks, take_from_grid
 from hope_jax.memory.gates import ChunkDecay, Gates, chunk_decay
-from hope_jax.memory.linear_map import Projection, prepare_projection
+from hope_jax.memory.linear_map import Projection, Reading, prepare_projection, prepare_reading
 from hope_jax.memory.rule import (
     BankState,
     MemoryRule,
@@ -73,10 +73,12 @@ class Prepared(NamedTuple):
     Attributes:
       decay: products of gates.
       projection: of the keys; `None` without projector.
+      reading: of the queries on the keys; `None` without queries, and when a chunk reads its start.
     """
 
     decay: ChunkDecay
     projection: Projection | None
+    reading: Reading | None
 
 
 def init_state(rule: MemoryRule, initial: Weights) -> MemoryState:
@@ -253,9 +255,13 @@ def prepare_chunk(
     """Computes what a chunk needs from its tokens alone: products of gates, and the projector."""
     gates = tokens.gates
     decay = chunk_decay(gates.log_alpha, gates.log_theta, tokens.reset, active)
-    if rule.projector == "none":
-        return Prepared(decay, None)
-    return Prepared(decay, prepare_projection(tokens.keys, gates.beta, decay))
+    projection, reading = None, None
+    if rule.projector != "none":
+        projection = prepare_projection(tokens.keys, gates.beta, decay)
+    if tokens.queries is not None and rule.read != "chunk":
+        rows = _rows_read(rule, decay)
+        reading = prepare_reading(tokens.queries, tokens.keys, projection, rows)
+    return Prepared(decay, projection, reading)
 
 
 def memory_chunk(
@@ -301,8 +307,10 @@ def memory_chunk(
         if rule.read == "chunk":
             out = rule.bank.forward(anchor, tokens.queries, tokens.keys.dtype)[0].values[0]
         else:
-            rows = decay.before if rule.read == "before" else decay.after
-            out = read_bank_chunk(rule, update, tokens.queries, rows, initial)[0]
+            rows = _rows_read(rule, decay)
+            out = read_bank_chunk(
+                rule, update, tokens.queries, prepared.reading, rows, initial
+            )[0]
     return (
         end_bank_chunk(rule, update, decay, initial, tokens.keys.dtype),
         restarted_start(start, initial, decay),
@@ -341,6 +349,10 @@ def check_tokens(rule: MemoryRule, tokens: Tokens) -> None:
             f"{'missing' if gates.beta is None else 'given'}; give beta (eta for DGD) exactly when "
             "the rule has a projector."
         )
+
+
+def _rows_read(rule, decay):
+    return decay.before if rule.read == "before" else decay.after
 
 
 def _targets(rule, anchor, values):

@@ -14,9 +14,11 @@ from hope_jax.memory.linear_map import (
     ChunkUpdate,
     LinearMapState,
     Projection,
+    Reading,
     dot,
     end_chunk,
     prepare_projection,
+    prepare_reading,
     read_chunk,
     write_chunk,
     write_token,
@@ -247,6 +249,7 @@ def read_bank_chunk(
     rule: MemoryRule,
     update: BankUpdate,
     queries: Float[Array, "C N"],
+    reading: Reading,
     decay: Decay,
     initial: Weights,
 ) -> Float[Array, "M C N"]:
@@ -256,20 +259,26 @@ def read_bank_chunk(
       rule: how the bank learns.
       update: the chunk's writes.
       queries: q, shape (C, N).
-      decay: `ChunkDecay.before` or `ChunkDecay.after`.
+      reading: of the queries on the keys, which every first map shares.
+      decay: the one it was prepared with, `ChunkDecay.before` or `ChunkDecay.after`.
       initial: the initial weights.
 
     Returns:
       Outputs of the value memories, shape (M, C, N).
     """
     dtype, bank = queries.dtype, rule.bank
-    product = read_chunk(update.first, queries, decay, dtype)
+    product = read_chunk(update.first, queries, reading, decay, dtype)
     if rule.decay_to == "initial":
         product += dot(queries, initial.first, dtype)
     if bank.activation is None:
         return bank.split(product, queries.shape[-1]).values
     rows = bank.split_hidden(bank.activation(product))[: bank.num_values]
-    out = jax.vmap(lambda update, rows: read_chunk(update, rows, decay, dtype))(update.values, rows)
+
+    def read_second(update, rows):
+        reading = prepare_reading(rows.astype(dtype), update.inputs, update.projection, decay)
+        return read_chunk(update, rows, reading, decay, dtype)
+
+    out = jax.vmap(read_second)(update.values, rows)
     if rule.decay_to == "initial":
         out += dot(rows, initial.values, dtype)
     return queries + out

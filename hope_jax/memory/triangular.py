@@ -35,20 +35,19 @@ def unit_lower_inverse(strict: Float[Array, "... C C"]) -> Float[Array, "... C C
       >>> unit_lower_inverse(jnp.array([[0.0, 0.0], [0.5, 0.0]])).tolist()
       [[1.0, 0.0], [-0.5, 1.0]]
     """
-    size = strict.shape[-1]
-    padded = _BLOCK
-    while padded < size:
-        padded *= 2
-    strict = jnp.tril(strict, -1)
-    if _BLOCK < size < padded:
-        missing = padded - size
-        strict = jnp.pad(strict, [(0, 0)] * (strict.ndim - 2) + [(0, missing), (0, missing)])
-    return _inverse(strict)[..., :size, :size]
+    return _inverse(jnp.tril(strict, -1))
 
 
 @jax.custom_jvp
 def _inverse(strict):
     size = strict.shape[-1]
+    padded = _BLOCK
+    while padded < size:
+        padded *= 2
+    if _BLOCK < size < padded:
+        missing = padded - size
+        strict = jnp.pad(strict, [(0, 0)] * (strict.ndim - 2) + [(0, missing), (0, missing)])
+        return _inverse(strict)[..., :size, :size]
     if size <= _BLOCK:
         identity = jnp.eye(size, dtype=strict.dtype)
         square = _dot(strict, strict)
