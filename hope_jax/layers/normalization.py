@@ -1,5 +1,8 @@
 """Normalisation."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -22,7 +25,9 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
-        init = nn.with_logical_partitioning(nn.initializers.ones_init(), ("embed",))
+        init: Callable[..., Any] = nn.with_logical_partitioning(
+            nn.initializers.ones_init(), ("embed",)
+        )
         scale = self.param("scale", init, (x.shape[-1],), self.param_dtype)
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)

@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float
 from hope_jax.layers.attention import Attention
 from hope_jax.layers.continuum import ContinuumMemory, ContinuumState
 from hope_jax.layers.normalization import RMSNorm
+from hope_jax.layers.titans import SelfModifyingTitans
 from hope_jax.models.config import LanguageModelConfig
 
 
@@ -42,14 +43,21 @@ class Block(nn.Module):
     ) -> tuple[Float[Array, "B T D"], BlockState]:
         """Reads tokens; `state` and `reset` as for a sequence layer."""
         config = self.config
-        dtypes = {"dtype": jnp.dtype(config.dtype), "param_dtype": jnp.dtype(config.param_dtype)}
-        sequence = Attention(
-            num_heads=config.num_heads,
-            window=config.attention_window,
-            rope_base=config.rope_base,
-            name="attention",
-            **dtypes,
-        )
+        dtypes: dict[str, Any] = {
+            "dtype": jnp.dtype(config.dtype),
+            "param_dtype": jnp.dtype(config.param_dtype),
+        }
+        sequence: nn.Module
+        if config.sequence_layer == "titans":
+            sequence = SelfModifyingTitans(config.titans_config, name="titans", **dtypes)
+        else:
+            sequence = Attention(
+                num_heads=config.num_heads,
+                window=config.attention_window,
+                rope_base=config.rope_base,
+                name="attention",
+                **dtypes,
+            )
         continuum = ContinuumMemory(
             levels=config.cms_levels,
             hidden=config.mlp_width,
@@ -57,8 +65,8 @@ class Block(nn.Module):
             name="continuum",
             **dtypes,
         )
-        before = BlockState(None, None) if state is None else state
-        mixed, sequence_state = sequence(RMSNorm(name="norm", **dtypes)(x), before.sequence, reset)
-        x, continuum_state = continuum(x + mixed, before.continuum, reset)
+        sequence_state, continuum_state = (None, None) if state is None else state
+        mixed, sequence_state = sequence(RMSNorm(name="norm", **dtypes)(x), sequence_state, reset)
+        x, continuum_state = continuum(x + mixed, continuum_state, reset)
         x = nn.with_logical_constraint(x, ("batch", "length", "activation_embed"))
         return x, BlockState(sequence_state, continuum_state)

@@ -2,15 +2,24 @@
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Literal, Self, get_args
 
 from flax.core import FrozenDict
+
+from hope_jax.layers.titans import TitansConfig
 
 SequenceLayer = Literal["titans", "attention"]
 LevelOrder = Literal["fast_to_slow", "slow_to_fast"]
 DtypeName = Literal["float32", "bfloat16"]
 RematPolicy = Literal["none", "block", "dots"]
+
+# Width and heads are the model's own.
+_TITANS_SETTINGS = [
+    field.name
+    for field in dataclasses.fields(TitansConfig)
+    if field.default is not dataclasses.MISSING
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +36,7 @@ class LanguageModelConfig:
     num_heads: int  # heads of the sequence layer
     mlp_width: int  # hidden width of every MLP level
     sequence_layer: SequenceLayer = "titans"
-    titans: Mapping[str, Any] = FrozenDict()  # further arguments of TitansConfig
+    titans: Mapping[str, Any] = FrozenDict()  # settings of TitansConfig that are not its defaults
     cms_levels: int = 1  # MLPs in each block's chain
     cms_order: LevelOrder = "fast_to_slow"  # which level reads first
     attention_window: int = 1024  # tokens an attention layer sees and keeps
@@ -76,6 +85,13 @@ class LanguageModelConfig:
                 f"got {self.width} / {self.num_heads} = {self.width // self.num_heads}"
             )
         object.__setattr__(self, "titans", _frozen(self.titans))
+        _refuse_unknown("titans", self.titans, _TITANS_SETTINGS)
+        _ = self.titans_config
+
+    @property
+    def titans_config(self) -> TitansConfig:
+        """Settings of the Titans layers."""
+        return TitansConfig(width=self.width, num_heads=self.num_heads, **self.titans)
 
     @classmethod
     def from_config_dict(cls, values: Mapping[str, Any]) -> Self:
@@ -94,11 +110,7 @@ class LanguageModelConfig:
           64
         """
         fields = {field.name: field for field in dataclasses.fields(cls)}
-        for key in values:
-            if key not in fields:
-                near = difflib.get_close_matches(key, fields)
-                hint = f"nearest: {', '.join(near)}" if near else f"known: {', '.join(fields)}"
-                raise ValueError(f"unknown model setting {key!r}; {hint}")
+        _refuse_unknown("model", values, fields)
         missing = [
             name
             for name, field in fields.items()
@@ -109,12 +121,22 @@ class LanguageModelConfig:
         return cls(**{key: values[key] for key in values})
 
 
+def _refuse_unknown(where: str, given: Iterable[str], known: Collection[str]) -> None:
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(key, known)
+            hint = f"nearest: {', '.join(near)}" if near else f"known: {', '.join(known)}"
+            raise ValueError(f"unknown {where} setting {key!r}; {hint}")
+
+
 def _frozen(values: Mapping[str, Any]) -> FrozenDict[str, Any]:
     """A hashable copy, since configs are static arguments of compiled functions."""
 
     def freeze(value: Any) -> Any:
-        if isinstance(value, list | set | frozenset):
-            return tuple(value)
+        if isinstance(value, set | frozenset):
+            return tuple(sorted(value))
+        if isinstance(value, list | tuple):
+            return tuple(freeze(item) for item in value)
         return _frozen(value) if isinstance(value, Mapping) else value
 
     return FrozenDict({key: freeze(values[key]) for key in values})

@@ -1,6 +1,7 @@
 """Language models with an explicit streaming state."""
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -49,7 +50,9 @@ class LanguageModel(nn.Module):
     def setup(self) -> None:
         config = self.config
         param_dtype = jnp.dtype(config.param_dtype)
-        table_init = nn.with_logical_partitioning(nn.initializers.normal(0.02), ("vocab", "embed"))
+        table_init: Callable[..., Any] = nn.with_logical_partitioning(
+            nn.initializers.normal(0.02), ("vocab", "embed")
+        )
         table_shape = (config.vocab_size, config.width)
         self.embedding = self.param("embedding", table_init, table_shape, param_dtype)
         if not config.tie_embeddings:
@@ -154,5 +157,5 @@ def init_state(model: LanguageModel, params: Any, batch_size: int) -> ModelState
       State that `model.apply` continues from.
     """
     nothing = jnp.zeros((batch_size, 0), jnp.int32)
-    _, state = model.apply({"params": params}, nothing)
+    _, state = cast(tuple[Array, ModelState], model.apply({"params": params}, nothing))
     return state

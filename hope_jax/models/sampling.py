@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -42,8 +42,7 @@ def read(
     if tokens.shape[1] == 0:
         raise ValueError("there is nothing to read: tokens has length 0; give at least one token")
     state = None if context is None else context.state
-    logits, state = model.apply({"params": params}, tokens, state, method="next_logits")
-    return Context(state, logits)
+    return _read(model, params, tokens, state)
 
 
 def sample_token(
@@ -111,10 +110,13 @@ def decode_step(
       The token, and the context that has read it.
     """
     token = sample_token(key, context.logits, temperature, top_p)
-    logits, state = model.apply(
-        {"params": params}, token[:, None], context.state, method="next_logits"
-    )
-    return token, Context(state, logits)
+    return token, _read(model, params, token[:, None], context.state)
+
+
+def _read(model: LanguageModel, params: Any, tokens: Array, state: ModelState | None) -> Context:
+    output = model.apply({"params": params}, tokens, state, method="next_logits")
+    logits, state = cast(tuple[Array, ModelState], output)
+    return Context(state, logits)
 
 
 def generate(

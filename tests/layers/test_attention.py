@@ -27,7 +27,9 @@ def params(inputs):
 
 def naive_attention(params, x, window, reset=None, start=0):
     """The definition, token by token, in float64."""
-    kernels = {name: np.asarray(value["kernel"].unbox(), np.float64) for name, value in params.items()}
+    kernels = {
+        name: np.asarray(value["kernel"].unbox(), np.float64) for name, value in params.items()
+    }
     x = np.asarray(x, np.float64)
     batch, tokens, width = x.shape
     half = width // HEADS // 2
@@ -37,9 +39,7 @@ def naive_attention(params, x, window, reset=None, start=0):
             np.einsum("td,dhn->thn", x[b], kernels[name]) for name in ("query", "key", "value")
         )
         turn = np.exp(1j * (start + np.arange(tokens))[:, None] * BASE ** (-np.arange(half) / half))
-        query, key = (
-            (z[..., :half] + 1j * z[..., half:]) * turn[:, None] for z in (query, key)
-        )
+        query, key = ((z[..., :half] + 1j * z[..., half:]) * turn[:, None] for z in (query, key))
         first = 0
         for t in range(tokens):
             if reset is not None and reset[b, t]:

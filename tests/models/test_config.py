@@ -9,9 +9,12 @@ SIZES = {"vocab_size": 11, "width": 8, "num_layers": 2, "num_heads": 2, "mlp_wid
 
 
 def test_a_config_dict_becomes_a_hashable_config():
-    given = ml_collections.ConfigDict({**SIZES, "titans": {}, "cms_levels": 2})
+    given = ml_collections.ConfigDict(
+        {**SIZES, "titans": {"adaptive": ["k", "v"]}, "cms_levels": 2}
+    )
     config = LanguageModelConfig.from_config_dict(given)
-    assert config == LanguageModelConfig(**SIZES, cms_levels=2)
+    assert config == LanguageModelConfig(**SIZES, titans={"adaptive": ("k", "v")}, cms_levels=2)
+    assert config.titans_config.adaptive == ("k", "v")
     assert hash(config) == hash(dataclasses.replace(config))
 
 
@@ -31,6 +34,12 @@ def test_a_config_dict_becomes_a_hashable_config():
         ({"dtype": "float16"}, "dtype must be one of float32, bfloat16"),
         ({"remat": True}, "remat must be one of none, block, dots; got True"),
         ({"rope_base": 0.5}, "rope_base must be greater than 1, got 0.5"),
+        (
+            {"titans": {"memory_chunks": 4}},
+            "unknown titans setting 'memory_chunks'; nearest: memory",
+        ),
+        ({"titans": {"width": 4}}, "unknown titans setting 'width'; known: adaptive"),
+        ({"titans": {"memory_chunk": 5}}, "memory_chunk 5 and others_chunk 64: one must divide"),
         ({"width": 6, "sequence_layer": "attention"}, "must be even; got 6 / 2 = 3"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",

@@ -69,5 +69,5 @@ def test_a_damaged_file_is_refused(params, saved, damage):
 
 
 def test_a_missing_file_is_named(params, tmp_path):
-    with pytest.raises(FileNotFoundError, match="there is no state file .*nowhere"):
+    with pytest.raises(FileNotFoundError, match=r"there is no state file .*nowhere"):
         load_context(tmp_path / "nowhere", MODEL, params)
