@@ -54,7 +54,8 @@ class GeneralizedMomentumState(NamedTuple):
 
 def _norm(x: jax.Array) -> jax.Array:
     """Frobenius norm of each matrix, at least the smallest normal number."""
-    squares = jnp.sum(jnp.square(x), axis=(-2, -1), keepdims=True, dtype=jnp.float32)
+    accumulator = jnp.promote_types(x.dtype, jnp.float32)
+    squares = jnp.sum(jnp.square(x), axis=(-2, -1), keepdims=True, dtype=accumulator)
     return jnp.sqrt(jnp.maximum(squares, jnp.finfo(jnp.float32).tiny)).astype(x.dtype)
 
 
@@ -152,7 +153,7 @@ def mlp_memory(
       activation: The activation :math:`\sigma`.
 
     Returns:
-      A `MomentumMemory`; its state takes `3 * hidden_width` numbers a column, float32.
+      A `MomentumMemory`; its state takes `3 * hidden_width` numbers a column, at least float32.
     """
     if isinstance(hidden_width, int) and hidden_width < 1:
         raise ValueError(f"hidden_width must be at least 1, got {hidden_width}.")
@@ -161,8 +162,9 @@ def mlp_memory(
         shape = leaf.shape if leaf.ndim >= 2 else (1, math.prod(leaf.shape))
         batch, width = shape[:-2], shape[-1]
         # Rows have length about one, so the hidden layer has length about one as well.
-        w_in = jax.random.normal(key, (*batch, width, hidden_width)) / math.sqrt(hidden_width)
-        return MLPMemoryState(w_in, jnp.zeros((*batch, hidden_width, width)), w_in)
+        dtype = jnp.promote_types(leaf.dtype, jnp.float32)
+        w_in = jax.random.normal(key, (*batch, width, hidden_width), dtype) / math.sqrt(hidden_width)
+        return MLPMemoryState(w_in, jnp.zeros((*batch, hidden_width, width), dtype), w_in)
 
     def read(w_in: jax.Array, w_out: jax.Array, key: jax.Array) -> jax.Array:
         return activation(key @ w_in) @ w_out
@@ -173,7 +175,7 @@ def mlp_memory(
     def update(
         state: MLPMemoryState, key: jax.Array, value: jax.Array
     ) -> tuple[MLPMemoryState, jax.Array]:
-        k, v = key.astype(jnp.float32), value.astype(jnp.float32)
+        k, v = key.astype(state.w_in.dtype), value.astype(state.w_in.dtype)
         row_length = _norm(k) / math.sqrt(k.shape[-2])
         k, v = k / row_length, v / row_length
         gradient = jax.grad(loss, argnums=(0, 1))

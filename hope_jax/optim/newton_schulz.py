@@ -11,6 +11,7 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import AxisType, PartitionSpec
 from optax import Updates
 
@@ -52,7 +53,8 @@ def _iterate(
     if sharded_over:
         largest = jax.lax.pmax(largest, sharded_over)
     x = x / jnp.where(largest > 0, largest, 1)
-    squares = jnp.sum(jnp.square(x), axis=(-2, -1), keepdims=True, dtype=jnp.float32)
+    accumulator = jnp.promote_types(x.dtype, jnp.float32)
+    squares = jnp.sum(jnp.square(x), axis=(-2, -1), keepdims=True, dtype=accumulator)
     if sharded_over:
         squares = jax.lax.psum(squares, sharded_over)
     # The largest entry is one, so the norm is at least that, except for the zero matrix.
@@ -83,8 +85,9 @@ def _iterate_over_mesh(
     """Runs the steps on a stack (N, P, Q) of matrices sharded in any way over a mesh.
 
     Left to the partitioner, a sharded iteration reduces the P x P Gram matrix over devices in each
-    step. Moving the sharding to the stack axis (one all-to-all in, one out) makes the iteration
-    local to a device. A matrix that is alone has no stack to share out: its long axis is sharded.
+    step. Moving the sharding to the stack axis makes the iteration local to a device; only the way
+    in and the way out communicate. A matrix that is alone has no stack to share out: its long axis
+    is sharded.
     """
     n, _, q = stack.shape
     if n == 1 and q % devices == 0:
@@ -92,19 +95,30 @@ def _iterate_over_mesh(
         body = functools.partial(
             _iterate, per_step=per_step, precision=precision, sharded_over=axes
         )
-    else:
-        spec = PartitionSpec(axes)
-        body = functools.partial(_iterate_local, per_step=per_step, precision=precision)
-        stack = jnp.pad(stack, ((0, -n % devices), (0, 0), (0, 0)))
-    # platform_dependent and the padding defeat the check that outputs vary over the mesh as told.
-    return jax.shard_map(body, in_specs=spec, out_specs=spec, check_vma=False)(stack)[:n]
+        return jax.shard_map(body, in_specs=spec, out_specs=spec)(stack)
+
+    # One mesh axis after the other: the partitioner knows an all-to-all for each, but gathers the
+    # whole matrices when both of their axes have to move at once.
+    free = PartitionSpec.UNCONSTRAINED
+    way = [PartitionSpec(axes[:i], free, free) for i in range(1, len(axes))]
+    spec = PartitionSpec(axes)
+    body = functools.partial(_iterate_local, per_step=per_step, precision=precision)
+    stack = jnp.pad(stack, ((0, -n % devices), (0, 0), (0, 0)))
+    for partial in way:
+        stack = jax.lax.with_sharding_constraint(stack, partial)
+    # The check of what varies over the mesh does not know platform_dependent.
+    stack = jax.shard_map(body, in_specs=spec, out_specs=spec, check_vma=False)(stack)
+    for partial in reversed(way):
+        stack = jax.lax.with_sharding_constraint(stack, partial)
+    return stack[:n]
 
 
 def _iterate_stack(stack: jax.Array, per_step: Coefficients, precision: Any) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1 or AxisType.Manual in mesh.axis_types:
         return _iterate_local(stack, per_step, precision)
-    return _iterate_over_mesh(stack, per_step, precision, mesh.axis_names, mesh.size)
+    axes = tuple(name for name, size in mesh.shape.items() if size > 1)
+    return _iterate_over_mesh(stack, per_step, precision, axes, mesh.size)
 
 
 def _per_step(steps: int, coefficients: Coefficients) -> Coefficients:
@@ -113,7 +127,8 @@ def _per_step(steps: int, coefficients: Coefficients) -> Coefficients:
             f"the number of Newton-Schulz steps must be a Python int, got {steps}: under "
             "inject_hyperparams name it in static_args."
         )
-    if steps < 0 or not coefficients or any(len(step) != 3 for step in coefficients):
+    shape = np.shape(coefficients)
+    if steps < 0 or len(shape) != 2 or shape[0] == 0 or shape[1] != 3:
         raise ValueError(
             "expected a number of steps >= 0 and coefficients ((a, b, c), ...), got "
             f"steps={steps} and coefficients={coefficients}."

@@ -1,0 +1,255 @@
+"""M3 against a NumPy transcription of Algorithm 1, its limits, its state and its errors."""
+
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from optax.contrib import MuonDimensionNumbers
+
+from hope_jax.optim import adamuon, m3, scale_by_m3
+
+from .test_newton_schulz import numpy_newton_schulz, random
+
+QUINTIC = [(3.4445, -4.7750, 2.0315)]
+
+
+def numpy_algorithm_1(gradients, w, rate, b1, b2, b3, alpha, f, steps, eps):
+    """Algorithm 1 as printed: slow steps outside, steps inside, sums that never decay."""
+    m1, m2, v, trajectory = 0 * w, 0 * w, 0 * w, []
+    for k in range(0, len(gradients), f):
+        m2 = m2 + b3 * sum(gradients[max(k - f, 0) : k], 0 * w)
+        o2 = numpy_newton_schulz(m2, steps, QUINTIC)
+        for g in gradients[k : k + f]:
+            m1 = m1 + b1 * g
+            v = v + b2 * g**2
+            o1 = numpy_newton_schulz(m1, steps, QUINTIC)
+            w = w - rate * (o1 + alpha * o2) / (np.sqrt(v) + eps)
+            trajectory.append(w)
+    return trajectory
+
+
+def numpy_ema(gradients, w, rate, b1, b2, b3, alpha, f, steps, eps, rms, of_update):
+    """The averaging form, every average written as the weighted sum that it is."""
+
+    def average(history, decay):
+        weights = decay ** np.arange(len(history))[::-1]
+        return sum(x * y for x, y in zip(weights, history, strict=True)) / weights.sum()
+
+    trajectory, directions = [], []
+    for t in range(1, len(gradients) + 1):
+        o = numpy_newton_schulz(average(gradients[:t], b1), steps, QUINTIC)
+        chunks = [np.mean(gradients[i : i + f], axis=0) for i in range(0, (t - 1) // f * f, f)]
+        if chunks:
+            o = o + alpha * numpy_newton_schulz(average(chunks, b3), steps, QUINTIC)
+        directions.append(o)
+        squares = [x**2 for x in (directions if of_update else gradients[:t])]
+        u = o / (np.sqrt(average(squares, b2)) + eps)
+        w = w - rate * rms * u / np.sqrt(np.mean(u**2))
+        trajectory.append(w)
+    return trajectory
+
+
+def trajectory(optimizer, gradients, w):
+    update = jax.jit(optimizer.update)
+    state, result = optimizer.init(w), []
+    for g in gradients:
+        updates, state = update(g, state, w)
+        w = optax.apply_updates(w, updates)
+        result.append(w)
+    return result
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (6, 4)])
+def test_literal_form_is_algorithm_1_over_50_steps(shape):
+    gradients = np.random.default_rng(0).normal(size=(50, *shape))
+    w = np.random.default_rng(1).normal(size=shape)
+    constants = dict(b1=0.9, b2=0.7, b3=0.3, alpha=0.8, eps=1e-3)
+    expected = numpy_algorithm_1(list(gradients), w, 0.1, f=7, steps=5, **constants)
+    with jax.enable_x64(True):
+        optimizer = m3(
+            0.1, slow_every=7, accumulate="sum", scale="literal", slow_dtype="float64", **constants
+        )
+        result = trajectory(optimizer, jnp.asarray(gradients), jnp.asarray(w))
+    np.testing.assert_allclose(result, expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("second_moment", ["gradient", "update"])
+def test_averaging_form_over_50_steps(second_moment):
+    gradients = np.random.default_rng(0).normal(size=(50, 3, 5))
+    w = np.random.default_rng(1).normal(size=(3, 5))
+    constants = dict(b1=0.9, b2=0.7, b3=0.6, alpha=0.8, eps=1e-3, rms=0.3)
+    expected = numpy_ema(
+        list(gradients), w, 0.1, f=4, steps=5, of_update=second_moment == "update", **constants
+    )
+    with jax.enable_x64(True):
+        optimizer = m3(
+            0.1, slow_every=4, second_moment=second_moment, slow_dtype="float64", **constants
+        )
+        result = trajectory(optimizer, jnp.asarray(gradients), jnp.asarray(w))
+    np.testing.assert_allclose(result, expected, rtol=0, atol=1e-10)
+
+
+def test_cached_direction_in_bfloat16_costs_no_more_than_its_rounding():
+    gradients, w = list(random(20, 4, 6)), random(4, 6, seed=1)
+    low = trajectory(m3(0.1, slow_every=3), gradients, w)[-1]
+    full = trajectory(m3(0.1, slow_every=3, slow_dtype="float32"), gradients, w)[-1]
+    difference = np.abs(low - full).max()
+    assert 0 < difference < 2e-3
+
+
+def test_without_slow_and_second_moment_it_is_muon():
+    gradients, w = list(random(12, 4, 6)), random(4, 6, seed=1)
+    ours = scale_by_m3(alpha=0, second_moment="none", scale="literal")
+    muon = optax.contrib.scale_by_muon(
+        nesterov=False, weight_dimension_numbers=MuonDimensionNumbers()
+    )
+    np.testing.assert_allclose(
+        trajectory(ours, gradients, w), trajectory(muon, gradients, w), atol=2e-4, rtol=1e-4
+    )
+
+
+def test_without_newton_schulz_and_slow_it_is_adam():
+    gradients, w = list(random(12, 4, 6)), random(4, 6, seed=1)
+    ours = m3(0.1, b1=0.9, b2=0.99, alpha=0, ns_steps=0, scale="literal")
+    adam = optax.adam(0.1, b1=0.9, b2=0.99)
+    np.testing.assert_allclose(
+        trajectory(ours, gradients, w), trajectory(adam, gradients, w), atol=1e-5
+    )
+
+
+def test_adamuon_is_the_published_step():
+    gradients, w = np.random.default_rng(0).normal(size=(6, 4, 4)), np.zeros((4, 4))
+    m, v, expected = 0.0, 0.0, w
+    for t, g in enumerate(gradients, 1):
+        m = 0.95 * m + g
+        o = numpy_newton_schulz(m, 5, QUINTIC)
+        v = 0.95 * v + 0.05 * o**2
+        u = o / (np.sqrt(v / (1 - 0.95**t)) + 1e-8)
+        expected = expected - 0.1 * 0.2 * np.sqrt(u.size) * u / np.linalg.norm(u)
+    with jax.enable_x64(True):
+        result = trajectory(adamuon(0.1), jnp.asarray(gradients), jnp.asarray(w))[-1]
+    np.testing.assert_allclose(result, expected, atol=1e-10)
+
+
+def test_default_step_has_the_wanted_root_mean_square_whatever_the_gradient():
+    params = {"w": random(4, 6), "stack": random(3, 5, 4)}
+    numbers = {"w": MuonDimensionNumbers(), "stack": MuonDimensionNumbers(1, 2)}
+    optimizer = m3(1.0, rms=0.3, weight_dimension_numbers=numbers)
+    for factor in (1e-6, 1.0, 1e6):
+        gradients = jax.tree.map(lambda p, factor=factor: factor * p, params)
+        updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+        assert jnp.sqrt(jnp.mean(updates["w"] ** 2)) == pytest.approx(0.3, rel=1e-3)
+        each = jnp.sqrt(jnp.mean(updates["stack"] ** 2, axis=(1, 2)))
+        np.testing.assert_allclose(each, 0.3, rtol=1e-3)
+    zero = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(zero, optimizer.init(params), params)
+    assert not any(u.any() for u in jax.tree.leaves(updates))
+
+
+def test_slow_orthogonalisation_runs_only_when_due(monkeypatch):
+    module = sys.modules["hope_jax.optim.newton_schulz"]
+    runs = []
+    iterate = module._iterate_local
+
+    def counted(stack, *args):
+        jax.debug.callback(lambda: runs.append(1))
+        return iterate(stack, *args)
+
+    monkeypatch.setattr(module, "_iterate_local", counted)
+    optimizer = m3(0.1, slow_every=4)
+    update = jax.jit(optimizer.update)
+    w = random(4, 6)
+    state, cached = optimizer.init(w), []
+    for i in range(9):
+        _, state = update(random(4, 6, seed=i), state, w)
+        cached.append(optax.tree.get(state, "o2").astype(jnp.float32))
+    jax.effects_barrier()
+    assert len(runs) == 9 + 2
+    changed = [i for i in range(1, 9) if (cached[i] != cached[i - 1]).any()]
+    assert not cached[0].any() and changed == [3, 7]
+
+
+def test_state_holds_no_more_than_promised():
+    w = random(4, 6).astype(jnp.bfloat16)
+    size = {
+        field: value.dtype.itemsize for field, value in scale_by_m3().init(w)._asdict().items()
+    }
+    assert size == {"count": 4, "m1": 2, "m2": 2, "v": 4, "o2": 2}
+    state = scale_by_m3(mu_dtype="float32").init(w)
+    assert state.m1.dtype == state.m2.dtype == jnp.float32 and state.o2.dtype == jnp.bfloat16
+    state = scale_by_m3(alpha=0, second_moment="none").init(w)
+    assert state.m2 == state.o2 == state.v == ()
+
+
+def test_stacked_and_multi_head_weights_are_the_matrices_they_stand_for():
+    scanned, heads = random(3, 4, 6), random(4, 2, 5, seed=1)
+    params = {"scanned": scanned, "query": heads, "out": random(2, 5, 4, seed=2)}
+    numbers = {
+        "scanned": MuonDimensionNumbers(1, 2),
+        "query": MuonDimensionNumbers(0, (1, 2)),
+        "out": MuonDimensionNumbers((0, 1), -1),
+    }
+    apart = {
+        "query": heads.reshape(4, 10),
+        "out": params["out"].reshape(10, 4),
+        **{f"layer_{i}": scanned[i] for i in range(3)},
+    }
+    together = m3(0.1, slow_every=2, weight_dimension_numbers=numbers)
+    separate = m3(0.1, slow_every=2)
+    state, state_apart = together.init(params), separate.init(apart)
+    for _ in range(4):
+        updates, state = together.update(params, state, params)
+        updates_apart, state_apart = separate.update(apart, state_apart, apart)
+    for i in range(3):
+        np.testing.assert_allclose(
+            updates["scanned"][i], updates_apart[f"layer_{i}"], atol=1e-5
+        )
+    for name in ("query", "out"):
+        np.testing.assert_allclose(
+            updates[name].reshape(apart[name].shape), updates_apart[name], atol=1e-5
+        )
+
+
+def test_everything_else_is_adamw():
+    params = {"bias": random(5), "embedding": random(7, 3, seed=1), "w": random(4, 4, seed=2)}
+    ours = m3(0.1, adam_learning_rate=0.02, adam_weight_decay=0.1, weight_decay=0.5)
+    theirs = optax.adamw(0.02, weight_decay=0.1)
+    state, their_state = ours.init(params), theirs.init(params)
+    for _ in range(3):
+        updates, state = ours.update(params, state, params)
+        expected, their_state = theirs.update(params, their_state, params)
+    for name in ("bias", "embedding"):
+        np.testing.assert_allclose(updates[name], expected[name], rtol=1e-6)
+    assert not np.allclose(updates["w"], expected["w"])
+
+
+def test_weight_decay_and_its_mask():
+    params = {"a": random(4, 4), "b": random(4, 4, seed=1), "bias": jnp.ones(3)}
+    plain = m3(0.1).update(params, m3(0.1).init(params), params)[0]
+    for mask in ({"a": True, "b": False, "bias": False}, lambda p: {"a": True, "b": False, "bias": False}):
+        decayed_by = m3(0.1, weight_decay=0.5, mask=mask)
+        decayed = decayed_by.update(params, decayed_by.init(params), params)[0]
+        np.testing.assert_allclose(decayed["a"], plain["a"] - 0.05 * params["a"], atol=1e-6)
+        np.testing.assert_allclose(decayed["b"], plain["b"], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"accumulate": "mean"}, "accumulate must be one of .*got 'mean'"),
+        ({"scale": "none"}, "scale must be one of"),
+        ({"second_moment": "v"}, "second_moment must be one of"),
+        ({"slow_every": 0}, "slow_every must be at least 1, got 0"),
+    ],
+)
+def test_errors_of_arguments(options, message):
+    with pytest.raises(ValueError, match=message):
+        m3(0.1, **options)
+
+
+def test_scale_by_m3_names_a_leaf_that_is_no_matrix():
+    with pytest.raises(ValueError, match=r"blocks/0/b: shape \(6,\) is not a weight matrix"):
+        scale_by_m3().init({"blocks": [{"b": jnp.ones(6), "w": jnp.ones((4, 6))}]})

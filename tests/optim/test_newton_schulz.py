@@ -1,0 +1,135 @@
+"""Newton-Schulz against the singular value decomposition and a NumPy transcription."""
+
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from optax.contrib import MuonDimensionNumbers
+
+from hope_jax.optim import CUBIC, POLAR_EXPRESS, QUINTIC, newton_schulz
+from hope_jax.optim.matrices import resolve_axes
+from hope_jax.optim.newton_schulz import orthogonalize
+
+
+def numpy_newton_schulz(x, steps, coefficients):
+    """One matrix, float64, no transposition: the polynomial acts on the longer side too."""
+    x = np.asarray(x, np.float64)
+    norm = np.linalg.norm(x)
+    x = x / norm if norm else x
+    for i in range(steps):
+        a, b, c = coefficients[min(i, len(coefficients) - 1)]
+        gram = x @ x.T
+        x = a * x + b * gram @ x + c * gram @ gram @ x
+    return x
+
+
+def random(*shape, seed=0):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (4, 9), (9, 4), (1, 5), (5, 1), (3, 4, 7), (2, 3, 7, 4)])
+@pytest.mark.parametrize("coefficients", [QUINTIC, CUBIC, POLAR_EXPRESS])
+def test_matches_numpy_for_any_shape_and_batch(shape, coefficients):
+    x = random(*shape)
+    flat = np.asarray(x).reshape(-1, *shape[-2:])
+    expected = np.stack([numpy_newton_schulz(m, 5, coefficients) for m in flat]).reshape(shape)
+    np.testing.assert_allclose(newton_schulz(x, 5, coefficients), expected, atol=2e-5)
+
+
+def test_converges_to_the_orthogonal_factor():
+    x = np.asarray(random(8, 12), np.float64)
+    u, _, vt = np.linalg.svd(x, full_matrices=False)
+    with jax.enable_x64(True):
+        cubic = newton_schulz(jnp.asarray(x), 30, CUBIC)
+        polar = newton_schulz(jnp.asarray(x), 10, POLAR_EXPRESS)
+        np.testing.assert_allclose(cubic, u @ vt, atol=1e-12)
+        np.testing.assert_allclose(polar, u @ vt, atol=1e-6)
+
+
+def test_singular_values_at_256():
+    x = random(256, 256)
+
+    def singular_values(steps, coefficients):
+        return np.linalg.svd(np.asarray(newton_schulz(x, steps, coefficients)), compute_uv=False)
+
+    assert np.median(singular_values(3, CUBIC)) == pytest.approx(0.17, abs=0.01)
+    assert np.median(singular_values(5, QUINTIC)) == pytest.approx(0.86, abs=0.02)
+    polar = singular_values(6, POLAR_EXPRESS)
+    assert np.abs(np.median(polar) - 1) < 0.02
+    quintic_error = np.abs(singular_values(6, QUINTIC) - 1).mean()
+    assert np.abs(polar - 1).mean() < quintic_error / 2
+
+
+@pytest.mark.parametrize("factor", [1e-30, 1e-10, 1e30])
+def test_result_does_not_depend_on_scale(factor):
+    x = random(5, 7)
+    np.testing.assert_allclose(newton_schulz(factor * x), newton_schulz(x), atol=1e-5)
+
+
+def test_zero_stays_zero_with_finite_gradient():
+    zero = jnp.zeros((3, 4))
+    assert not newton_schulz(zero).any()
+    assert jnp.isfinite(jax.grad(lambda x: newton_schulz(x).sum())(zero)).all()
+
+
+def test_zero_steps_and_empty_matrices_come_back():
+    x = random(3, 4)
+    assert newton_schulz(x, 0) is x
+    assert newton_schulz(jnp.zeros((0, 4))).shape == (0, 4)
+
+
+def test_jit_vmap_and_bfloat16():
+    x = random(3, 4, 6)
+    expected = newton_schulz(x)
+    np.testing.assert_allclose(jax.jit(newton_schulz)(x), expected, atol=1e-6)
+    np.testing.assert_allclose(jax.vmap(newton_schulz)(x), expected, atol=1e-6)
+    low = newton_schulz(x.astype(jnp.bfloat16))
+    assert low.dtype == jnp.bfloat16
+    np.testing.assert_allclose(low.astype(jnp.float32), expected, atol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: newton_schulz(jnp.ones(3)), r"expects matrices .* got shape \(3,\)"),
+        (lambda: newton_schulz(jnp.ones((2, 2)), -1), "steps=-1"),
+        (lambda: newton_schulz(jnp.ones((2, 2)), 5, (1.0, 2.0)), "coefficients"),
+        (lambda: newton_schulz(jnp.ones((2, 2)), jnp.array(5)), "static_args"),
+    ],
+)
+def test_errors_say_what_was_given(call, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        call()
+
+
+def test_equal_shapes_share_one_call(monkeypatch):
+    module = sys.modules["hope_jax.optim.newton_schulz"]
+    stacks = []
+
+    def spy(stack, *args, **kwargs):
+        stacks.append(stack.shape)
+        return newton_schulz(stack, *args, **kwargs)
+
+    monkeypatch.setattr(module, "newton_schulz", spy)
+    tree = {
+        "a": random(4, 6, seed=1),
+        "b": random(6, 4, seed=2),
+        "scanned": random(3, 4, 6, seed=3),
+        "heads": random(4, 2, 3, seed=4),
+        "square": random(5, 5, seed=5),
+    }
+    numbers = {
+        "a": MuonDimensionNumbers(),
+        "b": MuonDimensionNumbers(),
+        "scanned": MuonDimensionNumbers(1, 2),
+        "heads": MuonDimensionNumbers(0, (1, 2)),
+        "square": MuonDimensionNumbers(),
+    }
+    result = orthogonalize(tree, resolve_axes(numbers, tree))
+    assert sorted(stacks) == [(1, 5, 5), (6, 4, 6)]
+    for name in ("a", "b", "scanned", "square"):
+        np.testing.assert_allclose(result[name], newton_schulz(tree[name]), atol=1e-6)
+    heads = newton_schulz(tree["heads"].reshape(4, 6)).reshape(4, 2, 3)
+    np.testing.assert_allclose(result["heads"], heads, atol=1e-6)
