@@ -310,8 +310,7 @@ def _generate(rule, initial, anchor, inputs, active):
     names = [name for name in GATES if name in rule.adaptive]
     generated |= dict(zip(names, outputs.gates[..., 0], strict=True))
     tokens = _tokens(rule, initial, inputs, generated | inputs.static, active)
-    outputs, hidden = bank.forward(anchor, tokens.keys, dtype)
-    targets, _ = bank.forward(anchor, tokens.values, dtype)
+    outputs, hidden, targets = bank.forward_pair(anchor, tokens.keys, tokens.values, dtype)
     writes = write_rows(
         rule.others, anchor, tokens.keys, outputs, hidden, targets, tokens.gates.eta
     )

@@ -149,6 +149,36 @@ class Bank:
             gates = anchored_dot(anchor, "gates", hidden.activations[self.num_values :], dtype)
         return Outputs(values, gates), hidden
 
+    def forward_pair(
+        self,
+        anchor: Anchor,
+        keys: Float[Array, "C N"],
+        values: Float[Array, "C N"],
+        dtype: jnp.dtype,
+    ) -> tuple[Outputs, Hidden | None, Outputs]:
+        """Applies every memory to keys and to values, in one pass over both.
+
+        Args:
+          anchor: the weights to evaluate at.
+          keys: k, shape (C, N).
+          values: v, shape (C, N).
+          dtype: of the operands of matrix products.
+
+        Returns:
+          M(k), what `errors` needs of that, and M(v).
+        """
+        count = keys.shape[0]
+        if anchor.restarted is not None:
+            anchor = anchor._replace(restarted=jnp.tile(anchor.restarted, 2))
+        outputs, hidden = self.forward(anchor, jnp.concatenate([keys, values]), dtype)
+        if hidden is not None:
+            hidden = Hidden(hidden.activations[:, :count], hidden.slope[:count])
+        first, second = (
+            Outputs(*(part[:, rows] for part in outputs))
+            for rows in (slice(count), slice(count, None))
+        )
+        return first, hidden, second
+
     def errors(
         self, anchor: Anchor, hidden: Hidden | None, errors: Outputs, dtype: jnp.dtype
     ) -> Float[Array, "C S"]:

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Int
 
 from hope_jax.memory.bank import Weights
 from hope_jax.memory.rule import BankState
+from hope_jax.memory.triangular import INVERSE
 
 # (state, start, tokens, prepared) -> (state, start for later tokens of the same chunk, outputs)
 Chunk = Callable[[BankState, Weights, Any, Any], tuple[BankState, Weights, Any]]
@@ -148,7 +149,8 @@ def take_from_grid(outputs: Any, position: Int[Array, ""], size: int, length: in
 
 def _scan(body, carry, inputs, states_every):
     """Scans with rematerialisation, keeping the carry of every n-th step."""
-    step = jax.checkpoint(body, prevent_cse=False)
+    keep = jax.checkpoint_policies.save_only_these_names(INVERSE)
+    step = jax.checkpoint(body, prevent_cse=False, policy=keep)
     count = jax.tree.leaves(inputs)[0].shape[0]
     groups = count // states_every if states_every > 1 else 0
     if groups <= 1:

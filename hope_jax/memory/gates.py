@@ -110,9 +110,10 @@ def chunk_decay(
         carried = jnp.exp(theta_total)
         if segment is not None:
             carried = jnp.where(segment == 0, carried, 0)
-        momentum = (carried, kept)
+        # One product forms both the weight of S_0 and those of the writes.
+        momentum = jnp.concatenate([kept, carried[:, None]], axis=1)
         if active is not None:
-            momentum = (jnp.where(active, carried, 0), jnp.where(active[:, None], kept, 0))
+            momentum = jnp.where(active[:, None], momentum, 0)
 
     def decay(row_total, row_segment, seen):
         erase = _triangle(row_total, total, seen, row_segment, segment)
@@ -124,8 +125,8 @@ def chunk_decay(
             restart = jnp.where(row_segment > 0, jnp.exp(since), 0)
         if momentum is None:
             return Decay(state, None, restart, erase, erase)
-        carried, kept = momentum
-        return Decay(state, _exact(erase, carried), restart, erase, _exact(erase, kept))
+        both = jnp.matmul(erase, momentum, precision=jax.lax.Precision.HIGHEST)
+        return Decay(state, both[:, -1], restart, erase, both[:, :-1])
 
     before = decay(earlier, segment, place[:, None] > place)
     after = decay(total, segment, place[:, None] >= place)
@@ -153,6 +154,3 @@ def _last_momentum(theta_total, segment):
     carried = jnp.exp(theta_total[-1])
     return carried if segment is None else jnp.where(segment[-1] == 0, carried, 0)
 
-
-def _exact(left, right):
-    return jnp.matmul(left, right, precision=jax.lax.Precision.HIGHEST)

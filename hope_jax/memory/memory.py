@@ -232,8 +232,7 @@ def token_step(
         )
     key, value = token.keys[None], token.values[None]
     anchor = Anchor(start)
-    outputs, hidden = rule.bank.forward(anchor, key, key.dtype)
-    targets = _targets(rule, anchor, value)
+    outputs, hidden, targets = _evaluate(rule, anchor, key, value)
     gates = token.gates
     writes = write_rows(rule, anchor, key, outputs, hidden, targets, gates.eta[None])
     theta = None if gates.log_theta is None else jnp.exp(gates.log_theta)
@@ -288,8 +287,7 @@ def memory_chunk(
     """
     decay = prepared.decay
     anchor = Anchor(start, None if decay.restarted is None else initial, decay.restarted)
-    outputs, hidden = rule.bank.forward(anchor, tokens.keys, tokens.keys.dtype)
-    targets = _targets(rule, anchor, tokens.values)
+    outputs, hidden, targets = _evaluate(rule, anchor, tokens.keys, tokens.values)
     writes = write_rows(rule, anchor, tokens.keys, outputs, hidden, targets, tokens.gates.eta)
     update = write_bank_chunk(
         rule,
@@ -355,8 +353,10 @@ def _rows_read(rule, decay):
     return decay.before if rule.read == "before" else decay.after
 
 
-def _targets(rule, anchor, values):
-    """What M(k) should have been: v, or the memory's own output for v."""
+def _evaluate(rule, anchor, keys, values):
+    """M(k), what its errors need, and what it should have been: v, or the memory's own M(v)."""
     if rule.generated_target:
-        return rule.bank.forward(anchor, values, values.dtype)[0]
-    return Outputs(values[None], jnp.zeros((0, values.shape[0], 1), values.dtype))
+        return rule.bank.forward_pair(anchor, keys, values, keys.dtype)
+    outputs, hidden = rule.bank.forward(anchor, keys, keys.dtype)
+    targets = Outputs(values[None], jnp.zeros((0, values.shape[0], 1), values.dtype))
+    return outputs, hidden, targets

@@ -2,11 +2,16 @@
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 # Inside a block of this size the product form below is used. Its powers grow binomially with the
 # block's size when the rows of a chunk resemble each other; at 8 they are still harmless in float32.
 _BLOCK = 8
+
+# Name under which rematerialisation can keep an inverse: it is small, and a chain of dependent
+# products to form again.
+INVERSE = "unit_lower_inverse"
 
 
 def unit_lower_inverse(strict: Float[Array, "... C C"]) -> Float[Array, "... C C"]:
@@ -69,7 +74,7 @@ def _inverse(strict):
 
 @_inverse.defjvp
 def _inverse_jvp(primals, tangents):
-    inverse = _inverse(*primals)
+    inverse = checkpoint_name(_inverse(*primals), INVERSE)
     return inverse, -_dot(_dot(inverse, jnp.tril(tangents[0], -1)), inverse)
 
 
