@@ -79,9 +79,7 @@ def measure(
     }
 
 
-def state_bytes(
-    optimizer: optax.GradientTransformation, params: dict[str, jax.Array]
-) -> float:
+def state_bytes(optimizer: optax.GradientTransformation, params: dict[str, jax.Array]) -> float:
     """Bytes of state per parameter."""
     leaves = jax.tree.leaves(jax.eval_shape(optimizer.init, params))
     total = sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
@@ -146,7 +144,9 @@ def main() -> None:
     ways = {
         "newton_schulz on stacks": lambda tree: [newton_schulz(x) for x in by_shape(tree)],
         "batched products": lambda tree: [_iterate(x, per_step, None) for x in by_shape(tree)],
-        "one matrix after another": lambda tree: [_iterate(x, per_step, None) for x in tree.values()],
+        "one matrix after another": lambda tree: [
+            _iterate(x, per_step, None) for x in tree.values()
+        ],
         "optax.contrib": lambda tree: [
             optax.contrib._muon.orthogonalize_via_newton_schulz(x, jnp.array(QUINTIC[0]))  # noqa: SLF001
             for x in tree.values()

@@ -1,6 +1,7 @@
-"""Optimisers of Nested Learning as Optax gradient transformations; they need jax, optax and chex.
+"""Optimisers of Nested Learning as Optax gradient transformations.
 
-`dense_inputs`, which captures the inputs of Flax layers, needs Flax and is imported by its own name.
+They need jax, optax and chex alone. `hope_jax.optim.dense_inputs`, which captures the inputs of
+Flax layers, needs Flax as well and is imported by its own name.
 """
 
 from hope_jax.optim.delta_gradient_descent import add_delta_decay, delta_gradient_descent
@@ -24,3 +25,31 @@ from hope_jax.optim.momentum import (
 )
 from hope_jax.optim.multi_timescale import MultiTimescaleState, multi_timescale
 from hope_jax.optim.newton_schulz import CUBIC, POLAR_EXPRESS, QUINTIC, newton_schulz
+
+__all__ = [
+    "CUBIC",
+    "GeneralizedMomentumState",
+    "MomentumMemory",
+    "MultiTimescaleState",
+    "POLAR_EXPRESS",
+    "QUINTIC",
+    "ScaleByM3State",
+    "adamuon",
+    "add_delta_decay",
+    "deep_momentum",
+    "default_dimension_numbers",
+    "delta_gradient_descent",
+    "delta_momentum",
+    "describe_weight_rules",
+    "dimension_numbers_by_path",
+    "dot_product",
+    "l2_regression",
+    "linear_memory",
+    "m3",
+    "mlp_memory",
+    "multi_timescale",
+    "newton_schulz",
+    "preconditioned_momentum",
+    "scale_by_generalized_momentum",
+    "scale_by_m3",
+]

@@ -56,7 +56,11 @@ def add_delta_decay(strength: chex.Numeric = 1.0) -> GradientTransformationExtra
                 return g
             x = inputs_by_name[name]
             batch = w.shape[:-2]
-            if w.ndim < 2 or x.ndim < w.ndim or x.shape != (*batch, *x.shape[w.ndim - 2 : -1], w.shape[-2]):
+            if (
+                w.ndim < 2
+                or x.ndim < w.ndim
+                or x.shape != (*batch, *x.shape[w.ndim - 2 : -1], w.shape[-2])
+            ):
                 raise ValueError(
                     f"{name}: shape {w.shape} is a weight (..., in, out) and expects inputs "
                     f"(..., rows, in) with the same leading axes, got shape {x.shape}."

@@ -148,7 +148,9 @@ def scale_by_m3(
             o2=_zeros(params, slow_dtype) if has_slow else (),
         )
 
-    def accumulated(updates: Updates, moment: Updates, decay: Any, gain: Any, order: int) -> Updates:
+    def accumulated(
+        updates: Updates, moment: Updates, decay: Any, gain: Any, order: int
+    ) -> Updates:
         return jax.tree.map(
             lambda g, m: (
                 decay * m.astype(jnp.promote_types(m.dtype, jnp.float32))
@@ -264,8 +266,8 @@ def m3(
 
     where :math:`k = \lfloor (t-1) / f \rfloor`, so that the slow direction is that of finished slow
     steps and is zero in the first. The default instead averages exponentially, with bias
-    correction, and rescales each matrix's update to a fixed root mean square: the printed sums never
-    forget, and the printed step grows as gradients shrink, since NS is scale-free and V is not.
+    correction, and rescales each matrix's update to a fixed root mean square: the printed sums
+    never forget, and the printed step grows as gradients shrink, since NS is scale-free and V not.
 
     Weight matrices are treated so; all other parameters go to AdamW.
     :func:`hope_jax.optim.describe_weight_rules` prints which is which.

@@ -9,8 +9,8 @@ a leaf, show the outcome, and refuse a leaf that nothing covers.
 
 import math
 import re
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +20,8 @@ from optax.contrib import MuonDimensionNumbers
 ADAMW: Literal["adamw"] = "adamw"
 """What `resolve_dimension_numbers` puts in place of a leaf that is not a weight matrix."""
 
-WeightDimensionNumbers = (
-    MuonDimensionNumbers | Params | Callable[[Params], Params | MuonDimensionNumbers | None]
-)
-"""Dimension numbers, a tree (or prefix of one) of them and None, or a function of the parameters."""
+WeightDimensionNumbers: TypeAlias = MuonDimensionNumbers | Mapping | Sequence | Callable[[Any], Any]
+"""Dimension numbers, a tree or prefix of one of them and None, or a function from parameters."""
 
 # Two-dimensional arrays that look up or scale rather than map: tables of embeddings, output heads
 # (each row belongs to one token), and the norms and biases of layers stacked by a scan.
@@ -159,6 +157,7 @@ def matrix_axes(path: tuple, leaf: jax.Array, numbers: MuonDimensionNumbers) -> 
     Raises:
       ValueError: An axis out of range, used twice, or a role without an axis.
     """
+
     def as_tuple(axes: int | Sequence[int]) -> tuple[int, ...]:
         return (axes,) if isinstance(axes, int) else tuple(axes)
 
@@ -248,7 +247,9 @@ def describe_weight_rules(params: Params, spec: WeightDimensionNumbers | None = 
 
     jax.tree_util.tree_map_with_path(add, params, resolve_axes(spec, params))
     widths = [max((len(row[column]) for row in rows), default=0) for column in range(2)]
-    return "\n".join(f"{name:{widths[0]}}  {shape:{widths[1]}}  {rule}" for name, shape, rule in rows)
+    return "\n".join(
+        f"{name:{widths[0]}}  {shape:{widths[1]}}  {rule}" for name, shape, rule in rows
+    )
 
 
 def row_or_matrix(x: jax.Array) -> jax.Array:

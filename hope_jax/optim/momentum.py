@@ -18,8 +18,13 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
-from optax import GradientTransformation, GradientTransformationExtraArgs, Params, ScalarOrSchedule
-from optax import Updates
+from optax import (
+    GradientTransformation,
+    GradientTransformationExtraArgs,
+    Params,
+    ScalarOrSchedule,
+    Updates,
+)
 
 from hope_jax.optim.matrices import row_or_matrix
 
@@ -141,9 +146,9 @@ def mlp_memory(
     .. math::
       \theta \leftarrow \theta_0 + \alpha (\theta - \theta_0) - \eta \nabla_\theta L(m; k, v)
 
-    Keys and values are divided by the root mean square length of the keys' rows, and what is read is
-    multiplied by it, so that the memory does not depend on the gradients' scale. It returns at most
-    `hidden_width` directions, those that the recent gradients had in common.
+    Keys and values are divided by the root mean square length of the keys' rows, and what is read
+    is multiplied by it, so that the memory does not depend on the gradients' scale. It returns at
+    most `hidden_width` directions, those that the recent gradients had in common.
 
     Args:
       hidden_width: Width of the hidden layer.
@@ -163,7 +168,9 @@ def mlp_memory(
         batch, width = shape[:-2], shape[-1]
         # Rows have length about one, so the hidden layer has length about one as well.
         dtype = jnp.promote_types(leaf.dtype, jnp.float32)
-        w_in = jax.random.normal(key, (*batch, width, hidden_width), dtype) / math.sqrt(hidden_width)
+        w_in = jax.random.normal(key, (*batch, width, hidden_width), dtype) / math.sqrt(
+            hidden_width
+        )
         return MLPMemoryState(w_in, jnp.zeros((*batch, hidden_width, width), dtype), w_in)
 
     def read(w_in: jax.Array, w_out: jax.Array, key: jax.Array) -> jax.Array:
@@ -251,9 +258,10 @@ def scale_by_generalized_momentum(
         values, inner_state = inner.update(
             jax.tree.unflatten(treedef, keys), state.preconditioner, params, **extra_args
         )
+        memories = treedef.flatten_up_to(state.memory)  # type: ignore[attr-defined]
         states, results = [], []
         for old, key, value, leaf in zip(
-            treedef.flatten_up_to(state.memory), keys, jax.tree.leaves(values), leaves, strict=True
+            memories, keys, jax.tree.leaves(values), leaves, strict=True
         ):
             new, result = memory.update(old, row_or_matrix(key), row_or_matrix(value))
             if output is not None:

@@ -39,7 +39,10 @@ def _every(
         return MultiTimescaleState(jnp.zeros([], jnp.int32), accumulated, inner.init(params))
 
     def update_fn(
-        updates: Updates, state: MultiTimescaleState, params: Params | None = None, **extra_args: Any
+        updates: Updates,
+        state: MultiTimescaleState,
+        params: Params | None = None,
+        **extra_args: Any,
     ) -> tuple[Updates, MultiTimescaleState]:
         accumulated = jax.tree.map(lambda a, g: a + g, state.accumulated, updates)
 
@@ -75,7 +78,7 @@ def multi_timescale(
     param_labels: Params | Callable[[Params], Params],
     average: bool = False,
 ) -> GradientTransformationExtraArgs:
-    r"""Lets each group of parameters change at its own period, by the gradients since its last change.
+    r"""Lets each group of parameters change at its own period, by the gradients since then.
 
     .. math::
       \theta^{(l)}_{t+1} = \theta^{(l)}_t + \begin{cases}
@@ -119,7 +122,9 @@ def multi_timescale(
     """
     for label, period in period_by_label.items():
         if not isinstance(period, int) or period < 1:
-            raise ValueError(f"the period of {label!r} must be an int of at least 1, got {period!r}.")
+            raise ValueError(
+                f"the period of {label!r} must be an int of at least 1, got {period!r}."
+            )
 
     def labels(params: Params) -> Params:
         tree = param_labels(params) if callable(param_labels) else param_labels

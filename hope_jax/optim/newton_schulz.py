@@ -193,7 +193,11 @@ def newton_schulz(
 
 
 def _orthogonalize_leaves(
-    leaves: list[jax.Array], axes: list[MatrixAxes], steps: int, coefficients: Coefficients, precision
+    leaves: list[jax.Array],
+    axes: list[MatrixAxes],
+    steps: int,
+    coefficients: Coefficients,
+    precision,
 ) -> list[jax.Array]:
     groups: dict[Any, list[tuple[int, jax.Array, bool]]] = {}
     for index, (leaf, leaf_axes) in enumerate(zip(leaves, axes, strict=True)):

@@ -50,12 +50,7 @@ TARGET = {
 def objective(params):
     x = params["rosenbrock"]
     squares = jax.tree.map(lambda p, t: jnp.sum((p - t) ** 2), params, TARGET)
-    return (
-        squares["parabola"]
-        + squares["matrix"]
-        + (1 - x[0]) ** 2
-        + 100 * (x[1] - x[0] ** 2) ** 2
-    )
+    return squares["parabola"] + squares["matrix"] + (1 - x[0]) ** 2 + 100 * (x[1] - x[0] ** 2) ** 2
 
 
 def start(dtype=jnp.float32):
@@ -91,7 +86,9 @@ def step_function(optimizer):
 def close(a, b, **tolerance):
     jax.tree.map(
         lambda x, y: np.testing.assert_allclose(
-            np.asarray(x, np.float64), np.asarray(y, np.float64), **(tolerance or {"rtol": 1e-5, "atol": 1e-6})
+            np.asarray(x, np.float64),
+            np.asarray(y, np.float64),
+            **(tolerance or {"rtol": 1e-5, "atol": 1e-6}),
         ),
         a,
         b,
@@ -139,7 +136,9 @@ def test_gradients_are_taken_whether_or_not_jitted(optimizer):
     gradient = jax.grad(objective)(params)
     state = optimizer.init(params)
     plain = optimizer.update(gradient, state, params, **EXTRA)
-    close(jax.jit(lambda *a: optimizer.update(*a, **EXTRA))(gradient, state, params), plain, atol=1e-4)
+    close(
+        jax.jit(lambda *a: optimizer.update(*a, **EXTRA))(gradient, state, params), plain, atol=1e-4
+    )
 
 
 def test_inject_hyperparams(case, optimizer):

@@ -73,7 +73,10 @@ def test_schedule_is_shortened_at_each_step():
 def test_zero_inputs_decay_nothing():
     params = {"k": random(4, 3)}
     result = step(
-        delta_gradient_descent(0.1), params, {"k": jnp.zeros((4, 3))}, inputs={"k": jnp.zeros((2, 4))}
+        delta_gradient_descent(0.1),
+        params,
+        {"k": jnp.zeros((4, 3))},
+        inputs={"k": jnp.zeros((2, 4))},
     )
     np.testing.assert_array_equal(result["k"], params["k"])
 

@@ -174,9 +174,7 @@ def test_slow_orthogonalisation_runs_only_when_due(monkeypatch):
 
 def test_state_holds_no_more_than_promised():
     w = random(4, 6).astype(jnp.bfloat16)
-    size = {
-        field: value.dtype.itemsize for field, value in scale_by_m3().init(w)._asdict().items()
-    }
+    size = {field: value.dtype.itemsize for field, value in scale_by_m3().init(w)._asdict().items()}
     assert size == {"count": 4, "m1": 2, "m2": 2, "v": 4, "o2": 2}
     state = scale_by_m3(mu_dtype="float32").init(w)
     assert state.m1.dtype == state.m2.dtype == jnp.float32 and state.o2.dtype == jnp.bfloat16
@@ -204,9 +202,7 @@ def test_stacked_and_multi_head_weights_are_the_matrices_they_stand_for():
         updates, state = together.update(params, state, params)
         updates_apart, state_apart = separate.update(apart, state_apart, apart)
     for i in range(3):
-        np.testing.assert_allclose(
-            updates["scanned"][i], updates_apart[f"layer_{i}"], atol=1e-5
-        )
+        np.testing.assert_allclose(updates["scanned"][i], updates_apart[f"layer_{i}"], atol=1e-5)
     for name in ("query", "out"):
         np.testing.assert_allclose(
             updates[name].reshape(apart[name].shape), updates_apart[name], atol=1e-5
@@ -229,7 +225,10 @@ def test_everything_else_is_adamw():
 def test_weight_decay_and_its_mask():
     params = {"a": random(4, 4), "b": random(4, 4, seed=1), "bias": jnp.ones(3)}
     plain = m3(0.1).update(params, m3(0.1).init(params), params)[0]
-    for mask in ({"a": True, "b": False, "bias": False}, lambda p: {"a": True, "b": False, "bias": False}):
+    for mask in (
+        {"a": True, "b": False, "bias": False},
+        lambda p: {"a": True, "b": False, "bias": False},
+    ):
         decayed_by = m3(0.1, weight_decay=0.5, mask=mask)
         decayed = decayed_by.update(params, decayed_by.init(params), params)[0]
         np.testing.assert_allclose(decayed["a"], plain["a"] - 0.05 * params["a"], atol=1e-6)

@@ -15,7 +15,9 @@ from hope_jax.optim.matrices import ADAMW, resolve_axes
 
 PARAMS = {
     "token_embedding": jnp.ones((9, 4)),
-    "blocks": [{"w": jnp.ones((4, 6)), "bias": jnp.ones(6), "mlp_norm": {"scale": jnp.ones((3, 4))}}],
+    "blocks": [
+        {"w": jnp.ones((4, 6)), "bias": jnp.ones(6), "mlp_norm": {"scale": jnp.ones((3, 4))}}
+    ],
     "lm_head": {"kernel": jnp.ones((4, 9))},
     "heads_mixing": jnp.ones((4, 4)),
     "gain": jnp.ones(()),

@@ -160,7 +160,8 @@ def test_each_matrix_of_a_stack_has_its_own_network():
 def test_seed_decides_the_network():
     leaf = random(4, 5)
     first, again, other = (
-        scale_by_generalized_momentum(mlp_memory(8), seed=s).init(leaf).memory.w_in for s in (0, 0, 1)
+        scale_by_generalized_momentum(mlp_memory(8), seed=s).init(leaf).memory.w_in
+        for s in (0, 0, 1)
     )
     assert (first == again).all() and (first != other).any()
     with pytest.raises(ValueError, match="hidden_width must be at least 1, got 0"):

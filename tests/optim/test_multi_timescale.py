@@ -75,7 +75,9 @@ def test_composes_with_multi_steps():
     composed = optax.MultiSteps(inner, 2, use_grad_mean=False)
     result, _ = run(optax.GradientTransformation(composed.init, composed.update))
     for name, period in LABELS.items():
-        changed = [t for t, u in enumerate(result, 1) if any(x.any() for x in jax.tree.leaves(u[name]))]
+        changed = [
+            t for t, u in enumerate(result, 1) if any(x.any() for x in jax.tree.leaves(u[name]))
+        ]
         assert changed == list(range(2 * period, 13, 2 * period))
     total = sum(np.asarray(g["slow"]) for g in gradients(4))
     np.testing.assert_allclose(result[3]["slow"], -0.1 * total, atol=1e-6)
@@ -107,7 +109,9 @@ def test_labels_by_function_and_bfloat16_parameters():
 
 
 def test_errors_name_the_leaf_and_the_label():
-    with pytest.raises(ValueError, match="the period of 'slow' must be an int of at least 1, got 0"):
+    with pytest.raises(
+        ValueError, match="the period of 'slow' must be an int of at least 1, got 0"
+    ):
         multi_timescale(optax.sgd(0.1), {"slow": 0}, "slow")
     with pytest.raises(ValueError, match=r"slower: label 6 has no period.*\[1, 2\]"):
         multi_timescale(optax.sgd(0.1), {1: 1, 2: 2}, LABELS).init(PARAMS)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-
 from optax.contrib import MuonDimensionNumbers
 
 from hope_jax.optim import (
@@ -34,9 +33,7 @@ OPTIMIZERS = {
     "adamuon": adamuon(0.1, weight_dimension_numbers=NUMBERS),
     "delta_momentum": delta_momentum(0.1),
     "deep_momentum": deep_momentum(0.1, hidden_width=4),
-    "multi_timescale": multi_timescale(
-        m3(0.1, weight_dimension_numbers=NUMBERS), {0: 2}, 0
-    ),
+    "multi_timescale": multi_timescale(m3(0.1, weight_dimension_numbers=NUMBERS), {0: 2}, 0),
 }
 SPECS = {
     "rows": lambda x: P(*[None] * (x.ndim - 2), "data") if x.ndim > 1 else P(),
