@@ -6,7 +6,9 @@ Minimises r^2 + k (r - th + a sin(w r))^2 from (r, th) = (-3.5, 2), whose optimu
 every learning rate and decay of one grid; delta momentum also for each strength of its delta term.
 A run arrives at the first step from which its distance to the optimum stays below 0.05. Writes
 toy.md (for each learning rate the best of the other settings, and the best overall) and toy.png
-(both best paths and steps against learning rate) beside this file.
+(both best paths and steps against learning rate) beside this file. Paths in this valley are
+sensitive, so that the best of a grid is partly luck: a second tuning takes the median over 32
+starts drawn around (-3.5, 2).
 """
 
 import pathlib
@@ -27,7 +29,7 @@ K, A, OMEGA = 5.0, 1.0, 2.0
 START = (-3.5, 2.0)
 STEPS, NEAR = 3000, 0.05
 RATES = np.geomspace(1e-4, 1e-1, 25)
-DECAYS = (0.8, 0.9, 0.95, 0.98)
+DECAYS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)
 DELTAS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)  # 0 is heavy-ball
 
 
@@ -36,10 +38,10 @@ def landscape(point):
     return r**2 + K * (r - theta + A * jnp.sin(OMEGA * r)) ** 2
 
 
-def path(rate, decay, delta):
+def path(rate, decay, delta, start=START):
     """The points visited, (STEPS + 1, 2)."""
     optimizer = delta_momentum(rate, decay, delta)
-    start = jnp.array(START)
+    start = jnp.asarray(start)
 
     def step(carry, _):
         point, state = carry
@@ -66,6 +68,20 @@ def main():
         run = jax.jit(jax.vmap(lambda s, delta=delta: arrival(path(s[0], s[1], delta))))
         steps[..., i] = run(settings[..., i, :].reshape(-1, 3)).reshape(len(RATES), len(DECAYS))
 
+    starts = jnp.array(START) + 0.2 * jax.random.normal(jax.random.key(0), (32, 2))
+    around = np.empty_like(steps)
+    for i, delta in enumerate(DELTAS):
+        runs = jax.jit(
+            lambda s, delta=delta: jax.lax.map(
+                lambda x: jnp.median(
+                    jax.vmap(lambda p: arrival(path(x[0], x[1], delta, p)))(starts)
+                ),
+                s,
+                batch_size=len(DECAYS),
+            )
+        )
+        around[..., i] = runs(settings[..., i, :].reshape(-1, 3)).reshape(steps.shape[:2])
+
     heavy, delta = steps[..., 0], steps[..., 1:].reshape(len(RATES), -1)
     same_decay = steps[..., 1:].min(axis=(0, 2))
     shown = lambda n: "never" if n > STEPS else str(n)  # noqa: E731
@@ -84,13 +100,14 @@ def main():
         f"{RATES[best_delta[0]]:.2e} | {DECAYS[best_delta[1]]} | {DELTAS[1 + best_delta[2]]} | "
         f"{(delta <= STEPS).sum()} of {delta.size} |",
         "",
-        "With the same budget of trials (one delta for all learning rates and decays):",
+        f"With the same budget of trials for each delta, {heavy.size} settings; beside the start "
+        "of the paper the median over 32 starts around it, tuned by itself:",
         "",
-        "| delta | best steps | runs that arrive |",
-        "| --- | --- | --- |",
+        "| delta | best steps | settings that arrive | best median steps |",
+        "| --- | --- | --- | --- |",
         *(
             f"| {d if d else '0 (heavy-ball)'} | {shown(steps[..., i].min())} | "
-            f"{(steps[..., i] <= STEPS).sum()} of {heavy.size} |"
+            f"{(steps[..., i] <= STEPS).sum()} of {heavy.size} | {shown(around[..., i].min())} |"
             for i, d in enumerate(DELTAS)
         ),
         "",

@@ -292,7 +292,7 @@ def _descend(
 def delta_momentum(
     learning_rate: ScalarOrSchedule,
     decay: chex.Numeric = 0.9,
-    delta: chex.Numeric = 0.5,
+    delta: chex.Numeric = 0.2,
     feature_map: Callable[[jax.Array], jax.Array] | None = None,
     preconditioner: GradientTransformation | None = None,
     output: Callable[[jax.Array], jax.Array] | None = None,

@@ -10,7 +10,7 @@ from optax.contrib import MuonDimensionNumbers
 
 from hope_jax.optim import CUBIC, POLAR_EXPRESS, QUINTIC, newton_schulz
 from hope_jax.optim.matrices import resolve_axes
-from hope_jax.optim.newton_schulz import orthogonalize
+from hope_jax.optim.newton_schulz import _iterate, orthogonalize
 
 
 def numpy_newton_schulz(x, steps, coefficients):
@@ -133,3 +133,11 @@ def test_equal_shapes_share_one_call(monkeypatch):
         np.testing.assert_allclose(result[name], newton_schulz(tree[name]), atol=1e-6)
     heads = newton_schulz(tree["heads"].reshape(4, 6)).reshape(4, 2, 3)
     np.testing.assert_allclose(result["heads"], heads, atol=1e-6)
+
+
+def test_batched_form_of_accelerators_is_that_of_one_matrix_after_another():
+    """The CPU takes each matrix by itself; elsewhere the stack is iterated as a whole."""
+    stack = random(3, 4, 6) * jnp.array([1.0, 1e-25, 0.0])[:, None, None]
+    batched = _iterate(stack, QUINTIC * 5, None)
+    np.testing.assert_allclose(batched, newton_schulz(stack), atol=1e-5)
+    np.testing.assert_allclose(batched[1], newton_schulz(1e25 * stack[1]), atol=1e-5)
