@@ -10,6 +10,8 @@ _MODULE_OF = {
     "LanguageModel": "hope_jax.models",
     "LanguageModelConfig": "hope_jax.models",
     "ModelState": "hope_jax.models",
+    "SelfModifyingTitans": "hope_jax.layers.titans",
+    "TitansConfig": "hope_jax.layers.titans",
     "init_state": "hope_jax.models",
 }
 _SUBPACKAGES = ("layers", "memory", "models", "optim", "training")

@@ -65,7 +65,7 @@ def load_context(path: str | Path, model: LanguageModel, params: Any) -> Context
     if not path.is_file():
         raise FileNotFoundError(f"there is no state file {path}")
     try:
-        content = serialization.msgpack_restore(path.read_bytes())
+        content: Any = serialization.msgpack_restore(path.read_bytes())
         if content["format"] != _FORMAT:
             raise ValueError(f"format {content['format']!r} where {_FORMAT!r} is read")
         theirs, arrays = json.loads(content["config"]), content["arrays"]

@@ -51,7 +51,7 @@ class LanguageModel(nn.Module):
         config = self.config
         param_dtype = jnp.dtype(config.param_dtype)
         table_init: Callable[..., Any] = nn.with_logical_partitioning(
-            nn.initializers.normal(0.02), ("vocab", "embed")
+            nn.initializers.normal(config.width**-0.5), ("vocab", "embed")
         )
         table_shape = (config.vocab_size, config.width)
         self.embedding = self.param("embedding", table_init, table_shape, param_dtype)
@@ -125,7 +125,8 @@ class LanguageModel(nn.Module):
     def _hidden(
         self, tokens: Array, state: ModelState | None, reset: Array | None
     ) -> tuple[Array, ModelState]:
-        x = self.embedding.astype(self.config.dtype)[tokens]
+        # Rows have unit length, which suits logits; the residual stream starts at unit variance.
+        x = self.embedding.astype(self.config.dtype)[tokens] * self.config.width**0.5
         x = nn.with_logical_constraint(x, ("batch", "length", "activation_embed"))
         x, blocks = self.blocks(x, None if state is None else state.blocks, reset)
         return self.norm(x), ModelState(blocks)

@@ -1,0 +1,60 @@
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import linen as nn
+
+from hope_jax.generate import read_prompt, stream_text
+from hope_jax.models import LanguageModel, LanguageModelConfig
+from hope_jax.models.context_file import load_context, save_context
+
+MODEL = LanguageModel(
+    LanguageModelConfig(
+        vocab_size=256,
+        width=8,
+        num_layers=2,
+        num_heads=2,
+        mlp_width=12,
+        cms_levels=2,
+        tie_embeddings=False,
+        titans={"memory_chunk": 2, "others_chunk": 4},
+    )
+)
+GREEDY = {"temperature": 0.0, "top_p": 1.0, "seed": 0}
+
+
+class Letters:
+    """One letter for each id, so that any sample is text."""
+
+    def encode(self, text):
+        return [ord(letter) % 256 for letter in text]
+
+    def decode(self, ids):
+        return "".join(chr(256 + i) for i in ids)
+
+
+@pytest.fixture(scope="module")
+def params():
+    params = jax.jit(MODEL.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))["params"]
+    return nn.unbox(params)
+
+
+def test_what_was_read_and_said_is_carried_from_call_to_call(params, tmp_path):
+    def speak(context, tokens):
+        pieces = []
+        context = stream_text(
+            MODEL, params, Letters(), context, write=pieces.append, num_tokens=tokens, **GREEDY
+        )
+        return "".join(pieces), context
+
+    whole, _ = speak(read_prompt(MODEL, params, Letters(), "Hope is"), 12)
+    first, context = speak(read_prompt(MODEL, params, Letters(), "Hope is"), 5)
+    save_context(tmp_path / "state", context, MODEL, params)
+    context = load_context(tmp_path / "state", MODEL, params)
+    second, _ = speak(read_prompt(MODEL, params, Letters(), "", context), 7)
+    assert first + second == whole
+    assert len(set(whole)) > 3
+
+
+def test_nothing_to_continue_is_refused(params):
+    with pytest.raises(ValueError, match="give --prompt, or --state_in, or both"):
+        read_prompt(MODEL, params, Letters(), "")
