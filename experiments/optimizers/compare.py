@@ -34,7 +34,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 HERE = pathlib.Path(__file__).parent
-STEPS, CHUNK, WARMUP = 400, 25, 40
+CHUNK, WARMUP = 25, 40  # steps compiled together; of warm-up
 RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 SEEDS = (1, 2, 3)
 ROUNDS = 7  # of timing
@@ -49,6 +49,7 @@ class Task(NamedTuple):
     held_out: list[Any]
     dimension_numbers: Callable[[Any], Any]
     size: str
+    steps: int
 
 
 def language() -> Task:
@@ -92,6 +93,7 @@ def language() -> Task:
             ]
         ),
         f"{len(text):,} bytes, {batch_size} x {length} tokens a step",
+        steps=250,
     )
 
 
@@ -149,6 +151,7 @@ def vision() -> Task:
             ]
         ),
         f"images of {side} x {side}, fresh every step, {batch_size} a step",
+        steps=400,
     )
 
 
@@ -182,7 +185,7 @@ def runner(task: Task, make: Callable[[Any], optax.GradientTransformation]):
     """Two functions that compile once: (learning rate, seed) -> Run, and () -> seconds a step."""
 
     def optimizer(rate):
-        schedule = optax.warmup_cosine_decay_schedule(0.0, 1.0, WARMUP, STEPS, 0.05)
+        schedule = optax.warmup_cosine_decay_schedule(0.0, 1.0, WARMUP, task.steps, 0.05)
         return make(lambda count: rate * schedule(count))
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
@@ -202,7 +205,7 @@ def runner(task: Task, make: Callable[[Any], optax.GradientTransformation]):
     def run(rate: float, seed: int) -> Run:
         params, state = init(jax.random.key(seed))
         losses = []
-        for i in range(STEPS // CHUNK):
+        for i in range(task.steps // CHUNK):
             key = jax.random.fold_in(jax.random.key(1000 + seed), i)
             params, state, some = chunk(params, state, key, rate)
             losses.append(np.asarray(some))
@@ -254,12 +257,13 @@ def main() -> None:
         rows.append(
             f"| {label} | {best:g} | {np.mean(held_out):.3f} ± {np.std(held_out):.3f} | "
             f"{np.mean([r.losses[-25:].mean() for r in runs]):.3f} | {1e3 * seconds[label]:.1f} | "
-            f"{STEPS * seconds[label]:.1f} |"
+            f"{task.steps * seconds[label]:.1f} |"
         )
     print("\n".join(rows))
 
     lines = [
-        f"{name}: {count:,} parameters, {task.size}, {STEPS} steps, seeds {SEEDS}, two CPU cores.",
+        f"{name}: {count:,} parameters, {task.size}, {task.steps} steps, seeds {SEEDS}, "
+        "two CPU cores.",
         "",
         "| optimiser | learning rate | held-out loss | training loss, last 25 steps | ms a step | "
         "seconds |",
@@ -277,7 +281,7 @@ def main() -> None:
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.5), sharey=True)
     for label, (_, runs) in finals.items():
         curves = np.stack([smooth(r.losses) for r in runs])
-        steps = np.arange(1, STEPS + 1)
+        steps = np.arange(1, task.steps + 1)
         for axis, x in zip(axes, (steps, steps * seconds[label]), strict=True):
             (line,) = axis.plot(x, curves.mean(axis=0), label=label)
             axis.fill_between(
@@ -287,7 +291,7 @@ def main() -> None:
     axes[1].set(xlabel="seconds (median time of a step)")
     axes[0].set_ylim(
         top=float(
-            np.median([smooth(r.losses)[STEPS // 12] for _, rs in finals.values() for r in rs])
+            np.median([smooth(r.losses)[task.steps // 12] for _, rs in finals.values() for r in rs])
         )
     )
     axes[0].legend()

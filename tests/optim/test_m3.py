@@ -252,3 +252,32 @@ def test_errors_of_arguments(options, message):
 def test_scale_by_m3_names_a_leaf_that_is_no_matrix():
     with pytest.raises(ValueError, match=r"blocks/0/b: shape \(6,\) is not a weight matrix"):
         scale_by_m3().init({"blocks": [{"b": jnp.ones(6), "w": jnp.ones((4, 6))}]})
+
+
+@pytest.mark.parametrize("accumulate", ["ema", "sum"])
+def test_without_newton_schulz_the_two_momenta_add_in_their_own_units(accumulate):
+    """Newton-Schulz hides the momenta's scale; without it the printed factors show."""
+    gradients, f = np.random.default_rng(0).normal(size=(7, 3, 4)), 3
+    chunks = [gradients[0:3], gradients[3:6]]
+    if accumulate == "ema":
+        weights = 0.8 ** np.arange(7)[::-1]
+        fast = np.tensordot(weights / weights.sum(), gradients, axes=1)
+        slow = (0.6 * chunks[0].mean(axis=0) + chunks[1].mean(axis=0)) / 1.6
+    else:
+        fast, slow = 0.8 * gradients.sum(axis=0), 0.6 * gradients[:6].sum(axis=0)
+    with jax.enable_x64(True):
+        optimizer = scale_by_m3(
+            b1=0.8,
+            b3=0.6,
+            alpha=0.5,
+            slow_every=f,
+            ns_steps=0,
+            slow_dtype="float64",
+            accumulate=accumulate,
+            scale="literal",
+            second_moment="none",
+        )
+        state = optimizer.init(jnp.zeros((3, 4)))
+        for gradient in jnp.asarray(gradients):
+            updates, state = optimizer.update(gradient, state)
+    np.testing.assert_allclose(updates, fast + 0.5 * slow, atol=1e-12)
