@@ -52,6 +52,7 @@ class SelfModifyingRule:
       eta_max: largest step size, `eta = eta_max sigmoid(.)`.
       retention: whether alpha is used; without it nothing decays.
       unit_values: whether values are brought to unit length, as keys and queries are.
+      dampening: whether writes are weighted by `1 - theta`, so that the momentum averages steps.
     """
 
     adaptive: frozenset[str]
@@ -60,6 +61,7 @@ class SelfModifyingRule:
     eta_max: float
     retention: bool
     unit_values: bool
+    dampening: bool
 
     @property
     def grid(self) -> int:
@@ -337,6 +339,10 @@ def _tokens(rule, initial, inputs, raw, active):
         log_theta = None if log_theta is None else jnp.where(active, log_theta, 0)
     # Delta Gradient Descent (Eq. 88): the projector's strength is the step size.
     beta = None if rule.memory.projector == "none" else eta
+    if rule.dampening and log_theta is not None:
+        # Summed undamped, equal writes come to 1 / (1 - theta) of one, while the projector that has
+        # to balance them stays at eta: with repeated keys the state then doubles chunk by chunk.
+        eta = eta * -jnp.expm1(log_theta)
     return Tokens(
         unit["k"], value, Gates(eta, log_alpha, beta, log_theta), unit["q"], inputs.reset
     )

@@ -51,14 +51,18 @@ class TitansConfig:
     objective: Literal["l2", "dot"] = "l2"  # Eq. 93 or Eq. 92
     projector: Literal["per_map", "first_map", "none"] = "per_map"  # DGD; "none" is plain descent
     momentum: Literal["gate", "learned", "none"] = "gate"  # its decay: per token, one number a head
+    dampening: bool = True  # weight writes by 1 - theta; without, repeated keys overflow the state
     retention: bool = True  # False: nothing decays
-    decay_to: Literal["zero", "initial"] = "zero"  # where retention leads
+    # Where retention leads. With "initial" the weights keep their initial size, at which the L2
+    # objective overshoots: a fresh layer overflowed within 60,000 random tokens, so use it for
+    # contexts far shorter than that.
+    decay_to: Literal["zero", "initial"] = "zero"
     read: Literal["before", "after", "chunk"] = "before"  # the state that a token reads
     generated_target: bool = True  # memories generate their own target values (Eq. 91)
     unit_values: bool = True  # values at unit length; without, the state can overflow
     eta_max: float = 1.0  # largest step size; beyond 1 a write can overshoot
     initial_eta: float = 0.1  # where eta starts
-    initial_alpha: float = 0.9995  # where alpha starts; 0.98 forgets within a few hundred tokens
+    initial_alpha: float = 0.9999  # where alpha starts; a context fades over 1 / (1 - alpha) tokens
     initial_theta: float = 0.5  # where the momentum's decay starts
     convolution: int = 4  # tokens that the causal convolution sees; 1 is none
     states_every: int = 1  # keep every n-th chunk's state for the backward pass
@@ -160,6 +164,7 @@ class TitansConfig:
             eta_max=self.eta_max,
             retention=self.retention,
             unit_values=self.unit_values,
+            dampening=self.dampening,
         )
 
 
