@@ -1,0 +1,1 @@
+"""Training: data, sharding, steps, checkpoints and the loop around them."""

@@ -1,0 +1,112 @@
+"""Documents to train on: files, a TFDS data set, or the running Python's own standard library."""
+
+import glob
+import hashlib
+import os
+import pathlib
+import sysconfig
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+_SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+
+
+class Documents(NamedTuple):
+    """Documents as bytes, split by document.
+
+    Attributes:
+      train: documents to learn from.
+      validation: documents to evaluate on.
+    """
+
+    train: Sequence[bytes]
+    validation: Sequence[bytes]
+
+
+def load_documents(
+    files: str = "", tfds: str = "", validation_fraction: float = 0.1
+) -> Documents:
+    """Loads a corpus and splits it, document by document.
+
+    The split is by a hash of a file's name, so that a new file moves no other between the parts.
+
+    Args:
+      files: a pattern such as `corpus/**/*.txt`; empty for the sources of the standard library of
+        the Python that runs this, which every machine has.
+      tfds: name of a TFDS data set of texts instead, prepared as ArrayRecord; its own `validation`
+        split is used if it has one.
+      validation_fraction: share of documents held out.
+
+    Returns:
+      `Documents`.
+
+    Raises:
+      ValueError: if nothing is found, or a part would be empty.
+    """
+    if files and tfds:
+        raise ValueError(
+            f"data.files={files!r} and data.tfds={tfds!r} are both given; set one of them to ''"
+        )
+    if not 0 < validation_fraction < 1:
+        raise ValueError(
+            f"data.validation_fraction must lie between 0 and 1, got {validation_fraction}"
+        )
+    if tfds:
+        return _split(_tfds_texts(tfds), validation_fraction, f"TFDS data set {tfds!r}")
+    named = [(name, pathlib.Path(path).read_bytes()) for name, path in _paths(files)]
+    return _split(iter(named), validation_fraction, f"data.files={files!r}")
+
+
+def _paths(files: str) -> list[tuple[str, str]]:
+    """Files by a name that does not depend on where the corpus lies."""
+    if files:
+        paths = sorted(path for path in glob.glob(files, recursive=True) if os.path.isfile(path))
+        if not paths:
+            raise ValueError(
+                f"data.files={files!r} matches no file from {os.getcwd()}; give a path or a quoted "
+                f"pattern such as 'corpus/**/*.txt'"
+            )
+        return [(path, path) for path in paths]
+    root = pathlib.Path(sysconfig.get_paths()["stdlib"])
+    sources = sorted(
+        path
+        for path in root.rglob("*.py")
+        if not _SKIPPED.intersection(path.relative_to(root).parts)
+    )
+    return [(str(path.relative_to(root)), str(path)) for path in sources]
+
+
+def _tfds_texts(name: str) -> Iterator[tuple[str, bytes]]:
+    # TFDS takes seconds to import and is needed here alone. A data source reads ArrayRecord files
+    # without TensorFlow.
+    import tensorflow_datasets
+
+    source = tensorflow_datasets.data_source(name)
+    for split in source:
+        for index, example in enumerate(source[split]):
+            texts = [value for value in example.values() if isinstance(value, bytes | str)]
+            if not texts:
+                raise ValueError(
+                    f"TFDS data set {name!r} has no text feature; it has {sorted(example)}"
+                )
+            text = texts[0]
+            yield f"{split}/{index}", text.encode() if isinstance(text, str) else text
+
+
+def _split(
+    named: Iterator[tuple[str, bytes]], validation_fraction: float, source: str
+) -> Documents:
+    train, validation = [], []
+    for name, document in named:
+        if not document:
+            continue
+        digest = hashlib.sha256(name.encode()).digest()
+        held_out = int.from_bytes(digest[:8], "big") < validation_fraction * 2**64
+        (validation if held_out else train).append(document)
+    if not train or not validation:
+        raise ValueError(
+            f"{source} gives {len(train)} training and {len(validation)} validation documents that "
+            f"are not empty; at least one of each is needed: add files, or change "
+            f"data.validation_fraction={validation_fraction}"
+        )
+    return Documents(train, validation)
