@@ -8,6 +8,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from hope_jax.layers.projection import Projection
 from hope_jax.layers.rotary import apply_rotary
 
 
@@ -75,14 +76,11 @@ class Attention(nn.Module):
             )
         head_dim = width // self.num_heads
         query, key, value = (
-            nn.DenseGeneral(
+            Projection(
                 (self.num_heads, head_dim),
-                use_bias=False,
+                ("embed", "heads", "head_dim"),
                 dtype=self.dtype,
                 param_dtype=self.param_dtype,
-                kernel_init=nn.with_logical_partitioning(
-                    nn.initializers.lecun_normal(), ("embed", "heads", "head_dim")
-                ),
                 name=name,
             )(x)
             for name in ("query", "key", "value")
@@ -108,15 +106,12 @@ class Attention(nn.Module):
         else:
             mixed = _attend_to_window(query, key, value, positions, documents, state)
 
-        y = nn.DenseGeneral(
-            width,
-            axis=(-2, -1),
-            use_bias=False,
+        y = Projection(
+            (width,),
+            ("heads", "head_dim", "embed"),
+            axes=2,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
-            kernel_init=nn.with_logical_partitioning(
-                nn.initializers.lecun_normal(), ("heads", "head_dim", "embed")
-            ),
             name="out",
         )(mixed)
         return y, _remember(state, key, value, positions, documents)

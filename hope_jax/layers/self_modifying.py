@@ -343,9 +343,7 @@ def _tokens(rule, initial, inputs, raw, active):
         # Summed undamped, equal writes come to 1 / (1 - theta) of one, while the projector that has
         # to balance them stays at eta: with repeated keys the state then doubles chunk by chunk.
         eta = eta * -jnp.expm1(log_theta)
-    return Tokens(
-        unit["k"], value, Gates(eta, log_alpha, beta, log_theta), unit["q"], inputs.reset
-    )
+    return Tokens(unit["k"], value, Gates(eta, log_alpha, beta, log_theta), unit["q"], inputs.reset)
 
 
 def _at_least_float32(x):

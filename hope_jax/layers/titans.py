@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from hope_jax.layers.convolution import CausalConvolution
+from hope_jax.layers.projection import Projection
 from hope_jax.layers.self_modifying import (
     GATES,
     VALUES,
@@ -103,9 +104,7 @@ class TitansConfig:
                 f"contract by less than -1 along a key and diverge"
             )
         if not self.initial_eta < self.eta_max:
-            raise ValueError(
-                f"initial_eta {self.initial_eta} must be below eta_max {self.eta_max}"
-            )
+            raise ValueError(f"initial_eta {self.initial_eta} must be below eta_max {self.eta_max}")
         for name in ("initial_eta", "initial_alpha", "initial_theta"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
@@ -247,13 +246,12 @@ class SelfModifyingTitans(nn.Module):
         out, heads = call(initial, inputs, None if state is None else state.heads)
         heads = jax.tree.map(_constrain_state, heads)
         out = out.astype(self.dtype).swapaxes(1, 2)
-        out = nn.DenseGeneral(
-            config.width,
-            axis=(-2, -1),
-            use_bias=False,
+        out = Projection(
+            (config.width,),
+            ("heads", "head_dim", "embed"),
+            axes=2,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
-            kernel_init=_partitioned("heads", "head_dim", "embed"),
             name="out",
         )(out)
         return nn.with_logical_constraint(
@@ -265,12 +263,11 @@ class SelfModifyingTitans(nn.Module):
         config = self.config
 
         def vectors(name):
-            projected = nn.DenseGeneral(
+            projected = Projection(
                 (config.num_heads, config.head_width),
-                use_bias=False,
+                ("embed", "heads", "head_dim"),
                 dtype=self.dtype,
                 param_dtype=self.param_dtype,
-                kernel_init=_partitioned("embed", "heads", "head_dim"),
                 name=name,
             )(x)
             projected = nn.with_logical_constraint(
@@ -279,12 +276,11 @@ class SelfModifyingTitans(nn.Module):
             return projected.swapaxes(1, 2)
 
         def numbers(name):
-            projected = nn.Dense(
-                config.num_heads,
-                use_bias=False,
+            projected = Projection(
+                (config.num_heads,),
+                ("embed", "heads"),
                 dtype=jnp.promote_types(self.dtype, jnp.float32),
                 param_dtype=self.param_dtype,
-                kernel_init=_partitioned("embed", "heads"),
                 name=name,
             )(x)
             return projected.swapaxes(1, 2)
@@ -358,8 +354,3 @@ def _constrain_state(leaf):
     return nn.with_logical_constraint(
         leaf, ("batch", "heads", *(None,) * (leaf.ndim - 2 - len(rest)), *rest)
     )
-
-
-def _partitioned(*names):
-    """Normal weights scaled by the fan-in; DenseGeneral asks for them as one flat matrix."""
-    return nn.with_logical_partitioning(nn.initializers.lecun_normal(), names)

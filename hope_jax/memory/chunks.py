@@ -114,9 +114,7 @@ def resume_chunks(
     return outputs, state, start
 
 
-def lay_on_grid(
-    tokens: Any, position: Int[Array, ""], size: int
-) -> tuple[Any, Bool[Array, " P"]]:
+def lay_on_grid(tokens: Any, position: Int[Array, ""], size: int) -> tuple[Any, Bool[Array, " P"]]:
     """Places T tokens behind `position mod size` empty places, so that chunks keep to their grid.
 
     Args:
@@ -160,9 +158,7 @@ def _scan(body, carry, inputs, states_every):
         return jax.lax.scan(step, carry, inputs)
 
     cut = groups * states_every
-    grouped = jax.tree.map(
-        lambda x: x[:cut].reshape(groups, states_every, *x.shape[1:]), inputs
-    )
+    grouped = jax.tree.map(lambda x: x[:cut].reshape(groups, states_every, *x.shape[1:]), inputs)
     carry, outputs = jax.lax.scan(jax.checkpoint(group, prevent_cse=False), carry, grouped)
     outputs = jax.tree.map(lambda y: y.reshape(cut, *y.shape[2:]), outputs)
     if cut == count:

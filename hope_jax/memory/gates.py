@@ -153,4 +153,3 @@ def _triangle(row_total, total, seen, row_segment, segment):
 def _last_momentum(theta_total, segment):
     carried = jnp.exp(theta_total[-1])
     return carried if segment is None else jnp.where(segment[-1] == 0, carried, 0)
-

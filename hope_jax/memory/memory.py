@@ -120,9 +120,7 @@ def update(
     return update_and_read(rule, initial, Tokens(keys, values, gates, None, reset), state)[1]
 
 
-def read(
-    rule: MemoryRule, state: MemoryState, queries: Float[Array, "R N"]
-) -> Float[Array, "R N"]:
+def read(rule: MemoryRule, state: MemoryState, queries: Float[Array, "R N"]) -> Float[Array, "R N"]:
     """Reads a memory as it is now, `M(q)`, without writing.
 
     Args:
@@ -306,9 +304,7 @@ def memory_chunk(
             out = rule.bank.forward(anchor, tokens.queries, tokens.keys.dtype)[0].values[0]
         else:
             rows = _rows_read(rule, decay)
-            out = read_bank_chunk(
-                rule, update, tokens.queries, prepared.reading, rows, initial
-            )[0]
+            out = read_bank_chunk(rule, update, tokens.queries, prepared.reading, rows, initial)[0]
     return (
         end_bank_chunk(rule, update, decay, initial, tokens.keys.dtype),
         restarted_start(start, initial, decay),

@@ -23,9 +23,7 @@ class Documents(NamedTuple):
     validation: Sequence[bytes]
 
 
-def load_documents(
-    files: str = "", tfds: str = "", validation_fraction: float = 0.1
-) -> Documents:
+def load_documents(files: str = "", tfds: str = "", validation_fraction: float = 0.1) -> Documents:
     """Loads a corpus and splits it, document by document.
 
     The split is by a hash of a file's name, so that a new file moves no other between the parts.

@@ -98,10 +98,11 @@ def train_iterator(
         grain.MapDataset.source(windows)
         .seed(seed)
         .shuffle()
-        .repeat()
-        # Each process takes every n-th sequence of one global order, so that the batches of all
-        # processes together do not depend on how many there are.
-        [process_index::process_count]
+        .repeat()[
+            # Each process takes every n-th sequence of one global order, so that the batches of all
+            # processes together do not depend on how many there are.
+            process_index::process_count
+        ]
         .batch(rows)
     )
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)

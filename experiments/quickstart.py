@@ -1,0 +1,84 @@
+"""A small Hope model, byte level, on the source files of the running Python's standard library.
+
+    python -m hope_jax.train --config=experiments/quickstart.py --workdir=runs/quickstart
+
+Variants of the same parameter count: `quickstart.py:hope_attention`, `quickstart.py:transformer`.
+"""
+
+from ml_collections import ConfigDict
+
+from hope_jax.models import LanguageModelConfig
+from hope_jax.models.parameter_count import match_parameter_count
+
+
+def get_config(variant: str = "hope") -> ConfigDict:
+    """Returns the config of a variant."""
+    hope = dict(
+        vocab_size=256,  # every byte is a token
+        width=128,  # of the residual stream
+        num_layers=3,
+        num_heads=2,
+        mlp_width=128,  # hidden width of each MLP of the chain
+        sequence_layer="titans",
+        cms_levels=2,  # MLPs in the chain of each block
+        attention_window=512,  # tokens that attention sees, in the variants that have it
+        titans=dict(memory_chunk=64, others_chunk=64),
+    )
+    attention = {**hope, "sequence_layer": "attention", "num_heads": 4, "titans": {}}
+    variants = {
+        "hope": hope,
+        "hope_attention": attention,
+        "transformer": {**attention, "cms_levels": 1},
+    }
+    if variant not in variants:
+        raise ValueError(f"unknown variant {variant!r}; known are {', '.join(variants)}")
+    model = variants[variant]
+    if variant != "hope":
+        model["mlp_width"] = match_parameter_count(
+            LanguageModelConfig.from_config_dict(model), LanguageModelConfig.from_config_dict(hope)
+        ).mlp_width
+
+    config = ConfigDict()
+    config.seed = 0  # of initial weights and of the data's order
+    config.steps = 400
+    config.accumulate = 1  # micro-batches a step
+    config.model = ConfigDict(model)
+
+    config.data = ConfigDict()
+    config.data.files = ""  # pattern such as 'corpus/**/*.txt'; '' is the standard library
+    config.data.tfds = ""  # or the name of a TFDS data set
+    config.data.tokenizer = "bytes"  # or a SentencePiece .model or tokenizers .json file
+    config.data.validation_fraction = 0.1  # share of documents held out
+    config.data.sequence_length = 512
+    config.data.batch_size = 8
+
+    config.optimizer = ConfigDict()
+    config.optimizer.name = "m3"  # see hope_jax/training/optimizer.py
+    config.optimizer.learning_rate = 0.01
+    config.optimizer.warmup_steps = 20
+    config.optimizer.final_fraction = 0.05  # of the learning rate, at the last step
+    config.optimizer.clip_norm = 1.0  # 0 for none
+    config.optimizer.weight_decay = 0.01  # of matrices
+    config.optimizer.arguments = ConfigDict()  # further arguments of the optimiser
+
+    config.mesh = ConfigDict()
+    config.mesh.data = -1  # devices that split the batch; -1 is all that are left
+    config.mesh.fsdp = 1  # devices that split batch and parameters
+    config.mesh.tensor = 1  # devices that split heads and hidden widths
+    config.mesh.processes = 1  # hosts of the launch
+    config.mesh.expect_devices = 0  # fail if another number is seen; 0 for any
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every = 100  # steps
+    config.checkpoint.keep = 2  # newest ones that stay
+
+    config.evaluate = ConfigDict()
+    config.evaluate.every = 100  # steps
+    config.evaluate.batches = 10  # of validation in between; the end uses all
+    config.evaluate.ngram_orders = (3, 4)  # n-gram models to compare with at the end
+    config.evaluate.prompt = "def "
+    config.evaluate.sample_tokens = 300
+
+    config.log = ConfigDict()
+    config.log.every = 10  # steps
+    return config

@@ -1,0 +1,37 @@
+"""Trains a language model.
+
+    python -m hope_jax.train --config=experiments/quickstart.py --workdir=runs/quickstart
+    python -m hope_jax.train --config=experiments/quickstart.py:transformer --workdir=runs/t \
+        --config.steps=500 --config.data.files='corpus/**/*.txt'
+
+Run it again on the same folder and it goes on where it stopped.
+"""
+
+import logging
+import sys
+
+from absl import app, flags
+from ml_collections import config_flags
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file.", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+
+
+def main(arguments: list[str]) -> None:
+    """Runs the command."""
+    if len(arguments) > 1:
+        raise app.UsageError(f"unexpected {arguments[1]!r}; settings look like --config.steps=500")
+    # Orbax says a dozen lines a checkpoint at the level of information.
+    logging.getLogger("absl").setLevel(logging.WARNING)
+    from hope_jax.training.loop import NonFiniteLossError, train
+
+    try:
+        train(_CONFIG.value, _WORKDIR.value)
+    except (ValueError, NonFiniteLossError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main)

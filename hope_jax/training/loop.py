@@ -1,0 +1,295 @@
+"""The training loop: from a config and a folder to a trained model."""
+
+import math
+import signal
+import time
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from hope_jax.models import LanguageModel, LanguageModelConfig
+from hope_jax.models.parameter_count import parameter_count
+from hope_jax.models.sampling import generate, read
+from hope_jax.training.checkpoint import Checkpoints
+from hope_jax.training.corpus import Documents, load_documents
+from hope_jax.training.metrics import MetricsWriter, plot_losses
+from hope_jax.training.ngram import witten_bell_bits_per_byte
+from hope_jax.training.optimizer import make_optimizer
+from hope_jax.training.pipeline import train_iterator, validation_batches
+from hope_jax.training.sharding import check_batch, make_mesh
+from hope_jax.training.step import (
+    Metrics,
+    TrainState,
+    abstract_state,
+    init_state,
+    make_eval_step,
+    make_train_step,
+    put_batch,
+)
+from hope_jax.training.tokenizers import Tokenizer, load_tokenizer
+
+
+class NonFiniteLossError(RuntimeError):
+    """Raised when a loss or gradient is no number; the last checkpoint is from before that."""
+
+
+class _StopRequest:
+    """Turns SIGINT and SIGTERM into a flag, so that a step is finished and saved before the end."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "_StopRequest":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        if self.signal is not None:  # asked twice: at once
+            signal.signal(number, self._before[number])
+            signal.raise_signal(number)
+        self.signal = number
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def train(config: ConfigDict, workdir: str) -> dict[str, float] | None:
+    """Trains a language model, continuing the run in `workdir` if there is one.
+
+    A run that was stopped, by Ctrl-C or SIGTERM for instance, goes on exactly as if it had not been.
+
+    Args:
+      config: see `experiments/quickstart.py` for every key.
+      workdir: folder of checkpoints, metrics and the picture.
+
+    Returns:
+      The last evaluation, or `None` if the run was asked to stop before its end.
+
+    Raises:
+      ValueError: if settings do not fit each other, the data or the folder, before compilation.
+      NonFiniteLossError: if the loss or gradient is no longer a number.
+    """
+    if config.mesh.processes > 1:
+        jax.distributed.initialize(num_processes=config.mesh.processes)
+    console = Console()
+    mesh = make_mesh(
+        config.mesh.data, config.mesh.fsdp, config.mesh.tensor, config.mesh.expect_devices
+    )
+    check_batch(mesh, config.data.batch_size, config.accumulate)
+    tokenizer = load_tokenizer(config.data.tokenizer)
+    if tokenizer.vocab_size > config.model.vocab_size:
+        raise ValueError(
+            f"data.tokenizer={config.data.tokenizer!r} has {tokenizer.vocab_size} tokens, but "
+            f"model.vocab_size={config.model.vocab_size}; set model.vocab_size to at least that"
+        )
+    model_config = LanguageModelConfig.from_config_dict(config.model)
+    model = LanguageModel(model_config)
+    optimizer = make_optimizer(config.optimizer, config.steps)
+    checkpoints = Checkpoints(workdir, config, config.checkpoint.keep)
+    documents = load_documents(config.data.files, config.data.tfds, config.data.validation_fraction)
+    batches = train_iterator(
+        documents.train,
+        tokenizer,
+        sequence_length=config.data.sequence_length,
+        batch_size=config.data.batch_size,
+        seed=config.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    validation = validation_batches(
+        documents.validation,
+        tokenizer,
+        sequence_length=config.data.sequence_length,
+        batch_size=config.data.batch_size,
+    )
+    restored = checkpoints.restore(abstract_state(model, optimizer, mesh))
+    if restored is None:
+        state = init_state(model, optimizer, mesh, config.seed)
+        console.print(f"{parameter_count(model_config):,} parameters on {mesh.size} devices")
+    else:
+        state, place = restored
+        batches.set_state(place)
+        console.print(f"continuing {workdir} from step {int(state.step)}")
+    run = _Run(config, workdir, mesh, model, console, checkpoints, validation)
+    try:
+        state = run.steps(
+            state, batches, make_train_step(model, optimizer, mesh, config.accumulate)
+        )
+        if run.stopped:
+            console.print(f"stopped and saved at step {int(state.step)}; run again to continue")
+            return None
+        return run.finish(state, documents, tokenizer)
+    finally:
+        checkpoints.close()
+        run.writer.close()
+
+
+class _Run:
+    """What the phases of one run share."""
+
+    def __init__(self, config, workdir, mesh, model, console, checkpoints, validation):
+        self.config, self.workdir, self.mesh, self.model = config, workdir, mesh, model
+        self.console, self.checkpoints = console, checkpoints
+        self.validation: Sequence[dict[str, np.ndarray]] = validation
+        self.eval_step = make_eval_step(model, mesh)
+        self.stopped = False
+        self.writer: Any = _NoWriter()
+
+    def steps(self, state: TrainState, batches: Any, train_step: Any) -> TrainState:
+        """Takes the steps that are left."""
+        config = self.config
+        first = step = int(state.step)
+        if jax.process_index() == 0:
+            self.writer = MetricsWriter(self.workdir, first)
+        columns = [
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+        ]
+        tokens = config.data.batch_size * config.data.sequence_length
+        clock = _Clock(tokens)
+        pending: tuple[int, Metrics] | None = None
+        interactive = self.console.is_terminal
+        with (
+            _StopRequest() as request,
+            Progress(*columns, console=self.console, disable=not interactive) as progress,
+        ):
+            bar = progress.add_task("loss", total=config.steps, completed=first)
+            while step < config.steps and request.signal is None:
+                batch = put_batch(next(batches), self.mesh)
+                state, metrics = train_step(state, batch)
+                step += 1
+                # The step before is read only now, when this one is under way.
+                if pending is not None:
+                    self._read(*pending, progress, bar, clock)
+                pending = (step, metrics)
+                save = step % config.checkpoint.every == 0
+                evaluate = step % config.evaluate.every == 0 and step < config.steps
+                if save or evaluate:
+                    self._read(*pending, progress, bar, clock)
+                    pending = None
+                if evaluate:
+                    self._evaluate_and_write(step, state, clock)
+                if save:
+                    self.checkpoints.save(step, state, batches.get_state())
+            if pending is not None:
+                self._read(*pending, progress, bar, clock)
+            if step > first:
+                self.checkpoints.save(step, state, batches.get_state())
+            self.stopped = step < config.steps
+        return state
+
+    def _read(self, step: int, metrics: Metrics, progress: Any, bar: Any, clock: "_Clock") -> None:
+        loss, norm = float(metrics.loss), float(metrics.gradient_norm)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise NonFiniteLossError(
+                f"step {step}: loss {loss}, gradient norm {norm}; the last good checkpoint in "
+                f"{self.workdir} stays. Lower optimizer.learning_rate or set optimizer.clip_norm"
+            )
+        rate = clock.tick()
+        if step % self.config.log.every == 0 or step == self.config.steps:
+            self.writer.write(step, loss=loss, gradient_norm=norm)
+            if not self.console.is_terminal:
+                self.console.print(
+                    f"step {step}/{self.config.steps}  loss {loss:.4f}  {rate:,.0f} tokens/s  "
+                    f"{clock.left(self.config.steps - step):.0f} s left"
+                )
+        progress.update(bar, completed=step, description=f"loss {loss:.3f}  {rate:,.0f} tokens/s")
+
+    def evaluate(self, params: Any, batches: int) -> float:
+        """Mean validation loss in nats per token over the first batches, all if 0."""
+        total = weight = 0.0
+        parts = self.validation[: batches or None]
+        rows = self.config.data.batch_size // jax.process_count()
+        own = slice(jax.process_index() * rows, (jax.process_index() + 1) * rows)
+        for batch in parts:
+            local = {name: value[own] for name, value in batch.items()}
+            loss, count = self.eval_step(params, put_batch(local, self.mesh))
+            total, weight = total + float(loss), weight + float(count)
+        return total / weight
+
+    def _evaluate_and_write(self, step: int, state: TrainState, clock: "_Clock") -> None:
+        loss = self.evaluate(state.params, self.config.evaluate.batches)
+        self.writer.write(step, validation_loss=loss)
+        if not self.console.is_terminal:
+            self.console.print(f"step {step}  validation loss {loss:.4f}")
+        clock.restart()
+
+    def finish(
+        self, state: TrainState, documents: Documents, tokenizer: Tokenizer
+    ) -> dict[str, float]:
+        """Evaluates on the whole validation part, and shows what the model has become."""
+        loss = self.evaluate(state.params, 0)
+        tokens = sum(len(tokenizer.encode(document)) for document in documents.validation)
+        size = sum(len(document) for document in documents.validation)
+        bits = loss / math.log(2) * tokens / size
+        step = int(state.step)
+        self.writer.write(step, validation_loss=loss, bits_per_byte=bits)
+        result = {"validation_loss": loss, "bits_per_byte": bits}
+        if jax.process_index() == 0:
+            self.console.print(f"validation: {bits:.3f} bits per byte after {step} steps")
+            for order in self.config.evaluate.ngram_orders:
+                baseline = witten_bell_bits_per_byte(documents.train, documents.validation, order)
+                self.console.print(f"  a {order}-gram on the same split: {baseline:.3f}")
+                result[f"{order}_gram_bits_per_byte"] = baseline
+            self.console.print(f"losses drawn in {plot_losses(self.workdir)}")
+        if jax.process_count() == 1:
+            prompt = tokenizer.encode(self.config.evaluate.prompt)
+            context = read(self.model, state.params, np.asarray(prompt)[None])
+            ids, _ = generate(
+                self.model,
+                state.params,
+                context,
+                jax.random.key(self.config.seed),
+                num_tokens=self.config.evaluate.sample_tokens,
+                temperature=0.8,
+            )
+            text = tokenizer.decode(ids[0])
+            self.console.print("a sample:", style="bold")
+            self.console.print(self.config.evaluate.prompt + text, markup=False, highlight=False)
+        return result
+
+
+class _NoWriter:
+    """Metrics of the processes that write none."""
+
+    def write(self, step: int, **values: float) -> None:
+        """Does nothing."""
+
+    def close(self) -> None:
+        """Does nothing."""
+
+
+class _Clock:
+    """Tokens a second over the last steps."""
+
+    def __init__(self, tokens: int, window: int = 20):
+        self.tokens, self.window = tokens, window
+        self.times: list[float] = []
+        self.seconds = math.nan
+
+    def tick(self) -> float:
+        """Notes the end of a step; the rate is not a number until there are two."""
+        self.times = [*self.times[-self.window :], time.perf_counter()]
+        if len(self.times) > 1:
+            self.seconds = (self.times[-1] - self.times[0]) / (len(self.times) - 1)
+        return self.tokens / self.seconds
+
+    def left(self, steps: int) -> float:
+        """Seconds that so many steps will take."""
+        return steps * self.seconds
+
+    def restart(self) -> None:
+        """Forgets the past, which held more than steps."""
+        self.times = []

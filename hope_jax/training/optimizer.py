@@ -1,0 +1,131 @@
+"""The outer optimiser that a config names, with schedule and clipping around it."""
+
+import difflib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import optax
+from optax.contrib import MuonDimensionNumbers
+
+from hope_jax import optim
+
+# How the language models' parameters are matrices: the first pattern that is found counts.
+MATRICES = optim.dimension_numbers_by_path(
+    [
+        (r"embedding|norm|bias|convolution|(eta|alpha)_second|theta|(eta|alpha)/kernel", None),
+        (r"(first|second)$", MuonDimensionNumbers(reduction_axis=2, output_axis=3)),
+        (r"out/kernel$", MuonDimensionNumbers(reduction_axis=(1, 2), output_axis=3)),
+        (
+            r"(in|k|v|q|query|key|value)/kernel$",
+            MuonDimensionNumbers(reduction_axis=1, output_axis=(2, 3)),
+        ),
+        (r"(up|gate|down)/kernel$", MuonDimensionNumbers(reduction_axis=1, output_axis=2)),
+    ]
+)
+
+
+def _muon(learning_rate, **arguments):
+    return optax.contrib.muon(learning_rate, muon_weight_dimension_numbers=MATRICES, **arguments)
+
+
+def _m3(learning_rate, **arguments):
+    return optim.m3(learning_rate, weight_dimension_numbers=MATRICES, **arguments)
+
+
+def _adamuon(learning_rate, **arguments):
+    return optim.adamuon(learning_rate, weight_dimension_numbers=MATRICES, **arguments)
+
+
+def _preconditioned_momentum(learning_rate, **arguments):
+    return optim.preconditioned_momentum(learning_rate, optax.scale_by_rms(), **arguments)
+
+
+OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
+    "adam": optax.adam,
+    "adamw": optax.adamw,
+    "sgd": optax.sgd,
+    "ademamix": optax.contrib.ademamix,
+    "muon": _muon,
+    "adamuon": _adamuon,
+    "m3": _m3,
+    "delta_momentum": optim.delta_momentum,
+    "deep_momentum": optim.deep_momentum,
+    "preconditioned_momentum": _preconditioned_momentum,
+}
+
+
+def make_schedule(config: Mapping[str, Any], steps: int) -> optax.Schedule:
+    """Linear warm-up to `learning_rate`, then a cosine to `final_fraction` of it."""
+    warmup = config["warmup_steps"]
+    if not 0 <= warmup < steps:
+        raise ValueError(
+            f"optimizer.warmup_steps={warmup} must lie below steps={steps}; shorten the warm-up"
+        )
+    peak = config["learning_rate"]
+    return optax.warmup_cosine_decay_schedule(
+        0.0 if warmup else peak, peak, warmup, steps, peak * config["final_fraction"]
+    )
+
+
+def make_optimizer(config: Mapping[str, Any], steps: int) -> optax.GradientTransformationExtraArgs:
+    """Makes the outer optimiser.
+
+    Args:
+      config: `name`, `learning_rate`, `warmup_steps`, `final_fraction`, `clip_norm` (0 for none),
+        `weight_decay` (of matrices only) and `arguments`, further keyword arguments.
+      steps: length of the schedule.
+
+    Returns:
+      An Optax transformation.
+
+    Raises:
+      ValueError: for a name or argument that is not known, with the nearest ones.
+    """
+    name, arguments = config["name"], dict(config["arguments"])
+    if name == "delta_gradient_descent":
+        raise ValueError(
+            "optimizer.name='delta_gradient_descent' needs the inputs of every layer, which the "
+            "language models do not hand out; use hope_jax.optim.dense_inputs in a loop of your own"
+        )
+    if name not in OPTIMIZERS:
+        near = difflib.get_close_matches(name, OPTIMIZERS) or sorted(OPTIMIZERS)
+        raise ValueError(f"optimizer.name={name!r} is not known; nearest: {', '.join(near)}")
+    make = OPTIMIZERS[name]
+    target = {"m3": optim.m3, "muon": optax.contrib.muon, "adamuon": optim.adamuon}.get(name, make)
+    if name == "preconditioned_momentum":
+        target = optim.preconditioned_momentum
+    known = inspect.signature(target).parameters
+    if config["weight_decay"]:
+        if "weight_decay" not in known:
+            raise ValueError(
+                f"optimizer.weight_decay={config['weight_decay']}, but {name!r} has no weight decay; "
+                f"set it to 0"
+            )
+        arguments["weight_decay"] = config["weight_decay"]
+        # Muon and its kin give their own mask to the matrices alone.
+        if "mask" in known:
+            arguments["mask"] = decayed
+    for argument in arguments:
+        if argument not in known:
+            near = difflib.get_close_matches(argument, known) or sorted(known)
+            raise ValueError(
+                f"optimizer.arguments.{argument} is no argument of {name!r}; nearest: {', '.join(near)}"
+            )
+    optimizer = make(make_schedule(config, steps), **arguments)
+    if config["clip_norm"]:
+        optimizer = optax.chain(optax.clip_by_global_norm(config["clip_norm"]), optimizer)
+    return optax.with_extra_args_support(optimizer)
+
+
+def decayed(params: Any) -> Any:
+    """Which parameters decay: maps, but no embeddings, norms, biases or convolutions."""
+
+    def rule(path, leaf):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return leaf.ndim > 1 and not any(
+            part in name for part in ("embedding", "norm", "bias", "convolution")
+        )
+
+    return jax.tree_util.tree_map_with_path(rule, params)

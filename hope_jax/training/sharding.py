@@ -1,0 +1,146 @@
+"""The device mesh, and where on it parameters, optimiser states and batches lie."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+AXES = ("data", "fsdp", "tensor")
+
+# Logical axis -> mesh axes. Names that stand nowhere here are not sharded.
+RULES = (
+    ("batch", ("data", "fsdp")),
+    ("embed", "fsdp"),
+    ("heads", "tensor"),
+    ("mlp", "tensor"),
+    ("vocab", "tensor"),
+    ("activation_embed", None),
+    ("conv", None),
+    ("head_dim", None),
+    ("layers", None),
+    ("length", None),
+    ("memory_in", None),
+    ("memory_out", None),
+)
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, expect_devices: int = 0) -> Mesh:
+    """Makes a mesh over all devices of all processes.
+
+    Args:
+      data: devices that split the batch and hold whole parameters; -1 for as many as are left.
+      fsdp: devices that split the batch and the parameters.
+      tensor: devices that split heads, hidden widths and the vocabulary.
+      expect_devices: how many devices the launch should have brought; 0 for any number.
+
+    Returns:
+      A mesh with axes `data`, `fsdp`, `tensor`.
+
+    Raises:
+      ValueError: if the sizes do not fit the devices.
+    """
+    devices = jax.device_count()
+    if expect_devices and devices != expect_devices:
+        raise ValueError(
+            f"mesh.expect_devices={expect_devices}, but {devices} devices in "
+            f"{jax.process_count()} processes are seen; start every process of the launch, with "
+            f"mesh.processes set to their number"
+        )
+    sizes = [data, fsdp, tensor]
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise ValueError(
+            f"mesh data={data}, fsdp={fsdp}, tensor={tensor}: each must be positive, one may be -1"
+        )
+    if -1 in sizes:
+        known = -int(np.prod(sizes))
+        sizes[sizes.index(-1)] = devices // known
+    if int(np.prod(sizes)) != devices:
+        raise ValueError(
+            f"mesh data={data}, fsdp={fsdp}, tensor={tensor} does not fit {devices} devices; the "
+            f"product must be {devices} (one of them may be -1 for what is left)"
+        )
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows of a batch over `data` and `fsdp`."""
+    return NamedSharding(mesh, P(("data", "fsdp")))
+
+
+def check_batch(mesh: Mesh, batch_size: int, accumulate: int) -> None:
+    """Raises a ValueError if a batch does not divide among micro-batches and devices."""
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch_size % (parts * accumulate):
+        raise ValueError(
+            f"data.batch_size={batch_size} does not divide into {accumulate} micro-batches over "
+            f"{parts} devices; make it a multiple of {parts * accumulate}"
+        )
+
+
+def parameter_shardings(mesh: Mesh, boxed: Any) -> Any:
+    """Shardings of parameters from the axis names they were made with.
+
+    Args:
+      mesh: the devices.
+      boxed: parameters or their shapes, boxed by `nn.with_logical_partitioning`.
+
+    Returns:
+      A tree of NamedSharding, unboxed.
+
+    Raises:
+      ValueError: for a dimension that the mesh axes it lies on do not divide.
+    """
+    specs = nn.get_partition_spec(boxed)
+    shardings = nn.logical_to_mesh_sharding(specs, mesh, RULES)
+
+    def check(path, leaf, sharding):
+        for size, names in zip(leaf.shape, sharding.spec, strict=False):
+            axes = names if isinstance(names, tuple) else (names,) if names else ()
+            parts = int(np.prod([mesh.shape[axis] for axis in axes]))
+            if size % parts:
+                name = jax.tree_util.keystr(path, simple=True, separator="/")
+                raise ValueError(
+                    f"parameter {name} of shape {leaf.shape} has a dimension of {size} that mesh "
+                    f"axes {axes} of {parts} devices do not divide; change the mesh or the width"
+                )
+
+    jax.tree_util.tree_map_with_path(check, nn.unbox(boxed), shardings)
+    return shardings
+
+
+def optimizer_shardings(mesh: Mesh, state: Any, params: Any, shardings: Any) -> Any:
+    """Shardings of an optimiser's state: what mirrors a parameter lies where the parameter lies.
+
+    Args:
+      mesh: the devices.
+      state: shapes of the optimiser's state.
+      params: shapes of the parameters.
+      shardings: of the parameters.
+
+    Returns:
+      A tree of NamedSharding; leaves that mirror no parameter are on every device.
+    """
+    known = {}
+    leaves = zip(
+        jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(shardings), strict=True
+    )
+    for (path, leaf), sharding in leaves:
+        known[_names(path)] = (leaf.shape, sharding)
+    replicated = NamedSharding(mesh, P())
+
+    def place(path, leaf):
+        names = _names(path)
+        for start in range(len(names)):
+            shape, sharding = known.get(names[start:], (None, replicated))
+            if shape == leaf.shape:
+                return sharding
+        return replicated
+
+    return jax.tree_util.tree_map_with_path(place, state)
+
+
+def _names(path) -> tuple[str, ...]:
+    return tuple(jax.tree_util.keystr((part,), simple=True) for part in path)

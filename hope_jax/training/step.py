@@ -1,0 +1,177 @@
+"""One training step and one evaluation step, compiled for a mesh."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Float, Int
+
+from hope_jax.models import LanguageModel
+from hope_jax.training.sharding import (
+    RULES,
+    batch_sharding,
+    optimizer_shardings,
+    parameter_shardings,
+)
+
+Batch = Mapping[str, Array]
+
+
+class TrainState(NamedTuple):
+    """All that training changes.
+
+    Attributes:
+      step: number of steps taken, int32.
+      params: of the model.
+      optimizer: the optimiser's state.
+    """
+
+    step: Int[Array, ""]
+    params: Any
+    optimizer: Any
+
+
+class Metrics(NamedTuple):
+    """What a step tells.
+
+    Attributes:
+      loss: mean cross-entropy in nats per token, before the step.
+      gradient_norm: global norm of the gradient, before clipping.
+    """
+
+    loss: Float[Array, ""]
+    gradient_norm: Float[Array, ""]
+
+
+def abstract_state(
+    model: LanguageModel, optimizer: optax.GradientTransformation, mesh: Mesh
+) -> TrainState:
+    """Shapes and shardings of a `TrainState`, without making one."""
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    boxed = jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]
+    params = nn.unbox(boxed)
+    state = jax.eval_shape(optimizer.init, params)
+    shardings = parameter_shardings(mesh, boxed)
+    places = TrainState(
+        NamedSharding(mesh, P()),
+        shardings,
+        optimizer_shardings(mesh, state, params, shardings),
+    )
+    shapes = TrainState(jax.ShapeDtypeStruct((), jnp.int32), params, state)
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        shapes,
+        places,
+    )
+
+
+def init_state(
+    model: LanguageModel,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    seed: int,
+) -> TrainState:
+    """Makes the state of a run that has not begun, each part on its own devices from the start."""
+
+    def init(key):
+        tokens = jnp.zeros((1, 1), jnp.int32)
+        params = nn.unbox(model.init(key, tokens)["params"])
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+    places = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, optimizer, mesh))
+    # No mesh is set here: Flax would constrain DenseGeneral's kernels, which it draws as flat
+    # matrices, by the names of their final axes. The shardings of the result say all that is needed.
+    return jax.jit(init, out_shardings=places)(jax.random.key(seed))
+
+
+def make_train_step(
+    model: LanguageModel,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    accumulate: int = 1,
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """Compiles a step on first use; the state it is given is donated.
+
+    The gradient is that of the whole batch's mean loss, however many micro-batches it is formed in.
+
+    Args:
+      model: to train.
+      optimizer: that changes it.
+      mesh: the devices.
+      accumulate: micro-batches a step, one after the other.
+
+    Returns:
+      `step(state, batch) -> (state, metrics)`; the batch has `tokens`, `targets`, `reset` and
+      `weights`, each (B, T).
+    """
+    places = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, optimizer, mesh))
+    rows = batch_sharding(mesh)
+
+    def step(state, batch):
+        total = jnp.sum(batch["weights"])
+        gradient = jax.value_and_grad(lambda params, part: _summed(model, params, part) / total)
+        if accumulate == 1:
+            loss, gradients = gradient(state.params, batch)
+        else:
+            # Row i goes to micro-batch i mod n, so that every device keeps the rows it has.
+            split = lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1)
+            zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
+            (loss, gradients), _ = jax.lax.scan(
+                lambda carry, part: (
+                    jax.tree.map(jnp.add, carry, gradient(state.params, part)),
+                    None,
+                ),
+                zero,
+                jax.tree.map(split, dict(batch)),
+            )
+        updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
+        params = optax.apply_updates(state.params, updates)
+        new = TrainState(state.step + 1, params, optimizer_state)
+        return new, Metrics(loss, optax.global_norm(gradients))
+
+    compiled = jax.jit(
+        step, in_shardings=(places, rows), out_shardings=(places, None), donate_argnums=0
+    )
+    return _on_mesh(compiled, mesh)
+
+
+def make_eval_step(model: LanguageModel, mesh: Mesh) -> Callable[[Any, Batch], tuple[Array, Array]]:
+    """Compiles `evaluate(params, batch) -> (summed loss in nats, summed weight)` on first use."""
+
+    def evaluate(params, batch):
+        return _summed(model, params, batch), jnp.sum(batch["weights"])
+
+    return _on_mesh(jax.jit(evaluate), mesh)
+
+
+def put_batch(batch: Mapping[str, Any], mesh: Mesh) -> Batch:
+    """Sends this process's rows of a batch to its devices."""
+    place = batch_sharding(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(place, rows) for name, rows in batch.items()
+    }
+
+
+def _summed(model, params, batch):
+    losses = model.apply(
+        {"params": params},
+        batch["tokens"],
+        batch["targets"],
+        reset=batch["reset"],
+        method="token_losses",
+    )
+    return jnp.sum(losses * batch["weights"])
+
+
+def _on_mesh(function, mesh):
+    def call(*args):
+        # Without a mesh that is set, Flax's logical constraints silently do nothing.
+        with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+            return function(*args)
+
+    return call
