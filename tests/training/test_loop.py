@@ -1,0 +1,105 @@
+"""Runs that stop, go on, fail, and are given the wrong settings."""
+
+import contextlib
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from hope_jax.training import loop
+from hope_jax.training.metrics import read_metrics
+from tests.training.runs import tiny_config
+
+
+def losses(workdir):
+    return [(line["step"], line["loss"]) for line in read_metrics(workdir) if "loss" in line]
+
+
+def saved_steps(workdir):
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+
+
+@pytest.fixture(autouse=True)
+def inside(tmp_path, monkeypatch):
+    """Runs each test from within its folder, where the text lies."""
+    monkeypatch.chdir(tmp_path)
+
+
+def change_batch(monkeypatch, count, action):
+    """Does something to the run when it asks for batch number `count + 1`."""
+    real = loop.put_batch
+    calls = []
+
+    def put(batch, mesh):
+        calls.append(None)
+        if len(calls) == count + 1:
+            batch = action(batch) or batch
+        return real(batch, mesh)
+
+    monkeypatch.setattr(loop, "put_batch", put)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that was never stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    with contextlib.chdir(folder):
+        result = loop.train(tiny_config(folder), str(folder / "run"))
+    return folder / "run", result
+
+
+def test_a_run_leaves_metrics_a_picture_and_bits_per_byte(whole):
+    workdir, result = whole
+    assert [step for step, _ in losses(workdir)] == [1, 2, 3, 4, 5, 6]
+    assert (workdir / "loss.png").stat().st_size > 1000
+    np.testing.assert_allclose(
+        result["bits_per_byte"], result["validation_loss"] / np.log(2), rtol=0.1
+    )
+    assert 0 < result["3_gram_bits_per_byte"] < 8
+
+
+def test_sigterm_saves_and_the_next_run_continues_to_the_bit(tmp_path, monkeypatch, whole):
+    config = tiny_config(tmp_path)
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        change_batch(patch, 2, lambda batch: os.kill(os.getpid(), signal.SIGTERM))
+        assert loop.train(config, str(run)) is None
+    # The step under way is finished; 3 is no multiple of checkpoint.every.
+    assert losses(run)[-1][0] == 3
+    assert saved_steps(run)[-1] == 3
+    result = loop.train(config, str(run))
+    assert losses(run) == losses(whole[0])
+    assert result == whole[1]
+
+
+def test_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    change_batch(
+        monkeypatch, 2, lambda batch: {**batch, "weights": np.full_like(batch["weights"], np.nan)}
+    )
+    with pytest.raises(loop.NonFiniteLossError, match="step 3"):
+        loop.train(tiny_config(tmp_path), str(run))
+    assert saved_steps(run) == [2]
+
+
+def test_settings_that_do_not_fit_are_refused_before_compilation(tmp_path, monkeypatch):
+    def compiled(*_):
+        raise AssertionError("reached compilation")
+
+    monkeypatch.setattr(loop, "init_state", compiled)
+    monkeypatch.setattr(loop, "make_train_step", compiled)
+    cases = {
+        "vocab_size": {"model.vocab_size": 100},
+        "does not divide": {"data.batch_size": 12},
+        "micro-batches": {"accumulate": 3},
+        "does not fit": {"mesh.data": 3},
+        "expect_devices": {"mesh.expect_devices": 16},
+        "adamw": {"optimizer.name": "adamv"},
+        "warmup_steps": {"optimizer.warmup_steps": 6},
+    }
+    for number, (message, changes) in enumerate(cases.items()):
+        with pytest.raises(ValueError, match=message):
+            loop.train(tiny_config(tmp_path, **changes), str(tmp_path / f"run{number}"))
+    assert jax.device_count() == 8

@@ -1,0 +1,76 @@
+"""The step on one and on eight devices, and in micro-batches."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType, Mesh
+
+from hope_jax.models import LanguageModel, LanguageModelConfig
+from hope_jax.training.optimizer import decayed, make_optimizer
+from hope_jax.training.sharding import AXES, make_mesh
+from hope_jax.training.step import init_state, make_train_step, put_batch
+from tests.training.runs import tiny_config
+
+
+@pytest.fixture
+def parts(tmp_path):
+    config = tiny_config(tmp_path)
+    model = LanguageModel(LanguageModelConfig.from_config_dict(config.model))
+    generator = np.random.default_rng(0)
+    weights = (generator.random((8, 16)) < 0.7).astype(np.float32)  # uneven between rows
+    batch = dict(
+        tokens=generator.integers(0, 256, (8, 16), dtype=np.int32),
+        targets=generator.integers(0, 256, (8, 16), dtype=np.int32),
+        reset=generator.random((8, 16)) < 0.1,
+        weights=weights,
+    )
+    return model, make_optimizer(config.optimizer, config.steps), batch
+
+
+def one_device():
+    devices = np.array(jax.devices()[:1]).reshape(1, 1, 1)
+    return Mesh(devices, AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def take(model, optimizer, batch, mesh, accumulate=1, steps=3):
+    state = init_state(model, optimizer, mesh, 0)
+    step = make_train_step(model, optimizer, mesh, accumulate)
+    losses = []
+    for _ in range(steps):
+        state, metrics = step(state, put_batch(batch, mesh))
+        losses.append(float(metrics.loss))
+    return state, losses
+
+
+def test_eight_devices_make_the_losses_of_one(parts):
+    _, single = take(*parts, one_device())
+    state, sharded = take(*parts, make_mesh(data=2, fsdp=2, tensor=2))
+    np.testing.assert_allclose(sharded, single, rtol=1e-5)
+    # The warm-up begins at zero: the first step changes nothing.
+    assert single[2] < single[1] == single[0]
+    kernels = {
+        jax.tree_util.keystr(path): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+        if "kernel" in jax.tree_util.keystr(path) and leaf.ndim > 2
+    }
+    assert any("params" in name for name in kernels)
+    assert any("optimizer" in name for name in kernels)
+    for name, leaf in kernels.items():
+        assert leaf.addressable_shards[0].data.size * 4 == leaf.size, name
+
+
+def test_micro_batches_make_the_gradient_of_the_whole_batch(parts):
+    whole, losses = take(*parts, one_device())
+    split, parted = take(*parts, one_device(), accumulate=4)
+    np.testing.assert_allclose(parted, losses, rtol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), whole.params, split.params
+    )
+
+
+def test_only_maps_decay(parts):
+    model, _, batch = parts
+    params = init_state(*parts[:2], one_device(), 0).params
+    for path, decays in jax.tree_util.tree_leaves_with_path(decayed(params)):
+        name = jax.tree_util.keystr(path)
+        assert decays == ("kernel" in name), name
