@@ -56,6 +56,6 @@ def test_other_settings_are_named(saved):
     workdir, config, _, _ = saved
     config.model.width = 32
     config.optimizer.learning_rate = 0.5
-    with pytest.raises(ValueError, match="model.width") as error:
+    with pytest.raises(ValueError, match=r"model\.width") as error:
         Checkpoints(str(workdir), config, 3)
     assert "optimizer.learning_rate" in str(error.value)

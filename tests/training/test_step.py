@@ -69,7 +69,6 @@ def test_micro_batches_make_the_gradient_of_the_whole_batch(parts):
 
 
 def test_only_maps_decay(parts):
-    model, _, batch = parts
     params = init_state(*parts[:2], one_device(), 0).params
     for path, decays in jax.tree_util.tree_leaves_with_path(decayed(params)):
         name = jax.tree_util.keystr(path)

@@ -1,0 +1,75 @@
+"""Optimisers by name, their schedule, and what is said of wrong names."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from hope_jax.models import LanguageModel, LanguageModelConfig
+from hope_jax.training.optimizer import OPTIMIZERS, make_optimizer, make_schedule
+
+
+def settings(**changes):
+    base = dict(
+        name="adamw",
+        learning_rate=0.1,
+        warmup_steps=4,
+        final_fraction=0.1,
+        clip_norm=1.0,
+        weight_decay=0.0,
+        arguments={},
+    )
+    return ConfigDict({**base, **changes})
+
+
+def test_schedule_rises_then_falls():
+    schedule = make_schedule(settings(), 20)
+    np.testing.assert_allclose(schedule(0), 0.0, atol=1e-9)
+    np.testing.assert_allclose(schedule(2), 0.05, rtol=1e-6)
+    np.testing.assert_allclose(schedule(4), 0.1, rtol=1e-6)
+    np.testing.assert_allclose(schedule(12), 0.055, rtol=1e-5)
+    np.testing.assert_allclose(schedule(20), 0.01, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+def test_every_optimizer_has_a_state_for_the_language_model(name):
+    model = LanguageModel(
+        LanguageModelConfig(
+            vocab_size=32, width=16, num_layers=2, num_heads=2, mlp_width=16, cms_levels=2
+        )
+    )
+    tokens = jnp.zeros((1, 4), jnp.int32)
+    params = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), tokens)["params"])
+    optimizer = make_optimizer(settings(name=name), 20)
+
+    def step(params):
+        return optimizer.update(params, optimizer.init(params), params)[0]
+
+    updates = jax.eval_shape(step, params)
+    assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, params)
+
+
+def test_gradients_are_clipped_by_their_global_norm():
+    optimizer = make_optimizer(settings(name="sgd", warmup_steps=0), 20)
+    params = {"a": jnp.zeros(2), "b": jnp.zeros(1)}
+    gradients = {"a": jnp.array([3.0, 0.0]), "b": jnp.array([4.0])}
+    updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["a"], [-0.06, 0.0], rtol=1e-6)
+    np.testing.assert_allclose(updates["b"], [-0.08], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(name="adamv"), "adamw"),
+        (dict(name="delta_gradient_descent"), "inputs of every layer"),
+        (dict(arguments={"beta1": 0.9}), "b1"),
+        (dict(name="sgd", weight_decay=0.1), "no weight decay"),
+        (dict(warmup_steps=20), "warmup_steps=20"),
+    ],
+)
+def test_what_does_not_fit_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        make_optimizer(settings(**changes), 20)

@@ -1,0 +1,61 @@
+"""Meshes, and where activations and optimiser states lie on them."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import linen as nn
+
+from hope_jax.models import LanguageModel, LanguageModelConfig
+from hope_jax.training.sharding import RULES, check_batch, make_mesh, parameter_shardings
+
+TOKENS = jnp.zeros((8, 4), jnp.int32)
+
+
+def model(**changes):
+    base = dict(vocab_size=32, width=16, num_layers=1, num_heads=2, mlp_width=16, cms_levels=1)
+    return LanguageModel(LanguageModelConfig(sequence_layer="attention", **{**base, **changes}))
+
+
+def boxed(network):
+    return jax.eval_shape(network.init, jax.random.key(0), TOKENS)["params"]
+
+
+def test_rest_of_the_devices_fills_the_axis():
+    assert dict(make_mesh(fsdp=2, tensor=2).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        (dict(data=3), "does not fit 8 devices"),
+        (dict(data=-1, fsdp=3), "does not fit 8 devices"),
+        (dict(data=-1, fsdp=-1), "one may be -1"),
+        (dict(data=0), "must be positive"),
+        (dict(expect_devices=16), "8 devices in 1 processes"),
+    ],
+)
+def test_meshes_that_do_not_fit_are_refused(sizes, message):
+    with pytest.raises(ValueError, match=message):
+        make_mesh(**sizes)
+
+
+def test_batches_and_widths_that_do_not_divide_are_refused():
+    mesh = make_mesh(data=1, fsdp=2, tensor=4)
+    check_batch(mesh, 8, 4)
+    with pytest.raises(ValueError, match="multiple of 8"):
+        check_batch(mesh, 12, 4)
+    with pytest.raises(ValueError, match="do not divide"):
+        parameter_shardings(mesh, boxed(model()))  # two heads over four devices
+
+
+def test_activations_lie_where_the_rules_say():
+    mesh = make_mesh(data=2, fsdp=2, tensor=2)
+    network = model()
+    params = nn.unbox(jax.jit(network.init)(jax.random.key(0), TOKENS)["params"])
+    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+        # Neither parameters nor tokens are sharded: only the constraints inside can do it.
+        logits, _ = jax.jit(lambda *args: network.apply({"params": args[0]}, args[1]))(
+            params, TOKENS
+        )
+    assert logits.addressable_shards[0].data.shape[0] == 2
+    assert logits.sharding.spec[0] == ("data", "fsdp")
