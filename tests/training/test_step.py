@@ -38,16 +38,17 @@ def take(model, optimizer, batch, mesh, accumulate=1, steps=3):
     losses = []
     for _ in range(steps):
         state, metrics = step(state, put_batch(batch, mesh))
-        losses.append(float(metrics.loss))
-    return state, losses
+        # Adam would hide a gradient that is too large by a factor; the norm does not.
+        losses.append([float(metrics.loss), float(metrics.gradient_norm)])
+    return state, np.array(losses)
 
 
 def test_eight_devices_make_the_losses_of_one(parts):
     _, single = take(*parts, one_device())
     state, sharded = take(*parts, make_mesh(data=2, fsdp=2, tensor=2))
-    np.testing.assert_allclose(sharded, single, rtol=1e-5)
+    np.testing.assert_allclose(sharded, single, rtol=1e-4)
     # The warm-up begins at zero: the first step changes nothing.
-    assert single[2] < single[1] == single[0]
+    assert single[2, 0] < single[1, 0] == single[0, 0]
     kernels = {
         jax.tree_util.keystr(path): leaf
         for path, leaf in jax.tree_util.tree_leaves_with_path(state)
@@ -62,7 +63,7 @@ def test_eight_devices_make_the_losses_of_one(parts):
 def test_micro_batches_make_the_gradient_of_the_whole_batch(parts):
     whole, losses = take(*parts, one_device())
     split, parted = take(*parts, one_device(), accumulate=4)
-    np.testing.assert_allclose(parted, losses, rtol=1e-5)
+    np.testing.assert_allclose(parted, losses, rtol=1e-4)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), whole.params, split.params
     )
