@@ -74,7 +74,8 @@ def get_config(variant: str = "hope") -> ConfigDict:
 
     config.evaluate = ConfigDict()
     config.evaluate.every = 100  # steps
-    config.evaluate.batches = 10  # of validation in between; the end uses all
+    config.evaluate.batches = 10  # of validation in between
+    config.evaluate.final_batches = 40  # of validation at the end, evenly spread; 0 for all
     config.evaluate.ngram_orders = (3, 4)  # n-gram models to compare with at the end
     config.evaluate.prompt = "def "
     config.evaluate.sample_tokens = 300

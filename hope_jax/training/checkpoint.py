@@ -6,6 +6,7 @@ import pathlib
 import shutil
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
@@ -82,6 +83,8 @@ class Checkpoints:
                         state=ocp.args.StandardRestore(target), data=ocp.args.JsonRestore()
                     ),
                 )
+            except (MemoryError, jax.errors.JaxRuntimeError):
+                raise  # the machine's fault, not the file's
             except Exception as error:  # whatever a damaged file makes the readers raise
                 self._set_aside(step, error)
                 continue

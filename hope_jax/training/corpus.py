@@ -4,6 +4,7 @@ import glob
 import hashlib
 import os
 import pathlib
+import re
 import sysconfig
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -64,7 +65,9 @@ def _paths(files: str) -> list[tuple[str, str]]:
                 f"data.files={files!r} matches no file from {os.getcwd()}; give a path or a quoted "
                 f"pattern such as 'corpus/**/*.txt'"
             )
-        return [(path, path) for path in paths]
+        # Named from where the wildcards begin, so that a corpus splits alike wherever it lies.
+        root = os.path.dirname(re.split(r"[*?\[]", files)[0])
+        return [(os.path.relpath(path, root or "."), path) for path in paths]
     root = pathlib.Path(sysconfig.get_paths()["stdlib"])
     sources = sorted(
         path

@@ -80,7 +80,12 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float] | None:
       NonFiniteLossError: if the loss or gradient is no longer a number.
     """
     if config.mesh.processes > 1:
-        jax.distributed.initialize(num_processes=config.mesh.processes)
+        jax.distributed.initialize()
+        if jax.process_count() != config.mesh.processes:
+            raise ValueError(
+                f"mesh.processes={config.mesh.processes}, but {jax.process_count()} processes are "
+                f"seen; start the same command on every host"
+            )
     console = Console()
     mesh = make_mesh(
         config.mesh.data, config.mesh.fsdp, config.mesh.tensor, config.mesh.expect_devices
@@ -208,15 +213,16 @@ class _Run:
         progress.update(bar, completed=step, description=f"loss {loss:.3f}  {rate:,.0f} tokens/s")
 
     def evaluate(self, params: Any, batches: int) -> float:
-        """Mean validation loss in nats per token over the first batches, all if 0."""
+        """Mean validation loss in nats per token over so many batches, evenly spread; 0 is all."""
         total = weight = 0.0
-        parts = self.validation[: batches or None]
+        count = min(batches or len(self.validation), len(self.validation))
+        parts = [self.validation[i * len(self.validation) // count] for i in range(count)]
         rows = self.config.data.batch_size // jax.process_count()
         own = slice(jax.process_index() * rows, (jax.process_index() + 1) * rows)
         for batch in parts:
             local = {name: value[own] for name, value in batch.items()}
-            loss, count = self.eval_step(params, put_batch(local, self.mesh))
-            total, weight = total + float(loss), weight + float(count)
+            loss, tokens = self.eval_step(params, put_batch(local, self.mesh))
+            total, weight = total + float(loss), weight + float(tokens)
         return total / weight
 
     def _evaluate_and_write(self, step: int, state: TrainState, clock: "_Clock") -> None:
@@ -229,8 +235,8 @@ class _Run:
     def finish(
         self, state: TrainState, documents: Documents, tokenizer: Tokenizer
     ) -> dict[str, float]:
-        """Evaluates on the whole validation part, and shows what the model has become."""
-        loss = self.evaluate(state.params, 0)
+        """Evaluates on the validation part, and shows what the model has become."""
+        loss = self.evaluate(state.params, self.config.evaluate.final_batches)
         tokens = sum(len(tokenizer.encode(document)) for document in documents.validation)
         size = sum(len(document) for document in documents.validation)
         bits = loss / math.log(2) * tokens / size

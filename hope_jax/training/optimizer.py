@@ -64,9 +64,11 @@ def make_schedule(config: Mapping[str, Any], steps: int) -> optax.Schedule:
             f"optimizer.warmup_steps={warmup} must lie below steps={steps}; shorten the warm-up"
         )
     peak = config["learning_rate"]
-    return optax.warmup_cosine_decay_schedule(
+    schedule = optax.warmup_cosine_decay_schedule(
         0.0 if warmup else peak, peak, warmup, steps, peak * config["final_fraction"]
     )
+    # Optax counts steps from 0, where a warm-up from nothing would waste the first.
+    return lambda count: schedule(count + 1)
 
 
 def make_optimizer(config: Mapping[str, Any], steps: int) -> optax.GradientTransformationExtraArgs:

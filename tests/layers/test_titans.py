@@ -1,0 +1,224 @@
+"""Self-modifying Titans: exactness, causality, streaming, outer gradients, stability."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from hope_jax.layers.self_modifying import read_sequence, read_sequence_by_token
+from hope_jax.layers.titans import SelfModifyingTitans, TitansConfig
+from tests.memory.reference import gelu
+
+WIDTH, HEADS, LENGTH = 4, 2, 11
+SETTINGS = {
+    "default": dict(memory_chunk=2, others_chunk=4),
+    "memory_chunk_larger": dict(
+        memory_chunk=4, others_chunk=2, adaptive=("k", "v", "q", "eta", "alpha"), momentum="learned"
+    ),
+    "nothing_adaptive": dict(
+        memory_chunk=4, others_chunk=4, adaptive=(), generated_target=False, network="matrix"
+    ),
+}
+
+
+@functools.lru_cache
+def make(name):
+    layer = SelfModifyingTitans(TitansConfig(WIDTH, HEADS, **SETTINGS[name]), jnp.float64, jnp.float64)
+    x = jax.random.normal(jax.random.key(0), (2, LENGTH, WIDTH), jnp.float64)
+    params = nn.unbox(jax.jit(layer.init)(jax.random.key(1), x))
+    return layer, params, x, jax.jit(lambda p, x, s, r: layer.apply(p, x, s, r))
+
+
+def reset_mask():
+    return jnp.zeros((2, LENGTH), bool).at[0, 5].set(True).at[1, 9].set(True).at[1, 10].set(True)
+
+
+def assert_close(a, b, tolerance=1e-10):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=tolerance), a, b)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SETTINGS)
+def test_streaming_equals_one_call(name, x64):
+    """Token by token and in pieces, from any carried state; resets included.
+
+    States carried across calls hold partial chunks and the convolution's tail: with buffers local to
+    a call, small calls would never fill a chunk and the convolution would see one token at a time.
+    """
+    layer, params, x, call = make(name)
+    reset = reset_mask()
+    y, end = call(params, x, None, reset)
+    for cuts in (range(LENGTH + 1), (0, 3, 10, 11)):
+        state, parts = layer.apply(params, x[:, :0])[1], []
+        for i, j in zip(cuts[:-1], cuts[1:], strict=True):
+            out, state = call(params, x[:, i:j], state, reset[:, i:j])
+            parts.append(out)
+        assert_close((jnp.concatenate(parts, 1), state), (y, end))
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_causal_and_independent(name, x64):
+    """No token sees the future, its own chunk's end included; no sequence sees another."""
+    _, params, x, call = make(name)
+    reset = reset_mask()
+    y = call(params, x, None, reset)[0]
+    for t in (3, 6):
+        changed = call(params, x.at[:, t].add(1.0), None, reset)[0]
+        assert_close(changed[:, :t], y[:, :t], 1e-14)
+        assert np.abs(changed[:, t:] - y[:, t:]).max() > 1e-3
+    changed = call(params, x.at[1].add(1.0), None, reset)[0]
+    assert_close(changed[0], y[0], 1e-14)
+    # A new document sees nothing of the one before.
+    changed = call(params, x.at[0, :5].add(1.0), None, reset)[0]
+    assert_close(changed[0, 5:], y[0, 5:], 1e-14)
+
+
+def core(rule_settings, length=7):
+    """One head, without convolution and projections."""
+    config = TitansConfig(WIDTH, 1, **rule_settings)
+    layer = SelfModifyingTitans(config, jnp.float64, jnp.float64)
+    x = jax.random.normal(jax.random.key(0), (1, length, WIDTH), jnp.float64)
+    params = nn.unbox(layer.init(jax.random.key(1), x))
+    bound = layer.bind(params)
+    inputs, initial = bound._inputs(x, None), bound._initial()
+    first = lambda tree: jax.tree.map(lambda leaf: leaf[0], tree)
+    return config.rule, first(initial), first(first(inputs))
+
+
+@pytest.mark.slow
+def test_chunked_equals_by_token_with_gradients(x64):
+    rule, initial, inputs = core(dict(memory_chunk=2, others_chunk=4, initial_eta=0.5))
+    weights = jax.random.normal(jax.random.key(3), (7, WIDTH), jnp.float64)
+
+    def measure(form):
+        loss = lambda initial, inputs: jnp.sum(form(rule, initial, inputs)[0] * weights)
+        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(initial, inputs)
+
+    assert_close(measure(read_sequence), measure(read_sequence_by_token), 1e-11)
+
+
+def test_chunk_of_one_equals_the_equations(x64):
+    """Eq. 83-88 token by token in NumPy: five MLP memories, targets of their own making."""
+    settings = dict(memory_chunk=1, others_chunk=1, momentum="none", initial_eta=0.5)
+    rule, initial, inputs = core(settings | dict(adaptive=("k", "v", "eta", "alpha")))
+    out = read_sequence(rule, initial, inputs)[0]
+    hidden = WIDTH
+    first = np.array(initial.others.first)
+    names = ("k", "v", "eta", "alpha")
+    memories = {
+        name: [
+            first[:, i * hidden : (i + 1) * hidden],
+            np.array(initial.others.values[i] if i < 2 else initial.others.gates[i - 2]),
+        ]
+        for i, name in enumerate(names)
+    }
+    memories["memory"] = [np.array(initial.memory.first), np.array(initial.memory.values[0])]
+    unit = lambda z: z / np.linalg.norm(z)
+    sigmoid = lambda z: 1 / (1 + np.exp(-z))
+
+    def apply(name, z):
+        residual = z if name in ("k", "v", "memory") else 0.0
+        return residual + gelu(z @ memories[name][0])[0] @ memories[name][1]
+
+    for t, x in enumerate(np.asarray(inputs.x)):
+        k, v = unit(apply("k", x)), unit(apply("v", x))
+        eta = sigmoid(apply("eta", x)[0] + float(initial.eta_bias))
+        alpha = sigmoid(apply("alpha", x)[0] + float(initial.alpha_bias))
+        q = unit(np.asarray(inputs.static["q"][t]))
+        np.testing.assert_allclose(out[t], apply("memory", q), rtol=1e-10)
+        new = {}
+        for name, (inner, outer) in memories.items():
+            d = apply(name, k) - apply(name, v)
+            h, slope = gelu(k @ inner)
+            new[name] = [
+                (alpha * np.eye(len(z)) - eta * np.outer(z, z) / (z @ z)) @ w - eta * np.outer(z, e)
+                for w, z, e in ((inner, k, (outer @ d) * slope), (outer, h, d))
+            ]
+        memories = new
+
+
+@pytest.mark.slow
+def test_every_initial_state_receives_its_exact_gradient(x64):
+    """Non-zero, as finite differences, and not that of writes without gradient."""
+    layer, params, x, _ = make("memory_chunk_larger")
+    weights = jax.random.normal(jax.random.key(4), x.shape, x.dtype)
+    loss = jax.jit(lambda p: jnp.sum(layer.apply(p, x)[0] * weights))
+    gradient = jax.jit(jax.grad(loss))(params)["params"]
+    step = 1e-5
+    names = [f"{m}_{part}" for m in ("k", "v", "q", "eta", "alpha", "memory") for part in ("first", "second")]
+    for name in names:
+        leaf = params["params"][name]
+        direction = jax.random.normal(jax.random.key(5), leaf.shape, leaf.dtype)
+        moved = lambda sign, n=name, d=direction, w=leaf: loss(
+            {"params": {**params["params"], n: w + sign * step * d}}
+        )
+        slope = (moved(1) - moved(-1)) / (2 * step)
+        mine = jnp.vdot(gradient[name], direction)
+        assert abs(mine) > 1e-7, name
+        np.testing.assert_allclose(mine, slope, rtol=1e-4, atol=1e-9, err_msg=name)
+
+    def stopped(p):  # the state is carried, but no gradient flows through what was written
+        state, total = layer.apply(p, x[:, :0])[1], 0.0
+        for t in range(LENGTH):
+            out, state = layer.apply(p, x[:, t : t + 1], jax.lax.stop_gradient(state))
+            total += jnp.sum(out[:, 0] * weights[:, t])
+        return total
+
+    other = jax.grad(stopped)(params)["params"]
+    for name in names:
+        assert np.abs(gradient[name] - other[name]).max() > 1e-8, name
+
+
+def test_bfloat16_keeps_float32_states():
+    config = TitansConfig(WIDTH, HEADS, memory_chunk=2, others_chunk=4)
+    x = jax.random.normal(jax.random.key(0), (1, 9, WIDTH))
+    params = SelfModifyingTitans(config).init(jax.random.key(1), x)
+    exact, _ = SelfModifyingTitans(config).apply(params, x)
+    rough, state = SelfModifyingTitans(config, jnp.bfloat16).apply(params, x)
+    np.testing.assert_allclose(rough.astype(jnp.float32), exact, atol=0.1)
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.heads.memory)} == {jnp.dtype("float32")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["random", "constant", "alternating"])
+def test_a_hundred_thousand_tokens(kind):
+    """A fresh layer in float32 stays finite and bounded."""
+    config = TitansConfig(16, 2, memory_chunk=64, others_chunk=64)
+    layer = SelfModifyingTitans(config)
+    x = jax.random.normal(jax.random.key(0), (1, 100_000, 16))
+    if kind == "constant":
+        x = jnp.broadcast_to(x[:, :1], x.shape)
+    if kind == "alternating":
+        x = jnp.tile(x[:, :2], (1, 50_000, 1))
+    params = layer.init(jax.random.key(1), x[:, :2])
+    y, state = jax.jit(layer.apply)(params, x)
+    assert bool(jnp.isfinite(y).all())
+    for leaf in jax.tree.leaves((state.heads.others, state.heads.memory)):
+        assert float(jnp.sqrt(jnp.sum(leaf**2))) < 100
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (dict(width=10, num_heads=4), "does not split into 4 heads"),
+        (dict(memory_chunk=16, others_chunk=24), "one must divide the other"),
+        (dict(adaptive=("k", "z")), "adaptive names z"),
+        (dict(eta_max=2.0), "eta_max must lie in"),
+        (dict(unit_values=False), "overflows within some hundred tokens"),
+        (dict(momentum="yes"), "momentum must be one of gate, learned, none"),
+        (dict(initial_alpha=1.0), "initial_alpha must lie between 0 and 1"),
+        (dict(read="later"), "read='later' is not known"),
+    ],
+)
+def test_errors_say_what_does_not_fit(settings, message):
+    with pytest.raises(ValueError, match=message):
+        TitansConfig(**{"width": 8, "num_heads": 2, **settings})
+
+
+def test_width_of_input_is_checked():
+    layer = SelfModifyingTitans(TitansConfig(8, 2))
+    with pytest.raises(ValueError, match=r"expected \(batch, tokens, 8\)"):
+        jax.eval_shape(layer.init, jax.random.key(0), jnp.zeros((1, 3, 6)))

@@ -1,0 +1,73 @@
+"""The memory update written as an independent loop over tokens in NumPy, float64."""
+
+import numpy as np
+
+
+def gelu(x):
+    """The tanh form, with its derivative."""
+    c = np.sqrt(2 / np.pi)
+    inner = c * (x + 0.044715 * x**3)
+    tanh = np.tanh(inner)
+    slope = 0.5 * (1 + tanh) + 0.5 * x * (1 - tanh**2) * c * (1 + 3 * 0.044715 * x**2)
+    return 0.5 * x * (1 + tanh), slope
+
+
+def network(weights, x):
+    """M(x): one matrix, or the residual MLP."""
+    if len(weights) == 1:
+        return x @ weights[0]
+    return x + gelu(x @ weights[0])[0] @ weights[1]
+
+
+def loop(
+    initial,
+    keys,
+    values,
+    queries,
+    eta,
+    alpha,
+    beta,
+    theta,
+    *,
+    chunk,
+    objective,
+    projector,
+    momentum,
+    decay_to,
+    read,
+    generated_target=False,
+    reset=None,
+):
+    """Reads and writes token by token; returns what was read, the weights and the momenta."""
+    weights = [w.copy() for w in initial]
+    start = [w.copy() for w in initial]
+    moving = [np.zeros_like(w) for w in initial]
+    outputs = []
+    for t, (k, v, q) in enumerate(zip(keys, values, queries, strict=True)):
+        if reset is not None and reset[t]:
+            weights = [w.copy() for w in initial]
+            start = [w.copy() for w in initial]
+            moving = [np.zeros_like(w) for w in initial]
+        before = [w.copy() for w in weights]
+        target = network(start, v) if generated_target else v
+        d = network(start, k) - target if objective == "l2" else -target
+        if len(start) == 1:
+            inputs, errors = [k], [d]
+        else:
+            hidden, slope = gelu(k @ start[0])
+            inputs, errors = [k, hidden], [(start[1] @ d) * slope, d]
+        for i, (x, error) in enumerate(zip(inputs, errors, strict=True)):
+            step = -eta[t] * np.outer(x, error)
+            if momentum:
+                moving[i] = theta[t] * moving[i] + step
+                step = moving[i]
+            origin = initial[i] if decay_to == "initial" else np.zeros_like(initial[i])
+            held = weights[i] - origin
+            shrink = alpha[t] * np.eye(len(x))
+            if projector == "per_map" or (projector == "first_map" and i == 0):
+                shrink -= beta[t] * np.outer(x, x) / (x @ x)
+            weights[i] = shrink @ held + step + origin
+        outputs.append(network({"before": before, "after": weights, "chunk": start}[read], q))
+        if (t + 1) % chunk == 0:
+            start = [w.copy() for w in weights]
+    return np.stack(outputs), weights, moving

@@ -1,0 +1,298 @@
+"""The chunk-parallel memory against its token form and against a NumPy loop."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hope_jax.memory import (
+    Bank,
+    Gates,
+    MemoryRule,
+    Tokens,
+    dot_error,
+    init_state,
+    l2_error,
+    read,
+    update,
+    update_and_read,
+    update_and_read_by_token,
+)
+from tests.memory.reference import loop, network
+
+WIDTH, HIDDEN, LENGTH, CHUNK = 3, 4, 8, 3
+READS = ("before", "after", "chunk")
+OBJECTIVES = {"l2": l2_error, "dot": dot_error}
+NETWORKS = {"matrix": None, "mlp": jax.nn.gelu}
+
+
+def make_rule(objective="l2", projector="per_map", momentum=True, network="mlp", **settings):
+    settings = {"chunk_size": CHUNK, **settings}
+    return MemoryRule(
+        Bank(activation=NETWORKS[network]), OBJECTIVES[objective], projector, momentum, **settings
+    )
+
+
+def make_inputs(rule, seed=0, length=LENGTH, dtype=jnp.float64):
+    draw = np.random.default_rng(seed)
+    initial = rule.bank.init(jax.random.key(seed), WIDTH, HIDDEN, dtype)
+    keys, values, queries = draw.normal(size=(3, length, WIDTH)) * 0.6
+    eta, alpha, beta, theta = draw.uniform(0.1, 0.9, size=(4, length))
+    gates = Gates(
+        jnp.asarray(eta, dtype),
+        jnp.log(jnp.asarray(alpha, dtype)),
+        None if rule.projector == "none" else jnp.asarray(beta, dtype),
+        jnp.log(jnp.asarray(theta, dtype)) if rule.momentum else None,
+    )
+    keys, values, queries = (jnp.asarray(x, dtype) for x in (keys, values, queries))
+    return initial, Tokens(keys, values, gates, queries)
+
+
+RESET = np.array([0, 0, 1, 0, 0, 1, 1, 0], bool)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("momentum", [False, True])
+@pytest.mark.parametrize("projector", ["per_map", "first_map", "none"])
+@pytest.mark.parametrize("objective", ["l2", "dot"])
+@pytest.mark.parametrize("network", ["matrix", "mlp"])
+def test_chunked_equals_by_token_values_and_gradients(network, objective, projector, momentum, x64):
+    """T is no multiple of C; values and all gradients, to 1e-9.
+
+    Every combination of the parameters above; of read mode, retention and reset mask, every pair is
+    met in each: a Latin square of them, since compiling is most of this test's time.
+    """
+    places = enumerate(itertools.product(["zero", "initial"], [0, 1]))
+    variants = [(READS[i % 3], decay_to, reset) for i, (decay_to, reset) in places]
+    rules = [
+        make_rule(objective, projector, momentum, network, read=read, decay_to=decay_to)
+        for read, decay_to, _ in variants
+    ]
+    initial, tokens = make_inputs(rules[0])
+    weights = jnp.asarray(np.random.default_rng(1).normal(size=(LENGTH, WIDTH)))
+
+    def measure(form):
+        # A program of several variants at once: compiling is most of this test's time.
+        def run(initial, tokens):
+            def loss(initial, tokens, rule, reset):
+                out, state = form(rule, initial, tokens._replace(reset=reset))
+                parts = [jnp.sum(jnp.cos(leaf)) for leaf in jax.tree.leaves(state.bank)]
+                return jnp.sum(out * weights) + sum(parts), (out, state)
+
+            return [
+                jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(
+                    initial, tokens, rule, jnp.asarray(RESET) if reset else None
+                )
+                for rule, (_, _, reset) in zip(rules, variants, strict=True)
+            ]
+
+        return jax.jit(run)(initial, tokens)
+
+    fast, slow = measure(update_and_read), measure(update_and_read_by_token)
+    for variant, a, b in zip(variants, fast, slow, strict=True):
+        jax.tree.map(
+            lambda x, y, v=variant: np.testing.assert_allclose(
+                x, y, rtol=1e-9, atol=1e-9, err_msg=str(v)
+            ),
+            a,
+            b,
+        )
+    # The gradient of every input is there, not merely equal.
+    (_, _), (initial_gradient, token_gradient) = fast[0]
+    for leaf in jax.tree.leaves((initial_gradient, token_gradient.keys, token_gradient.gates)):
+        assert np.abs(leaf).max() > 1e-6
+
+
+@pytest.mark.parametrize("reset", [None, RESET], ids=["one_document", "resets"])
+@pytest.mark.parametrize("network_name", ["matrix", "mlp"])
+@pytest.mark.parametrize("form", [update_and_read, update_and_read_by_token])
+def test_equals_numpy_loop(network_name, reset, form, x64):
+    """An independent transcription of the equations; each choice of each setting."""
+    for objective, projector, momentum, decay_to, read_mode, generated in (
+        ("l2", "per_map", True, "zero", "before", True),
+        ("l2", "first_map", False, "initial", "after", False),
+        ("dot", "none", True, "initial", "chunk", False),
+        ("dot", "per_map", False, "zero", "after", True),
+    ):
+        settings = dict(read=read_mode, decay_to=decay_to, generated_target=generated)
+        rule = make_rule(objective, projector, momentum, network_name, **settings)
+        initial, tokens = make_inputs(rule, seed=3)
+        tokens = tokens._replace(reset=None if reset is None else jnp.asarray(reset))
+        out, state = jax.jit(form, static_argnums=0)(rule, initial, tokens)
+        gates = tokens.gates
+        expected, weights, moving = loop(
+            maps(initial),
+            *(np.asarray(x) for x in (tokens.keys, tokens.values, tokens.queries)),
+            np.asarray(gates.eta),
+            np.exp(gates.log_alpha),
+            None if gates.beta is None else np.asarray(gates.beta),
+            None if gates.log_theta is None else np.exp(gates.log_theta),
+            chunk=CHUNK,
+            objective=objective,
+            projector=projector,
+            momentum=momentum,
+            decay_to=decay_to,
+            read=read_mode,
+            generated_target=generated,
+            reset=reset,
+        )
+        np.testing.assert_allclose(out, expected, rtol=1e-9, atol=1e-9)
+        for mine, theirs in zip(maps(state.bank.weights), weights, strict=True):
+            np.testing.assert_allclose(mine, theirs, rtol=1e-9, atol=1e-9)
+        if momentum:
+            for mine, theirs in zip(maps(state.bank.momentum), moving, strict=True):
+                np.testing.assert_allclose(mine, theirs, rtol=1e-9, atol=1e-9)
+
+
+def maps(weights):
+    """The maps of a single memory, as NumPy matrices."""
+    first = [np.asarray(weights.first)]
+    return first if weights.values is None else [*first, np.asarray(weights.values[0])]
+
+
+def test_gradient_equals_finite_differences_of_numpy_loop(x64):
+    rule = make_rule()
+    initial, tokens = make_inputs(rule, seed=5)
+    weights = np.random.default_rng(2).normal(size=(LENGTH, WIDTH))
+    gates = tokens.gates
+
+    def numpy_loss(first, key):
+        keys = np.array(tokens.keys)
+        keys[1] = key
+        out, _, _ = loop(
+            [first, maps(initial)[1]],
+            keys,
+            np.asarray(tokens.values),
+            np.asarray(tokens.queries),
+            np.asarray(gates.eta),
+            np.exp(gates.log_alpha),
+            np.asarray(gates.beta),
+            np.exp(gates.log_theta),
+            chunk=CHUNK,
+            objective="l2",
+            projector="per_map",
+            momentum=True,
+            decay_to="zero",
+            read="before",
+        )
+        return np.sum(out * weights)
+
+    gradient = jax.jit(
+        jax.grad(lambda i, t: jnp.sum(update_and_read(rule, i, t)[0] * weights), argnums=(0, 1))
+    )
+    of_initial, of_tokens = gradient(initial, tokens)
+    first, key, step = np.array(initial.first), np.array(tokens.keys[1]), 1e-6
+    for index in ((0, 0), (2, 3)):
+        nudge = np.zeros_like(first)
+        nudge[index] = step
+        slope = (numpy_loss(first + nudge, key) - numpy_loss(first - nudge, key)) / (2 * step)
+        np.testing.assert_allclose(of_initial.first[index], slope, rtol=1e-5, atol=1e-8)
+    nudge = np.array([0, step, 0])
+    slope = (numpy_loss(first, key + nudge) - numpy_loss(first, key - nudge)) / (2 * step)
+    np.testing.assert_allclose(of_tokens.keys[1, 1], slope, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("momentum", [False, True])
+def test_equal_keys_in_float32(momentum):
+    """The chunk's triangular system is at its worst when all keys are the same."""
+    rule = make_rule(momentum=momentum, chunk_size=64)
+    initial, tokens = make_inputs(rule, length=128, dtype=jnp.float32)
+    key = jnp.ones_like(tokens.keys) / WIDTH**0.5
+    gates = tokens.gates._replace(
+        eta=tokens.gates.eta * 0.5,
+        beta=jnp.full(128, 0.9, jnp.float32),
+        log_alpha=jnp.zeros(128, jnp.float32),
+    )
+    tokens = tokens._replace(keys=key, gates=gates)
+    fast = jax.jit(update_and_read, static_argnums=0)(rule, initial, tokens)
+    slow = jax.jit(update_and_read_by_token, static_argnums=0)(rule, initial, tokens)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), fast, slow)
+
+
+def test_pieces_equal_one_call(x64):
+    """Chunk buffers that are local to a call never fill with small calls; these carry over."""
+    rule = make_rule()
+    initial, tokens = make_inputs(rule)
+    tokens = tokens._replace(reset=jnp.asarray(RESET))
+    whole, end = update_and_read(rule, initial, tokens)
+    call = jax.jit(update_and_read, static_argnums=0)
+    state, parts = init_state(rule, initial), []
+    for first, last in ((0, 1), (1, 5), (5, 5), (5, 7), (7, 8)):
+        piece = jax.tree.map(lambda x, i=first, j=last: x[i:j], tokens)
+        out, state = call(rule, initial, piece, state)
+        parts.append(out)
+    np.testing.assert_allclose(np.concatenate(parts), whole, rtol=1e-12, atol=1e-12)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), state, end)
+
+
+def test_shorter_than_a_chunk_still_learns(x64):
+    rule = make_rule(chunk_size=64)
+    initial, tokens = make_inputs(rule, length=5)
+    _, fast = update_and_read(rule, initial, tokens)
+    _, slow = update_and_read_by_token(rule, initial, tokens)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), fast, slow)
+    assert np.abs(fast.bank.weights.first - initial.first).max() > 0.01
+
+
+def test_update_then_read(x64):
+    rule = make_rule()
+    initial, tokens = make_inputs(rule)
+    state = update(
+        rule, initial, init_state(rule, initial), tokens.keys, tokens.values, tokens.gates
+    )
+    out = read(rule, state, tokens.queries)
+    np.testing.assert_allclose(
+        out, network(maps(state.bank.weights), np.asarray(tokens.queries)), rtol=1e-12
+    )
+
+
+def test_memories_of_a_batch_are_their_own(x64):
+    rule = make_rule()
+    initial, tokens = make_inputs(rule)
+    other = tokens._replace(values=tokens.values + 1)
+    both = jax.tree.map(lambda a, b: jnp.stack([a, b]), tokens, other)
+    out, _ = jax.vmap(lambda tokens: update_and_read(rule, initial, tokens))(both)
+    np.testing.assert_allclose(out[0], update_and_read(rule, initial, tokens)[0], rtol=1e-12)
+    assert np.abs(out[0] - out[1]).max() > 0.01
+
+
+def test_states_every_changes_memory_not_gradients():
+    """Fewer kept states: the same gradients from fewer bytes; growth is with T / C states."""
+    width, chunk = 32, 4
+
+    def program(length, every):
+        rule = MemoryRule(momentum=False, chunk_size=chunk, states_every=every)
+        initial = rule.bank.init(jax.random.key(0), width)
+        keys = jax.random.normal(jax.random.key(1), (length, width)) / width**0.5
+        gates = Gates(jnp.full(length, 0.3), jnp.zeros(length), jnp.full(length, 0.3))
+        loss = lambda initial: jnp.sum(
+            update_and_read(rule, initial, Tokens(keys, keys[::-1], gates, keys))[0] ** 2
+        )
+        gradient = jax.jit(jax.grad(loss))
+        return gradient(initial), gradient.lower(initial).compile().memory_analysis()
+
+    one, one_memory = program(512, 1)
+    eight, eight_memory = program(512, 8)
+    _, double_memory = program(1024, 1)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), one, eight)
+    assert eight_memory.temp_size_in_bytes < 0.75 * one_memory.temp_size_in_bytes
+    state_bytes = 2 * width * width * 4
+    growth = double_memory.temp_size_in_bytes - one_memory.temp_size_in_bytes
+    assert growth < 3 * (512 / chunk) * state_bytes  # a state a token would be twelve times this
+
+
+def test_errors_say_what_does_not_fit():
+    rule = make_rule()
+    initial, tokens = make_inputs(rule, dtype=jnp.float32)
+    with pytest.raises(ValueError, match=r"log_theta is missing"):
+        update_and_read(rule, initial, tokens._replace(gates=tokens.gates._replace(log_theta=None)))
+    with pytest.raises(ValueError, match=r"Gates.beta is missing"):
+        update_and_read(rule, initial, tokens._replace(gates=tokens.gates._replace(beta=None)))
+    with pytest.raises(ValueError, match=r"shape \(T, N\)"):
+        update_and_read(rule, initial, tokens._replace(values=tokens.values[:2]))
+    with pytest.raises(ValueError, match=r"chunk_size=0"):
+        make_rule(chunk_size=0)
+    with pytest.raises(ValueError, match=r"projector='all'"):
+        make_rule(projector="all")

@@ -1,0 +1,39 @@
+"""The inverse of a unit lower triangular matrix."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hope_jax.memory.triangular import unit_lower_inverse
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 8, 9, 20, 64])
+def test_equals_numpy(size, x64):
+    matrix = np.random.default_rng(size).normal(size=(2, size, size)) * 0.3
+    expected = np.linalg.inv(np.eye(size) + np.tril(matrix, -1))
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(
+        unit_lower_inverse(jnp.asarray(matrix)) / scale, expected / scale, atol=1e-11
+    )
+
+
+def test_equal_keys_in_float32():
+    """L of a chunk whose keys are all equal, beta 1: a product of its powers loses every digit."""
+    strict = np.tril(np.ones((64, 64)), -1)
+    expected = np.linalg.inv(np.eye(64) + strict)
+    out = unit_lower_inverse(jnp.asarray(strict, jnp.float32))
+    np.testing.assert_allclose(out, expected, atol=1e-6)
+
+
+def test_derivative_in_both_modes(x64):
+    matrix, direction = (
+        jnp.asarray(x) for x in np.random.default_rng(0).normal(size=(2, 9, 9)) * 0.3
+    )
+    function = lambda x: jnp.sum(jnp.sin(unit_lower_inverse(x)))
+    step = 1e-6
+    slope = (function(matrix + step * direction) - function(matrix - step * direction)) / (2 * step)
+    forward = jax.jvp(function, (matrix,), (direction,))[1]
+    reverse = jnp.vdot(jax.grad(function)(matrix), direction)
+    np.testing.assert_allclose(forward, slope, rtol=1e-6)
+    np.testing.assert_allclose(reverse, slope, rtol=1e-6)

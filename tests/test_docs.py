@@ -1,0 +1,31 @@
+"""What the documentation names is there, and what it shows runs."""
+
+import pathlib
+import re
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def test_equations_name_functions_and_tests_that_exist():
+    text = (ROOT / "docs" / "equations.md").read_text()
+    names = re.findall(r"`((?:hope_jax|tests)/[\w/.]+\.py)(?:::(\w+))?`", text)
+    assert len(names) > 30
+    for path, name in names:
+        source = (ROOT / path).read_text()
+        assert not name or re.search(rf"(def|class) {name}\b", source), f"{path}::{name}"
+
+
+def test_readme_example_runs():
+    text = (ROOT / "README.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), {})
+
+
+def test_links_of_the_readme_exist():
+    for page in ("README.md", "docs/optimizers.md", "docs/concepts.md", "docs/equations.md"):
+        folder = (ROOT / page).parent
+        for link in re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text()):
+            if "://" not in link:
+                assert (folder / link).exists(), f"{page}: {link}"
