@@ -5,8 +5,8 @@ read and written can be kept with `--state_out=FILE` and taken up again with `--
 """
 
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,6 +16,8 @@ from hope_jax.models.context_file import load_context, save_context
 from hope_jax.models.language_model import LanguageModel
 from hope_jax.models.sampling import Context, generate, read
 from hope_jax.models.text_stream import TextStream
+from hope_jax.training.checkpoint import load_model
+from hope_jax.training.tokenizers import Tokenizer
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the training run.", required=True)
 _PROMPT = flags.DEFINE_string("prompt", "", "Text to be continued.")
@@ -27,14 +29,6 @@ _TOP_P = flags.DEFINE_float(
 _SEED = flags.DEFINE_integer("seed", 0, "Of the random draws.")
 _STATE_IN = flags.DEFINE_string("state_in", None, "File to take up what an earlier call has read.")
 _STATE_OUT = flags.DEFINE_string("state_out", None, "File to keep what this call has read.")
-
-
-class Tokenizer(Protocol):
-    """What is asked of a tokenizer."""
-
-    def encode(self, text: str) -> Sequence[int]: ...
-
-    def decode(self, ids: Sequence[int]) -> str: ...
 
 
 def read_prompt(
@@ -63,7 +57,7 @@ def stream_text(
     tokenizer: Tokenizer,
     context: Context,
     *,
-    write: Callable[[str], object],
+    write: Callable[[str], None],
     num_tokens: int,
     temperature: float,
     top_p: float,
@@ -106,8 +100,14 @@ def main(arguments: list[str]) -> None:
         raise app.UsageError(
             f"unexpected {arguments[1]!r}; put a prompt of several words in quotes"
         )
-    from hope_jax.training.checkpoint import load_model
+    try:
+        _run()
+    except ValueError as error:
+        print(f"ValueError: {error}", file=sys.stderr)
+        sys.exit(1)
 
+
+def _run() -> None:
     model, params, tokenizer = load_model(_WORKDIR.value)
     context = None
     if _STATE_IN.value:

@@ -60,7 +60,7 @@ def make(config: TitansConfig, batch: int, length: int):
 
 def gradient(read: Callable) -> Callable:
     """Value and gradient with respect to parameters and inputs, compiled."""
-    loss = lambda params, x: jnp.sum(jnp.square(read(params, x)))  # noqa: E731
+    loss = lambda params, x: jnp.sum(jnp.square(read(params, x)))
     return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
 
 

@@ -26,13 +26,13 @@ os.environ.update(
     JAX_PLATFORMS="cpu",
 )
 
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-from flax import linen as nn  # noqa: E402
-from jax.experimental import topologies  # noqa: E402
-from jax.sharding import SingleDeviceSharding  # noqa: E402
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.experimental import topologies
+from jax.sharding import SingleDeviceSharding
 
-from hope_jax.layers.titans import SelfModifyingTitans, TitansConfig  # noqa: E402
+from hope_jax.layers.titans import SelfModifyingTitans, TitansConfig
 
 CLOCK, FLOPS, BANDWIDTH = 1.75e9, 459e12, 2.765e12
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
@@ -135,7 +135,7 @@ def bytes_moved(
 
 def product_flops(kind: str, result: str, rest: str, shapes: dict[str, str]) -> float:
     """2 x (elements of the result) x (length of the contraction)."""
-    dims = lambda text: [int(n) for n in re.search(r"\[([\d,]*)\]", text)[1].split(",") if n]  # noqa: E731
+    dims = lambda text: [int(n) for n in re.search(r"\[([\d,]*)\]", text)[1].split(",") if n]
     operands = re.findall(r"%([\w.\-]+)", rest.split("), ")[0])
     out = math.prod(dims(result))
     if kind == "dot":
@@ -177,7 +177,7 @@ def report(name: str, read, params, x, state_bytes: float, matrix_flops: float) 
     args = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), (params, x)
     )
-    loss = lambda params, x: jnp.sum(jnp.square(read(params, x).astype(jnp.float32)))  # noqa: E731
+    loss = lambda params, x: jnp.sum(jnp.square(read(params, x).astype(jnp.float32)))
     compiled = jax.jit(jax.value_and_grad(loss, argnums=(0, 1))).lower(*args).compile()
     cost = cost_of(*parse(compiled.as_text()))
     milliseconds = 1e3 * cost.cycles / CLOCK

@@ -148,7 +148,7 @@ def main() -> None:
             _iterate(x, per_step, None) for x in tree.values()
         ],
         "optax.contrib": lambda tree: [
-            optax.contrib._muon.orthogonalize_via_newton_schulz(x, jnp.array(QUINTIC[0]))  # noqa: SLF001
+            optax.contrib._muon.orthogonalize_via_newton_schulz(x, jnp.array(QUINTIC[0]))
             for x in tree.values()
         ],
     }

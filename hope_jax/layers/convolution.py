@@ -1,5 +1,8 @@
 """Causal depthwise convolution over tokens."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
@@ -36,12 +39,11 @@ class CausalConvolution(nn.Module):
         Returns:
           Outputs, shape (B, T, D), and the new tail. A tail never reaches back over a reset.
         """
-        kernel = self.param(
-            "kernel",
-            nn.with_logical_partitioning(_identity_plus_noise, ("conv", "activation_embed")),
-            (self.window, x.shape[-1]),
-            self.param_dtype,
-        ).astype(self.dtype)
+        init: Callable[..., Any] = nn.with_logical_partitioning(
+            _identity_plus_noise, ("conv", "activation_embed")
+        )
+        shape = (self.window, x.shape[-1])
+        kernel = self.param("kernel", init, shape, self.param_dtype).astype(self.dtype)
         length, before = x.shape[1], self.window - 1
         if tail is None:
             tail = jnp.zeros((x.shape[0], before, x.shape[-1]), self.dtype)

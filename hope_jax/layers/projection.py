@@ -1,5 +1,8 @@
 """Linear projections to and from heads."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
@@ -38,7 +41,7 @@ class Projection(nn.Module):
         inputs = x.shape[x.ndim - self.axes :]
         in_axis = tuple(range(self.axes))
         out_axis = tuple(range(self.axes, self.axes + len(self.features)))
-        init = nn.with_logical_partitioning(
+        init: Callable[..., Any] = nn.with_logical_partitioning(
             nn.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", in_axis, out_axis),
             self.names,
         )

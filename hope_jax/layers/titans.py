@@ -1,7 +1,8 @@
 """Self-modifying Titans as a Flax layer: convolution, projections, heads, memories."""
 
 import dataclasses
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +29,7 @@ from hope_jax.memory.rule import MemoryRule
 _OBJECTIVES = {"l2": l2_error, "dot": dot_error}
 _NETWORKS = {"mlp": jax.nn.gelu, "matrix": None}
 _MOMENTA = ("gate", "learned", "none")
+_HEAD_AXES: Any = (0, 0, 0, None)  # of the fields of Inputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,13 +235,14 @@ class SelfModifyingTitans(nn.Module):
         )(x, None if state is None else state.tail, reset)
         inputs = self._inputs(x, reset)
         initial = self._initial()
-        function = read_sequence
+        function: Callable[..., Any] = read_sequence
         if state is not None and x.shape[1] == 1:
             function = _read_one
         call = jax.vmap(  # over heads, then over sequences, which share only the initial weights
             jax.vmap(
                 lambda initial, inputs, state: function(rule, initial, inputs, state),
-                in_axes=(0, Inputs(0, 0, 0, None), 0),
+                # A reset belongs to the sequence, all else to the head.
+                in_axes=(0, Inputs(*_HEAD_AXES), 0),
             ),
             in_axes=(None, 0, 0),
         )

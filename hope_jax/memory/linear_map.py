@@ -273,7 +273,7 @@ def end_chunk(update: ChunkUpdate, decay: ChunkDecay, dtype: jnp.dtype) -> Linea
       The state after the chunk.
     """
     start, end, projection = update.start, decay.end, update.projection
-    inputs, lengths = update.inputs, 1.0
+    inputs, lengths = update.inputs, jnp.ones(())
     if projection is not None:
         # The inputs are the directions times their lengths, so one product serves both sums.
         inputs, lengths = projection.directions, projection.lengths

@@ -161,7 +161,7 @@ def write_bank_token(
             return LinearMapState(None, None)
         origin = 0.0 if offset is None else getattr(offset, name)
         momentum = None if theta is None else getattr(state.momentum, name)
-        function = lambda *args: write_token(*args, alpha, beta, theta)  # noqa: E731
+        function = lambda *args: write_token(*args, alpha, beta, theta)
         if name != "first":
             function = jax.vmap(function)
         rows = (getattr(inputs, name), getattr(writes, name))
@@ -231,7 +231,7 @@ def write_bank_chunk(
             projection,
             None if restart is None else getattr(restart, name),
         )
-        function = lambda start, inputs, rows, projection, restart: write_chunk(  # noqa: E731
+        function = lambda start, inputs, rows, projection, restart: write_chunk(
             start, inputs, rows, decay, projection, restart, dtype
         )
         return function(*args) if name == "first" else jax.vmap(function)(*args)
@@ -293,7 +293,7 @@ def end_bank_chunk(
         part = getattr(update, name)
         if part is None:
             return LinearMapState(None, None)
-        function = lambda part: end_chunk(part, decay, dtype)  # noqa: E731
+        function = lambda part: end_chunk(part, decay, dtype)
         state = function(part) if name == "first" else jax.vmap(function)(part)
         if rule.decay_to == "initial":
             state = state._replace(weight=state.weight + getattr(initial, name))

@@ -28,11 +28,11 @@ from hope_jax.optim.newton_schulz import CUBIC, POLAR_EXPRESS, QUINTIC, newton_s
 
 __all__ = [
     "CUBIC",
+    "POLAR_EXPRESS",
+    "QUINTIC",
     "GeneralizedMomentumState",
     "MomentumMemory",
     "MultiTimescaleState",
-    "POLAR_EXPRESS",
-    "QUINTIC",
     "ScaleByM3State",
     "adamuon",
     "add_delta_decay",

@@ -127,7 +127,7 @@ def delta_gradient_descent(
 
     if callable(learning_rate):
         schedule = learning_rate
-        step_size: ScalarOrSchedule = lambda count: shortened(schedule(count))  # noqa: E731
+        step_size: ScalarOrSchedule = lambda count: shortened(schedule(count))
     else:
         step_size = shortened(learning_rate)
     return optax.chain(

@@ -68,13 +68,13 @@ def _paths(files: str) -> list[tuple[str, str]]:
         # Named from where the wildcards begin, so that a corpus splits alike wherever it lies.
         root = os.path.dirname(re.split(r"[*?\[]", files)[0])
         return [(os.path.relpath(path, root or "."), path) for path in paths]
-    root = pathlib.Path(sysconfig.get_paths()["stdlib"])
+    library = pathlib.Path(sysconfig.get_paths()["stdlib"])
     sources = sorted(
         path
-        for path in root.rglob("*.py")
-        if not _SKIPPED.intersection(path.relative_to(root).parts)
+        for path in library.rglob("*.py")
+        if not _SKIPPED.intersection(path.relative_to(library).parts)
     )
-    return [(str(path.relative_to(root)), str(path)) for path in sources]
+    return [(str(path.relative_to(library)), str(path)) for path in sources]
 
 
 def _tfds_texts(name: str) -> Iterator[tuple[str, bytes]]:
@@ -97,7 +97,8 @@ def _tfds_texts(name: str) -> Iterator[tuple[str, bytes]]:
 def _split(
     named: Iterator[tuple[str, bytes]], validation_fraction: float, source: str
 ) -> Documents:
-    train, validation = [], []
+    train: list[bytes] = []
+    validation: list[bytes] = []
     for name, document in named:
         if not document:
             continue

@@ -172,7 +172,7 @@ class _Run:
         ):
             bar = progress.add_task("loss", total=config.steps, completed=first)
             while step < config.steps and request.signal is None:
-                batch = put_batch(next(batches), self.mesh)
+                batch = put_batch(self._kept(next(batches)), self.mesh)
                 state, metrics = train_step(state, batch)
                 step += 1
                 # The step before is read only now, when this one is under way.
@@ -194,6 +194,12 @@ class _Run:
                 self.checkpoints.save(step, state, batches.get_state())
             self.stopped = step < config.steps
         return state
+
+    def _kept(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """A batch without its resets, where the config wants documents to run into each other."""
+        if self.config.data.reset_documents:
+            return batch
+        return {name: value for name, value in batch.items() if name != "reset"}
 
     def _read(self, step: int, metrics: Metrics, progress: Any, bar: Any, clock: "_Clock") -> None:
         loss, norm = float(metrics.loss), float(metrics.gradient_norm)
@@ -220,7 +226,7 @@ class _Run:
         rows = self.config.data.batch_size // jax.process_count()
         own = slice(jax.process_index() * rows, (jax.process_index() + 1) * rows)
         for batch in parts:
-            local = {name: value[own] for name, value in batch.items()}
+            local = {name: value[own] for name, value in self._kept(batch).items()}
             loss, tokens = self.eval_step(params, put_batch(local, self.mesh))
             total, weight = total + float(loss), weight + float(tokens)
         return total / weight

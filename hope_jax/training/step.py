@@ -57,17 +57,18 @@ def abstract_state(
     params = nn.unbox(boxed)
     state = jax.eval_shape(optimizer.init, params)
     shardings = parameter_shardings(mesh, boxed)
-    places = TrainState(
+    places: Any = (
         NamedSharding(mesh, P()),
         shardings,
         optimizer_shardings(mesh, state, params, shardings),
     )
-    shapes = TrainState(jax.ShapeDtypeStruct((), jnp.int32), params, state)
-    return jax.tree.map(
+    shapes: Any = (jax.ShapeDtypeStruct((), jnp.int32), params, state)
+    leaves = jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         shapes,
         places,
     )
+    return TrainState(*leaves)
 
 
 def init_state(
@@ -84,9 +85,8 @@ def init_state(
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
     places = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, optimizer, mesh))
-    # No mesh is set here: Flax would constrain DenseGeneral's kernels, which it draws as flat
-    # matrices, by the names of their final axes. The shardings of the result say all that is needed.
-    return jax.jit(init, out_shardings=places)(jax.random.key(seed))
+    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+        return jax.jit(init, out_shardings=places)(jax.random.key(seed))
 
 
 def make_train_step(
@@ -106,8 +106,8 @@ def make_train_step(
       accumulate: micro-batches a step, one after the other.
 
     Returns:
-      `step(state, batch) -> (state, metrics)`; the batch has `tokens`, `targets`, `reset` and
-      `weights`, each (B, T).
+      `step(state, batch) -> (state, metrics)`; the batch has `tokens`, `targets` and `weights`, and
+      `reset` where documents are to be kept apart, each (B, T).
     """
     places = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, optimizer, mesh))
     rows = batch_sharding(mesh)
@@ -162,7 +162,7 @@ def _summed(model, params, batch):
         {"params": params},
         batch["tokens"],
         batch["targets"],
-        reset=batch["reset"],
+        reset=batch.get("reset"),
         method="token_losses",
     )
     return jnp.sum(losses * batch["weights"])

@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from hope_jax.layers.self_modifying import read_sequence, read_sequence_by_token
+from hope_jax.layers.self_modifying import (
+    Initial,
+    Inputs,
+    read_sequence,
+    read_sequence_by_token,
+)
 from hope_jax.layers.titans import SelfModifyingTitans, TitansConfig
 from tests.memory.reference import gelu
 
@@ -26,7 +31,9 @@ SETTINGS = {
 
 @functools.lru_cache
 def make(name):
-    layer = SelfModifyingTitans(TitansConfig(WIDTH, HEADS, **SETTINGS[name]), jnp.float64, jnp.float64)
+    layer = SelfModifyingTitans(
+        TitansConfig(WIDTH, HEADS, **SETTINGS[name]), jnp.float64, jnp.float64
+    )
     x = jax.random.normal(jax.random.key(0), (2, LENGTH, WIDTH), jnp.float64)
     params = nn.unbox(jax.jit(layer.init)(jax.random.key(1), x))
     return layer, params, x, jax.jit(lambda p, x, s, r: layer.apply(p, x, s, r))
@@ -78,14 +85,21 @@ def test_causal_and_independent(name, x64):
 
 def core(rule_settings, length=7):
     """One head, without convolution and projections."""
-    config = TitansConfig(WIDTH, 1, **rule_settings)
-    layer = SelfModifyingTitans(config, jnp.float64, jnp.float64)
-    x = jax.random.normal(jax.random.key(0), (1, length, WIDTH), jnp.float64)
-    params = nn.unbox(layer.init(jax.random.key(1), x))
-    bound = layer.bind(params)
-    inputs, initial = bound._inputs(x, None), bound._initial()
-    first = lambda tree: jax.tree.map(lambda leaf: leaf[0], tree)
-    return config.rule, first(initial), first(first(inputs))
+    rule = TitansConfig(WIDTH, 1, **rule_settings).rule
+    keys = jax.random.split(jax.random.key(0), 8)
+    float64 = jnp.float64
+    initial = Initial(
+        rule.others.bank.init(keys[0], WIDTH, WIDTH, float64),
+        rule.memory.bank.init(keys[1], WIDTH, WIDTH, float64),
+        eta_bias=jnp.asarray(0.3),
+        alpha_bias=jnp.asarray(2.0),
+    )
+    static = {"q": jax.random.normal(keys[2], (length, WIDTH), float64)}
+    log_theta = None
+    if rule.memory.momentum:
+        log_theta = jax.nn.log_sigmoid(jax.random.normal(keys[3], (length,), float64))
+    x = jax.random.normal(keys[4], (length, WIDTH), float64)
+    return rule, initial, Inputs(x, static, log_theta)
 
 
 @pytest.mark.slow
@@ -148,7 +162,11 @@ def test_every_initial_state_receives_its_exact_gradient(x64):
     loss = jax.jit(lambda p: jnp.sum(layer.apply(p, x)[0] * weights))
     gradient = jax.jit(jax.grad(loss))(params)["params"]
     step = 1e-5
-    names = [f"{m}_{part}" for m in ("k", "v", "q", "eta", "alpha", "memory") for part in ("first", "second")]
+    names = [
+        f"{m}_{part}"
+        for m in ("k", "v", "q", "eta", "alpha", "memory")
+        for part in ("first", "second")
+    ]
     for name in names:
         leaf = params["params"][name]
         direction = jax.random.normal(jax.random.key(5), leaf.shape, leaf.dtype)

@@ -108,7 +108,7 @@ def test_state_is_a_stable_pytree_and_nothing_recompiles(optimizer):
     step = step_function(optimizer)
     params = start()
     state = optimizer.init(params)
-    describe = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)  # noqa: E731
+    describe = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
     expected = describe(state)
     for _ in range(3):
         params, state = step(params, state)

@@ -63,7 +63,7 @@ def test_update_is_that_of_whole_matrices(name, layout):
     sharded = jax.tree.map(
         lambda x: jax.device_put(x, NamedSharding(mesh, SPECS[layout](x))), PARAMS
     )
-    close = lambda a, b: np.testing.assert_allclose(  # noqa: E731
+    close = lambda a, b: np.testing.assert_allclose(
         a.astype(jnp.float32), b.astype(jnp.float32), atol=2e-3, rtol=1e-2
     )
     with jax.set_mesh(mesh):
