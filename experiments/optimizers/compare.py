@@ -31,7 +31,7 @@ from hope_jax.models import LanguageModel, LanguageModelConfig
 from hope_jax.optim import dimension_numbers_by_path, m3
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 HERE = pathlib.Path(__file__).parent
 CHUNK, WARMUP = 25, 40  # steps compiled together; of warm-up

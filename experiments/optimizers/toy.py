@@ -22,7 +22,7 @@ import optax
 from hope_jax.optim import delta_momentum
 
 matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+import matplotlib.pyplot as plt
 
 HERE = pathlib.Path(__file__).parent
 K, A, OMEGA = 5.0, 1.0, 2.0
@@ -84,7 +84,7 @@ def main():
 
     heavy, delta = steps[..., 0], steps[..., 1:].reshape(len(RATES), -1)
     same_decay = steps[..., 1:].min(axis=(0, 2))
-    shown = lambda n: "never" if n > STEPS else str(n)  # noqa: E731
+    shown = lambda n: "never" if n > STEPS else str(n)
 
     best_heavy = np.unravel_index(heavy.argmin(), heavy.shape)
     best_delta = np.unravel_index(steps[..., 1:].argmin(), steps[..., 1:].shape)

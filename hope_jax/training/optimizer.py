@@ -68,7 +68,7 @@ def make_schedule(config: Mapping[str, Any], steps: int) -> optax.Schedule:
         0.0 if warmup else peak, peak, warmup, steps, peak * config["final_fraction"]
     )
     # Optax counts steps from 0, where a warm-up from nothing would waste the first.
-    return lambda count: schedule(count + 1)
+    return (lambda count: schedule(count + 1)) if warmup else schedule
 
 
 def make_optimizer(config: Mapping[str, Any], steps: int) -> optax.GradientTransformationExtraArgs:

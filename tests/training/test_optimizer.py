@@ -26,11 +26,13 @@ def settings(**changes):
 
 def test_schedule_rises_then_falls():
     schedule = make_schedule(settings(), 20)
-    np.testing.assert_allclose(schedule(0), 0.0, atol=1e-9)
-    np.testing.assert_allclose(schedule(2), 0.05, rtol=1e-6)
-    np.testing.assert_allclose(schedule(4), 0.1, rtol=1e-6)
-    np.testing.assert_allclose(schedule(12), 0.055, rtol=1e-5)
-    np.testing.assert_allclose(schedule(20), 0.01, rtol=1e-5)
+    # Steps are counted from 0, and the first already moves.
+    np.testing.assert_allclose(schedule(0), 0.025, rtol=1e-6)
+    np.testing.assert_allclose(schedule(1), 0.05, rtol=1e-6)
+    np.testing.assert_allclose(schedule(3), 0.1, rtol=1e-6)
+    np.testing.assert_allclose(schedule(11), 0.055, rtol=1e-5)
+    np.testing.assert_allclose(schedule(19), 0.01, rtol=1e-5)
+    np.testing.assert_allclose(make_schedule(settings(warmup_steps=0), 20)(0), 0.1, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))
