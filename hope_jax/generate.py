@@ -4,6 +4,7 @@ The text appears as it is made, in memory and time per token that do not grow. W
 read and written can be kept with `--state_out=FILE` and taken up again with `--state_in=FILE`.
 """
 
+import logging
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -100,6 +101,8 @@ def main(arguments: list[str]) -> None:
         raise app.UsageError(
             f"unexpected {arguments[1]!r}; put a prompt of several words in quotes"
         )
+    # Orbax says a dozen lines a checkpoint at the level of information.
+    logging.getLogger("absl").setLevel(logging.WARNING)
     try:
         _run()
     except ValueError as error:

@@ -13,9 +13,6 @@ import sys
 from absl import app, flags
 from ml_collections import config_flags
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file.", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
-
 
 def main(arguments: list[str]) -> None:
     """Runs the command."""
@@ -26,12 +23,15 @@ def main(arguments: list[str]) -> None:
     from hope_jax.training.loop import NonFiniteLossError, train
 
     try:
-        train(_CONFIG.value, _WORKDIR.value)
+        train(flags.FLAGS.config, flags.FLAGS.workdir)
     except (ValueError, NonFiniteLossError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(1)
 
 
 if __name__ == "__main__":
+    # Here, not above: the other command has a --workdir too, and both can be imported.
+    config_flags.DEFINE_config_file("config", None, "Config file.", lock_config=True)
+    flags.DEFINE_string("workdir", None, "Folder of the run.")
     flags.mark_flags_as_required(["config", "workdir"])
     app.run(main)
