@@ -65,6 +65,9 @@ def get_config(variant: str = "hope") -> ConfigDict:
     config.optimizer.clip_norm = 1.0  # 0 for none
     config.optimizer.weight_decay = 0.01  # of matrices
     config.optimizer.arguments = ConfigDict()  # further arguments of the optimiser
+    config.optimizer.periods = (
+        ConfigDict()
+    )  # such as {"level_1": 8}: that level moves every 8 steps
 
     config.mesh = ConfigDict()
     config.mesh.data = -1  # devices that split the batch; -1 is all that are left

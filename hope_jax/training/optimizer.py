@@ -76,7 +76,9 @@ def make_optimizer(config: Mapping[str, Any], steps: int) -> optax.GradientTrans
 
     Args:
       config: `name`, `learning_rate`, `warmup_steps`, `final_fraction`, `clip_norm` (0 for none),
-        `weight_decay` (of matrices only) and `arguments`, further keyword arguments.
+        `weight_decay` (of matrices only), `arguments`, further keyword arguments, and `periods`:
+        parameters whose path holds a name change every so many steps by the mean gradient of those,
+        such as `{"level_1": 8}` (Eq. 71); all others at every step.
       steps: length of the schedule.
 
     Returns:
@@ -116,9 +118,36 @@ def make_optimizer(config: Mapping[str, Any], steps: int) -> optax.GradientTrans
                 f"optimizer.arguments.{argument} is no argument of {name!r}; nearest: {', '.join(near)}"
             )
     optimizer = make(make_schedule(config, steps), **arguments)
+    if config["periods"]:
+        periods = dict(config["periods"])
+        optimizer = optim.multi_timescale(
+            optimizer,
+            {**periods, "every step": 1},
+            lambda params: _labels(params, periods),
+            average=True,
+        )
     if config["clip_norm"]:
         optimizer = optax.chain(optax.clip_by_global_norm(config["clip_norm"]), optimizer)
     return optax.with_extra_args_support(optimizer)
+
+
+def _labels(params: Any, names: Mapping[str, int]) -> Any:
+    """The name that each parameter's path holds, so that each group keeps its own time."""
+    found = set()
+
+    def label(path, leaf):
+        parts = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+        held = [name for name in names if name in parts]
+        found.update(held)
+        return held[0] if held else "every step"
+
+    labels = jax.tree_util.tree_map_with_path(label, params)
+    if found != set(names):
+        raise ValueError(
+            f"optimizer.periods names {', '.join(sorted(set(names) - found))}, which no parameter's "
+            f"path holds; the levels of a chain are level_0, level_1, ..."
+        )
+    return labels
 
 
 def decayed(params: Any) -> Any:

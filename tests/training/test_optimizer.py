@@ -20,6 +20,7 @@ def settings(**changes):
         clip_norm=1.0,
         weight_decay=0.0,
         arguments={},
+        periods={},
     )
     return ConfigDict({**base, **changes})
 
@@ -60,6 +61,18 @@ def test_gradients_are_clipped_by_their_global_norm():
     updates, _ = optimizer.update(gradients, optimizer.init(params), params)
     np.testing.assert_allclose(updates["a"], [-0.06, 0.0], rtol=1e-6)
     np.testing.assert_allclose(updates["b"], [-0.08], rtol=1e-6)
+
+
+def test_a_level_moves_at_its_own_period():
+    optimizer = make_optimizer(settings(name="sgd", clip_norm=0.0, periods={"level_1": 2}), 20)
+    params = {"level_0": {"kernel": jnp.ones((2, 2))}, "level_1": {"kernel": jnp.ones((2, 2))}}
+    state, moved = optimizer.init(params), []
+    for _ in range(4):
+        updates, state = optimizer.update(params, state, params)
+        moved.append([bool(jnp.any(leaf)) for leaf in jax.tree.leaves(updates)])
+    assert moved == [[True, False], [True, True], [True, False], [True, True]]
+    with pytest.raises(ValueError, match="level_7"):
+        make_optimizer(settings(name="sgd", periods={"level_7": 2}), 20).init(params)
 
 
 @pytest.mark.parametrize(
