@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Installs the package with its test tools, then lints, type-checks and tests; arguments go to pytest:
+# Installs the package with its test tools, then lints, type-checks and tests; arguments go to the last of these:
 #   bash launch/test.sh -m "not slow"
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh" test
 ruff check .
 ruff format --check .
 mypy
-exec python -m pytest --durations=15 "$@"
+python -m pytest hope_jax
+exec python -m pytest tests --durations=15 "$@"

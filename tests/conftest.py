@@ -15,6 +15,13 @@ jax.config.update(
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _forget_programs():
+    """Frees each module's compiled programs: with all of them kept, the process runs out of mappings."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def x64():
     """Runs a test with float64 arrays."""
