@@ -24,8 +24,15 @@ from flax import linen as nn
 from hope_jax.layers.titans import SelfModifyingTitans, TitansConfig
 
 BATCH, LENGTH, WIDTH, HEADS = 4, 512, 128, 2
+# What that package has: no self-modification, no projector.
 STATIC = TitansConfig(
-    WIDTH, HEADS, adaptive=(), generated_target=False, memory_chunk=64, others_chunk=64
+    WIDTH,
+    HEADS,
+    adaptive=(),
+    generated_target=False,
+    projector="none",
+    memory_chunk=64,
+    others_chunk=64,
 )
 
 
