@@ -52,7 +52,9 @@ class TitansConfig:
     memory_chunk: int = 16  # chunk size of the memory that is read
     others_chunk: int = 64  # chunk size of the memories for k, v, q, eta and alpha
     objective: Literal["l2", "dot"] = "l2"  # Eq. 93 or Eq. 92
-    projector: Literal["per_map", "first_map", "none"] = "per_map"  # DGD; "none" is plain descent
+    # DGD on every map, on the first, or plain descent ("none"). Without DGD on every map, constant or
+    # alternating inputs overflowed a fresh layer within 1,000 tokens: start eta far lower there.
+    projector: Literal["per_map", "first_map", "none"] = "per_map"
     momentum: Literal["gate", "learned", "none"] = "gate"  # its decay: per token, one number a head
     dampening: bool = True  # weight writes by 1 - theta; without, repeated keys overflow the state
     retention: bool = True  # False: nothing decays
@@ -110,11 +112,11 @@ class TitansConfig:
         for name in ("initial_eta", "initial_alpha", "initial_theta"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name)}")
-        if self.generated_target and self.objective == "l2" and not self.unit_values:
+        if not self.unit_values and (self.adaptive or self.generated_target):
             raise ValueError(
-                "generated_target=True with unit_values=False overflows within some hundred tokens: "
-                "a memory that regresses its own output for a long value feeds itself; keep "
-                "unit_values=True, or set generated_target=False"
+                "unit_values=False overflows within some hundred tokens where memories generate keys, "
+                "values, gates or targets: what reads its own long output feeds itself; keep "
+                "unit_values=True, or set adaptive=() and generated_target=False"
             )
         _ = self.rule
 
