@@ -52,8 +52,9 @@ class TitansConfig:
     memory_chunk: int = 16  # chunk size of the memory that is read
     others_chunk: int = 64  # chunk size of the memories for k, v, q, eta and alpha
     objective: Literal["l2", "dot"] = "l2"  # Eq. 93 or Eq. 92
-    # DGD on every map, on the first, or plain descent ("none"). Without DGD on every map, constant or
-    # alternating inputs overflowed a fresh layer within 1,000 tokens: start eta far lower there.
+    # DGD on every map, on the first, or plain descent ("none"). A fresh layer overflowed within 1,000
+    # tokens without it (random inputs too) and with it on the first map alone (constant and
+    # alternating inputs): start eta far lower there.
     projector: Literal["per_map", "first_map", "none"] = "per_map"
     momentum: Literal["gate", "learned", "none"] = "gate"  # its decay: per token, one number a head
     dampening: bool = True  # weight writes by 1 - theta; without, repeated keys overflow the state

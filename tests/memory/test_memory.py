@@ -1,7 +1,5 @@
 """The chunk-parallel memory against its token form and against a NumPy loop."""
 
-import itertools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +21,6 @@ from hope_jax.memory import (
 from tests.memory.reference import loop, network
 
 WIDTH, HIDDEN, LENGTH, CHUNK = 3, 4, 8, 3
-READS = ("before", "after", "chunk")
 OBJECTIVES = {"l2": l2_error, "dot": dot_error}
 NETWORKS = {"matrix": None, "mlp": jax.nn.gelu}
 
@@ -61,11 +58,17 @@ RESET = np.array([0, 0, 1, 0, 0, 1, 1, 0], bool)
 def test_chunked_equals_by_token_values_and_gradients(network, objective, projector, momentum, x64):
     """T is no multiple of C; values and all gradients, to 1e-9.
 
-    Every combination of the parameters above; of read mode, retention and reset mask, every pair is
-    met in each: a Latin square of them, since compiling is most of this test's time.
+    Every combination of the parameters above. Of read mode, retention and reset mask every pair of
+    values is met in each, not every triple: compiling is most of this test's time.
     """
-    places = enumerate(itertools.product(["zero", "initial"], [0, 1]))
-    variants = [(READS[i % 3], decay_to, reset) for i, (decay_to, reset) in places]
+    variants = [
+        ("before", "zero", 0),
+        ("after", "initial", 0),
+        ("chunk", "zero", 1),
+        ("before", "initial", 1),
+        ("after", "zero", 1),
+        ("chunk", "initial", 0),
+    ]
     rules = [
         make_rule(objective, projector, momentum, network, read=read, decay_to=decay_to)
         for read, decay_to, _ in variants
