@@ -2,7 +2,8 @@
 
     python -m hope_jax.train --config=experiments/quickstart.py --workdir=runs/quickstart
 
-Some four minutes on two CPU cores, to 2.03 bits per byte (a 3-gram: 2.49, a 4-gram: 2.03).
+Some four minutes on two CPU cores, to 2.03 bits per byte on a tenth of the
+validation part (on the whole of it a 3-gram has 2.49, a 4-gram 2.03).
 
 Variants of the same parameter count: `quickstart.py:hope_attention`, `quickstart.py:transformer`.
 """

@@ -7,7 +7,7 @@ import pathlib
 import re
 import sysconfig
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 _SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 
@@ -32,8 +32,8 @@ def load_documents(files: str = "", tfds: str = "", validation_fraction: float =
     Args:
       files: a pattern such as `corpus/**/*.txt`; empty for the sources of the standard library of
         the Python that runs this, which every machine has.
-      tfds: name of a TFDS data set of texts instead, prepared as ArrayRecord; its own `validation`
-        split is used if it has one.
+      tfds: name of a TFDS data set of texts instead, prepared as ArrayRecord. Its `train` split is
+        read, and its `validation` split if it has one; no other.
       validation_fraction: share of documents held out.
 
     Returns:
@@ -51,7 +51,7 @@ def load_documents(files: str = "", tfds: str = "", validation_fraction: float =
             f"data.validation_fraction must lie between 0 and 1, got {validation_fraction}"
         )
     if tfds:
-        return _split(_tfds_texts(tfds), validation_fraction, f"TFDS data set {tfds!r}")
+        return _tfds_documents(tfds, validation_fraction)
     named = [(name, pathlib.Path(path).read_bytes()) for name, path in _paths(files)]
     return _split(iter(named), validation_fraction, f"data.files={files!r}")
 
@@ -77,21 +77,31 @@ def _paths(files: str) -> list[tuple[str, str]]:
     return [(str(path.relative_to(library)), str(path)) for path in sources]
 
 
-def _tfds_texts(name: str) -> Iterator[tuple[str, bytes]]:
+def _tfds_documents(name: str, validation_fraction: float) -> Documents:
     # TFDS takes seconds to import and is needed here alone. A data source reads ArrayRecord files
     # without TensorFlow.
     import tensorflow_datasets
 
     source = tensorflow_datasets.data_source(name)
-    for split in source:
-        for index, example in enumerate(source[split]):
-            texts = [value for value in example.values() if isinstance(value, bytes | str)]
-            if not texts:
-                raise ValueError(
-                    f"TFDS data set {name!r} has no text feature; it has {sorted(example)}"
-                )
-            text = texts[0]
-            yield f"{split}/{index}", text.encode() if isinstance(text, str) else text
+    if "train" not in source:
+        raise ValueError(f"TFDS data set {name!r} has no split 'train'; it has {sorted(source)}")
+    train = [_text(name, example) for example in source["train"]]
+    if "validation" in source:
+        return Documents(train, [_text(name, example) for example in source["validation"]])
+    named = ((str(index), text) for index, text in enumerate(train))
+    return _split(named, validation_fraction, f"TFDS data set {name!r}")
+
+
+def _text(name: str, example: dict[str, Any]) -> bytes:
+    """The feature `text`, or the only one that is a string."""
+    texts = {key: value for key, value in example.items() if isinstance(value, bytes | str)}
+    if "text" not in texts and len(texts) != 1:
+        raise ValueError(
+            f"TFDS data set {name!r} has no feature 'text' and not exactly one other string feature; "
+            f"its string features are {sorted(texts)}"
+        )
+    text = texts["text"] if "text" in texts else next(iter(texts.values()))
+    return text.encode() if isinstance(text, str) else text
 
 
 def _split(

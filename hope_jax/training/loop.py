@@ -253,7 +253,7 @@ class _Run:
             self.console.print(f"validation: {bits:.3f} bits per byte after {step} steps")
             for order in self.config.evaluate.ngram_orders:
                 baseline = witten_bell_bits_per_byte(documents.train, documents.validation, order)
-                self.console.print(f"  a {order}-gram on the same split: {baseline:.3f}")
+                self.console.print(f"  a {order}-gram on the whole validation part: {baseline:.3f}")
                 result[f"{order}_gram_bits_per_byte"] = baseline
             self.console.print(f"losses drawn in {plot_losses(self.workdir)}")
         if jax.process_count() == 1:

@@ -80,7 +80,9 @@ class FileTokenizer:
 
     def encode(self, text: bytes | str) -> Int[np.ndarray, " T"]:
         """Ids of a text, int32."""
-        return np.asarray(self.tokenizer.encode(_string(text)).ids, np.int32)
+        return np.asarray(
+            self.tokenizer.encode(_string(text), add_special_tokens=False).ids, np.int32
+        )
 
     def decode(self, ids: Any) -> str:
         """The text of ids."""

@@ -65,6 +65,17 @@ def test_texts_of_a_tfds_data_source(monkeypatch):
     )
 
 
+def test_a_tfds_validation_split_is_kept_and_test_is_not_read(monkeypatch):
+    tfds = pytest.importorskip("tensorflow_datasets")
+    splits = ("train", "validation", "test")
+    source = {split: [{"id": b"7", "text": split.encode()}] for split in splits}
+    monkeypatch.setattr(tfds, "data_source", lambda name: source)
+    assert load_documents(tfds="stand_in") == ([b"train"], [b"validation"])
+    source["train"] = [{"id": b"7", "title": b"x"}]
+    with pytest.raises(ValueError, match="no feature 'text'"):
+        load_documents(tfds="stand_in")
+
+
 def test_windows_follow_each_other_and_mark_documents():
     """Every token but the first is a target once; resets and weights lie at document starts."""
     text = b"".join(DOCUMENTS)
