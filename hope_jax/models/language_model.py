@@ -60,7 +60,8 @@ class LanguageModel(nn.Module):
         self.blocks = nn.scan(
             _rematerialised(config),
             length=config.num_layers,
-            variable_axes={"params": 0},
+            # The second is filled only by `hope_jax.optim.dense_inputs`.
+            variable_axes={"params": 0, "dense_inputs": 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast),
             out_axes=0,

@@ -20,7 +20,7 @@ from hope_jax.training.checkpoint import Checkpoints
 from hope_jax.training.corpus import Documents, load_documents
 from hope_jax.training.metrics import MetricsWriter, plot_losses
 from hope_jax.training.ngram import witten_bell_bits_per_byte
-from hope_jax.training.optimizer import make_optimizer
+from hope_jax.training.optimizer import make_optimizer, needs_layer_inputs
 from hope_jax.training.pipeline import train_iterator, validation_batches
 from hope_jax.training.sharding import check_batch, make_mesh
 from hope_jax.training.step import (
@@ -128,7 +128,11 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float] | None:
     run = _Run(config, workdir, mesh, model, console, checkpoints, validation)
     try:
         state = run.steps(
-            state, batches, make_train_step(model, optimizer, mesh, config.accumulate)
+            state,
+            batches,
+            make_train_step(
+                model, optimizer, mesh, config.accumulate, needs_layer_inputs(config.optimizer)
+            ),
         )
         if run.stopped:
             console.print(f"stopped and saved at step {int(state.step)}; run again to continue")

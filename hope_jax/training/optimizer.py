@@ -53,7 +53,13 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "delta_momentum": optim.delta_momentum,
     "deep_momentum": optim.deep_momentum,
     "preconditioned_momentum": _preconditioned_momentum,
+    "delta_gradient_descent": optim.delta_gradient_descent,
 }
+
+
+def needs_layer_inputs(config: Mapping[str, Any]) -> bool:
+    """Whether the update of the optimiser that `config` names takes the layers' inputs."""
+    return config["name"] == "delta_gradient_descent"
 
 
 def make_schedule(config: Mapping[str, Any], steps: int) -> optax.Schedule:
@@ -88,11 +94,6 @@ def make_optimizer(config: Mapping[str, Any], steps: int) -> optax.GradientTrans
       ValueError: for a name or argument that is not known, with the nearest ones.
     """
     name, arguments = config["name"], dict(config["arguments"])
-    if name == "delta_gradient_descent":
-        raise ValueError(
-            "optimizer.name='delta_gradient_descent' needs the inputs of every layer, which the "
-            "language models do not hand out; use hope_jax.optim.dense_inputs in a loop of your own"
-        )
     if name not in OPTIMIZERS:
         near = difflib.get_close_matches(name, OPTIMIZERS) or sorted(OPTIMIZERS)
         raise ValueError(f"optimizer.name={name!r} is not known; nearest: {', '.join(near)}")

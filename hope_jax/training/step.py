@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from hope_jax.models import LanguageModel
+from hope_jax.optim.dense_inputs import apply_with_dense_inputs
 from hope_jax.training.sharding import (
     RULES,
     batch_sharding,
@@ -91,9 +92,10 @@ def init_state(
 
 def make_train_step(
     model: LanguageModel,
-    optimizer: optax.GradientTransformation,
+    optimizer: optax.GradientTransformationExtraArgs,
     mesh: Mesh,
     accumulate: int = 1,
+    layer_inputs: bool = False,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Compiles a step on first use; the state it is given is donated.
 
@@ -104,6 +106,8 @@ def make_train_step(
       optimizer: that changes it.
       mesh: the devices.
       accumulate: micro-batches a step, one after the other.
+      layer_inputs: whether the optimiser's update takes `inputs`, what went into each Dense layer
+        at every position of the batch (see `hope_jax.optim.delta_gradient_descent`).
 
     Returns:
       `step(state, batch) -> (state, metrics)`; the batch has `tokens`, `targets` and `weights`, and
@@ -114,22 +118,30 @@ def make_train_step(
 
     def step(state, batch):
         total = jnp.sum(batch["weights"])
-        gradient = jax.value_and_grad(lambda params, part: _summed(model, params, part) / total)
+
+        def mean_loss(params, part):
+            summed, inputs = _summed(model, params, part, layer_inputs)
+            return summed / total, inputs
+
+        gradient = jax.value_and_grad(mean_loss, has_aux=True)
         if accumulate == 1:
-            loss, gradients = gradient(state.params, batch)
+            (loss, inputs), gradients = gradient(state.params, batch)
         else:
             # Row i goes to micro-batch i mod n, so that every device keeps the rows it has.
             split = lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1)
+
+            def add(carry, part):
+                (loss, inputs), gradients = gradient(state.params, part)
+                return jax.tree.map(jnp.add, carry, (loss, gradients)), inputs
+
             zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
-            (loss, gradients), _ = jax.lax.scan(
-                lambda carry, part: (
-                    jax.tree.map(jnp.add, carry, gradient(state.params, part)),
-                    None,
-                ),
-                zero,
-                jax.tree.map(split, dict(batch)),
-            )
-        updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.params)
+            (loss, gradients), inputs = jax.lax.scan(add, zero, jax.tree.map(split, dict(batch)))
+            # Micro-batches are further rows, (layers, accumulate, rows, in).
+            inputs = jax.tree.map(lambda rows: jnp.moveaxis(rows, 0, -3), inputs)
+        extra = {"inputs": inputs} if layer_inputs else {}
+        updates, optimizer_state = optimizer.update(
+            gradients, state.optimizer, state.params, **extra
+        )
         params = optax.apply_updates(state.params, updates)
         new = TrainState(state.step + 1, params, optimizer_state)
         return new, Metrics(loss, optax.global_norm(gradients))
@@ -144,7 +156,7 @@ def make_eval_step(model: LanguageModel, mesh: Mesh) -> Callable[[Any, Batch], t
     """Compiles `evaluate(params, batch) -> (summed loss in nats, summed weight)` on first use."""
 
     def evaluate(params, batch):
-        return _summed(model, params, batch), jnp.sum(batch["weights"])
+        return _summed(model, params, batch)[0], jnp.sum(batch["weights"])
 
     return _on_mesh(jax.jit(evaluate), mesh)
 
@@ -157,15 +169,15 @@ def put_batch(batch: Mapping[str, Any], mesh: Mesh) -> Batch:
     }
 
 
-def _summed(model, params, batch):
-    losses = model.apply(
-        {"params": params},
-        batch["tokens"],
-        batch["targets"],
-        reset=batch.get("reset"),
-        method="token_losses",
-    )
-    return jnp.sum(losses * batch["weights"])
+def _summed(model, params, batch, layer_inputs=False):
+    """Weighted sum of the losses; also what went into the Dense layers, or None."""
+    variables, texts = {"params": params}, (batch["tokens"], batch["targets"])
+    settings = {"reset": batch.get("reset"), "method": "token_losses"}
+    if layer_inputs:
+        losses, inputs = apply_with_dense_inputs(model, variables, *texts, **settings)
+    else:
+        losses, inputs = model.apply(variables, *texts, **settings), None
+    return jnp.sum(losses * batch["weights"]), inputs
 
 
 def _on_mesh(function, mesh):

@@ -26,6 +26,11 @@ SETTINGS = {
     "nothing_adaptive": dict(
         memory_chunk=4, others_chunk=4, adaptive=(), generated_target=False, network="matrix"
     ),
+    "chunks_longer_than_the_text": dict(memory_chunk=16, others_chunk=32, initial_eta=0.5),
+    "chunks_of_one": dict(memory_chunk=1, others_chunk=1, read="chunk", convolution=1),
+    "as_printed": dict(
+        memory_chunk=2, others_chunk=4, dampening=False, retention=False, eta_max=0.5, expansion=2
+    ),
 }
 
 
@@ -200,11 +205,27 @@ def test_bfloat16_keeps_float32_states():
     assert {leaf.dtype for leaf in jax.tree.leaves(state.heads.memory)} == {jnp.dtype("float32")}
 
 
+@pytest.mark.parametrize("name", ["default", "chunks_of_one", "as_printed"])
+def test_decoding_in_float32_equals_one_call(name):
+    """One token at a time from a carried state, to 1e-5."""
+    layer = SelfModifyingTitans(TitansConfig(WIDTH, HEADS, **SETTINGS[name]))
+    x = jax.random.normal(jax.random.key(0), (2, LENGTH, WIDTH))
+    params = nn.unbox(layer.init(jax.random.key(1), x))
+    call = jax.jit(layer.apply)
+    whole, _ = call(params, x)
+    part, state = call(params, x[:, :3])
+    assert_close(part, whole[:, :3], 1e-5)
+    for t in range(3, LENGTH):
+        out, state = call(params, x[:, t : t + 1], state)
+        assert_close(out[:, 0], whole[:, t], 1e-5)
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("chunks", [(64, 64), (16, 64)], ids=str)
 @pytest.mark.parametrize("kind", ["random", "constant", "alternating"])
-def test_a_hundred_thousand_tokens(kind):
-    """A fresh layer in float32 stays finite and bounded."""
-    config = TitansConfig(16, 2, memory_chunk=64, others_chunk=64)
+def test_a_hundred_thousand_tokens(kind, chunks):
+    """A fresh layer in float32 stays finite and bounded; 16 and 64 are the default chunks."""
+    config = TitansConfig(16, 2, memory_chunk=chunks[0], others_chunk=chunks[1])
     layer = SelfModifyingTitans(config)
     x = jax.random.normal(jax.random.key(0), (1, 100_000, 16))
     if kind == "constant":

@@ -1,12 +1,16 @@
 """The step on one and on eight devices, and in micro-batches."""
 
+import dataclasses
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh
 
 from hope_jax.models import LanguageModel, LanguageModelConfig
-from hope_jax.training.optimizer import decayed, make_optimizer
+from hope_jax.models.blocks import Block
+from hope_jax.training.optimizer import decayed, make_optimizer, needs_layer_inputs
 from hope_jax.training.sharding import AXES, make_mesh
 from hope_jax.training.step import init_state, make_train_step, put_batch
 from tests.training.runs import tiny_config
@@ -32,9 +36,9 @@ def one_device():
     return Mesh(devices, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def take(model, optimizer, batch, mesh, accumulate=1, steps=3):
+def take(model, optimizer, batch, mesh, accumulate=1, steps=3, layer_inputs=False):
     state = init_state(model, optimizer, mesh, 0)
-    step = make_train_step(model, optimizer, mesh, accumulate)
+    step = make_train_step(model, optimizer, mesh, accumulate, layer_inputs)
     losses = []
     for _ in range(steps):
         state, metrics = step(state, put_batch(batch, mesh))
@@ -67,6 +71,69 @@ def test_micro_batches_make_the_gradient_of_the_whole_batch(parts):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), whole.params, split.params
     )
+
+
+def test_delta_gradient_descent_forgets_along_the_inputs_of_the_levels(parts):
+    """By hand: `w - eta' (g + beta mean(u u^T) w)`, with u what each map of the MLPs read."""
+    model, _, batch = parts
+    model = LanguageModel(dataclasses.replace(model.config, num_layers=2))
+    config = dict(
+        name="delta_gradient_descent",
+        learning_rate=0.25,
+        warmup_steps=0,
+        final_fraction=1.0,
+        clip_norm=0.0,
+        weight_decay=0.0,
+        arguments={"strength": 0.5},
+        periods={},
+    )
+    optimizer = make_optimizer(config, 10)
+    # Copied: the state is given up to the step.
+    params = jax.tree.map(np.array, init_state(model, optimizer, one_device(), 0).params)
+
+    def loss(params):
+        losses = model.apply(
+            {"params": params},
+            batch["tokens"],
+            batch["targets"],
+            reset=batch["reset"],
+            method="token_losses",
+        )
+        return jnp.sum(losses * batch["weights"]) / batch["weights"].sum()
+
+    eta = 0.25 / 1.25
+    expected = jax.tree.map(
+        lambda w, g: np.array(w - eta * g), params, jax.jit(jax.grad(loss))(params)
+    )
+    x = params["embedding"][batch["tokens"]] * model.config.width**0.5
+    for layer in range(2):
+        block = jax.tree.map(lambda leaf, layer=layer: leaf[layer], params["blocks"])
+        (x, _), kept = Block(model.config).apply(
+            {"params": block}, x, None, batch["reset"], capture_intermediates=True
+        )
+        read = np.array(kept["intermediates"]["continuum"]["level_0_norm"]["__call__"][0])
+        level = {name: value["kernel"] for name, value in block["continuum"]["level_0"].items()}
+        hidden = np.array(jax.nn.silu(read @ level["gate"])) * (read @ level["up"])
+        for name, u in (("gate", read), ("up", read), ("down", hidden)):
+            u = u.reshape(-1, u.shape[-1])
+            u = u / np.linalg.norm(u, axis=-1, keepdims=True)
+            forgotten = 0.5 * u.T @ (u @ level[name]) / len(u)
+            assert np.abs(eta * forgotten).max() > 1e-3
+            expected["blocks"]["continuum"]["level_0"][name]["kernel"][layer] -= eta * forgotten
+
+    for accumulate in (1, 4):
+        state, _ = take(
+            model,
+            optimizer,
+            batch,
+            one_device(),
+            accumulate,
+            steps=1,
+            layer_inputs=needs_layer_inputs(config),
+        )
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), state.params, expected
+        )
 
 
 def test_only_maps_decay(parts):
