@@ -210,7 +210,7 @@ def test_decoding_in_float32_equals_one_call(name):
     """One token at a time from a carried state, to 1e-5."""
     layer = SelfModifyingTitans(TitansConfig(WIDTH, HEADS, **SETTINGS[name]))
     x = jax.random.normal(jax.random.key(0), (2, LENGTH, WIDTH))
-    params = nn.unbox(layer.init(jax.random.key(1), x))
+    params = nn.unbox(jax.jit(layer.init)(jax.random.key(1), x))
     call = jax.jit(layer.apply)
     whole, _ = call(params, x)
     part, state = call(params, x[:, :3])
