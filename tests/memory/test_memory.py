@@ -1,5 +1,8 @@
 """The chunk-parallel memory against its token form and against a NumPy loop."""
 
+import functools
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -58,23 +61,19 @@ RESET = np.array([0, 0, 1, 0, 0, 1, 1, 0], bool)
 def test_chunked_equals_by_token_values_and_gradients(network, objective, projector, momentum, x64):
     """T is no multiple of C; values and all gradients, to 1e-9.
 
-    Every combination of the parameters above. Of read mode, retention and reset mask every pair of
-    values is met in each, not every triple: compiling is most of this test's time.
+    Every combination of the parameters above, read mode, retention target, gated retention or none
+    (alpha = 1), and one document or several. The last two are data, a batch of one program.
     """
-    variants = [
-        ("before", "zero", 0),
-        ("after", "initial", 0),
-        ("chunk", "zero", 1),
-        ("before", "initial", 1),
-        ("after", "zero", 1),
-        ("chunk", "initial", 0),
-    ]
+    variants = list(itertools.product(("before", "after", "chunk"), ("zero", "initial")))
     rules = [
         make_rule(objective, projector, momentum, network, read=read, decay_to=decay_to)
-        for read, decay_to, _ in variants
+        for read, decay_to in variants
     ]
     initial, tokens = make_inputs(rules[0])
     weights = jnp.asarray(np.random.default_rng(1).normal(size=(LENGTH, WIDTH)))
+    gated = tokens.gates.log_alpha
+    log_alphas = jnp.stack([gated, gated, jnp.zeros(LENGTH), jnp.zeros(LENGTH)])
+    resets = jnp.stack([jnp.zeros(LENGTH, bool), jnp.asarray(RESET)] * 2)
 
     def measure(form):
         # A program of several variants at once: compiling is most of this test's time.
@@ -84,11 +83,13 @@ def test_chunked_equals_by_token_values_and_gradients(network, objective, projec
                 parts = [jnp.sum(jnp.cos(leaf)) for leaf in jax.tree.leaves(state.bank)]
                 return jnp.sum(out * weights) + sum(parts), (out, state)
 
+            def measured(rule, log_alpha, reset):
+                given = tokens._replace(gates=tokens.gates._replace(log_alpha=log_alpha))
+                gradient = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+                return gradient(initial, given, rule, reset)
+
             return [
-                jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(
-                    initial, tokens, rule, jnp.asarray(RESET) if reset else None
-                )
-                for rule, (_, _, reset) in zip(rules, variants, strict=True)
+                jax.vmap(functools.partial(measured, rule))(log_alphas, resets) for rule in rules
             ]
 
         return jax.jit(run)(initial, tokens)
