@@ -89,7 +89,7 @@ class Attention(nn.Module):
         fresh = state is None
         if state is None:
             state = _empty_state(batch, self.window, key)
-        positions = state.position[:, None] + jnp.arange(tokens)
+        positions = state.position[:, None] + jnp.arange(tokens, dtype=jnp.int32)
         documents = _document_starts(state.document, positions, reset)
         query = apply_rotary(query, positions, self.rope_base)
         key = apply_rotary(key, positions, self.rope_base)

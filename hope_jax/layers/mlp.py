@@ -1,9 +1,25 @@
 """The gated feed-forward network of a Transformer block."""
 
+from typing import NamedTuple
+
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
+
+
+class MLPWeights(NamedTuple):
+    """The three maps of a `SwiGLU`, or anything else of their shapes, such as a gradient.
+
+    Attributes:
+      gate: W_gate.
+      up: W_up.
+      down: W_down.
+    """
+
+    gate: Float[Array, "*batch D H"]
+    up: Float[Array, "*batch D H"]
+    down: Float[Array, "*batch H D"]
 
 
 class SwiGLU(nn.Module):
@@ -34,3 +50,22 @@ class SwiGLU(nn.Module):
             kernel_init=nn.with_logical_partitioning(nn.initializers.lecun_normal(), axes),
             name=name,
         )
+
+
+def swiglu(
+    x: Float[Array, "B T D"], weights: MLPWeights, dtype: DTypeLike
+) -> tuple[Float[Array, "B T D"], MLPWeights]:
+    """`SwiGLU` with weights of its own for each sequence.
+
+    Args:
+      x: input.
+      weights: one of each for every sequence, (B, ...).
+      dtype: dtype of the computation.
+
+    Returns:
+      The output, and the input that each of the three maps has read.
+    """
+    x = x.astype(dtype)
+    gate, up, down = (jnp.asarray(weight, dtype) for weight in weights)
+    inner = nn.silu(jnp.einsum("btd,bdh->bth", x, gate)) * jnp.einsum("btd,bdh->bth", x, up)
+    return jnp.einsum("bth,bhd->btd", inner, down), MLPWeights(x, x, inner)

@@ -8,6 +8,7 @@ from jaxtyping import Array, Bool, Float
 
 from hope_jax.layers.attention import Attention
 from hope_jax.layers.continuum import ContinuumMemory, ContinuumState
+from hope_jax.layers.level_learning import Adaptation, FastWeights
 from hope_jax.layers.normalization import RMSNorm
 from hope_jax.layers.titans import SelfModifyingTitans
 from hope_jax.models.config import LanguageModelConfig
@@ -18,11 +19,11 @@ class BlockState(NamedTuple):
 
     Attributes:
       sequence: state of the sequence layer.
-      continuum: state of the MLP chain.
+      continuum: what the MLP levels have learnt; `()` in a block that does not adapt.
     """
 
     sequence: Any
-    continuum: ContinuumState
+    continuum: ContinuumState | tuple[()]
 
 
 class Block(nn.Module):
@@ -40,8 +41,22 @@ class Block(nn.Module):
         x: Float[Array, "B T D"],
         state: BlockState | None = None,
         reset: Bool[Array, "B T"] | None = None,
+        fast: tuple[FastWeights, ...] | None = None,
+        adaptation: Adaptation | None = None,
     ) -> tuple[Float[Array, "B T D"], BlockState]:
-        """Reads tokens; `state` and `reset` as for a sequence layer."""
+        """Reads tokens.
+
+        Args:
+          x: input.
+          state: what an earlier call returned; None starts a context.
+          reset: True where a token starts a new document.
+          fast: weights of the MLP levels in place of the parameters, within a chunk.
+          adaptation: for levels that learn the local objective.
+
+        Returns:
+          Output and state; with `fast`, what the maps of the levels have read is in the place of the
+          levels' state.
+        """
         config = self.config
         dtypes: dict[str, Any] = {
             "dtype": jnp.dtype(config.dtype),
@@ -62,11 +77,19 @@ class Block(nn.Module):
             levels=config.cms_levels,
             hidden=config.mlp_width,
             order=config.cms_order,
+            connection=config.cms_connection,
             name="continuum",
             **dtypes,
         )
         sequence_state, continuum_state = (None, None) if state is None else state
         mixed, sequence_state = sequence(RMSNorm(name="norm", **dtypes)(x), sequence_state, reset)
-        x, continuum_state = continuum(x + mixed, continuum_state, reset)
+        x, continuum_state = continuum(
+            x + mixed,
+            reset,
+            fast=fast,
+            state=None if continuum_state == () else continuum_state,
+            adaptation=adaptation,
+            learning=config.in_context_config,
+        )
         x = nn.with_logical_constraint(x, ("batch", "length", "activation_embed"))
         return x, BlockState(sequence_state, continuum_state)

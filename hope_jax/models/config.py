@@ -7,11 +7,13 @@ from typing import Any, Literal, Self, get_args
 
 from flax.core import FrozenDict
 
+from hope_jax.layers.continuum import Connection
+from hope_jax.layers.level_learning import InContextConfig
 from hope_jax.layers.titans import TitansConfig
 
 SequenceLayer = Literal["titans", "attention"]
 LevelOrder = Literal["fast_to_slow", "slow_to_fast"]
-DtypeName = Literal["float32", "bfloat16"]
+DtypeName = Literal["float32", "bfloat16", "float64"]  # the last with jax_enable_x64
 RematPolicy = Literal["none", "block", "dots"]
 
 # Width and heads are the model's own.
@@ -39,6 +41,9 @@ class LanguageModelConfig:
     titans: Mapping[str, Any] = FrozenDict()  # settings of TitansConfig that are not its defaults
     cms_levels: int = 1  # MLPs in each block's chain
     cms_order: LevelOrder = "fast_to_slow"  # which level reads first
+    cms_connection: Connection = "sequential"  # how the MLPs of a block are joined
+    # Settings of InContextConfig, if MLPs of the last blocks are to learn while the model reads.
+    in_context: Mapping[str, Any] | None = None
     attention_window: int = 1024  # tokens an attention layer sees and keeps
     rope_base: float = 10_000.0  # of the rotary frequencies
     tie_embeddings: bool = True  # logits read the embedding table
@@ -64,6 +69,7 @@ class LanguageModelConfig:
         for name, choices in (
             ("sequence_layer", get_args(SequenceLayer)),
             ("cms_order", get_args(LevelOrder)),
+            ("cms_connection", get_args(Connection)),
             ("dtype", get_args(DtypeName)),
             ("param_dtype", get_args(DtypeName)),
             ("remat", get_args(RematPolicy)),
@@ -87,6 +93,33 @@ class LanguageModelConfig:
         object.__setattr__(self, "titans", _frozen(self.titans))
         _refuse_unknown("titans", self.titans, _TITANS_SETTINGS)
         _ = self.titans_config
+        if self.in_context is not None:
+            object.__setattr__(self, "in_context", _frozen(self.in_context))
+            _refuse_unknown(
+                "in_context", self.in_context, [f.name for f in dataclasses.fields(InContextConfig)]
+            )
+            settings = InContextConfig(**self.in_context)
+            if settings.blocks is not None and settings.blocks > self.num_layers:
+                raise ValueError(
+                    f"in_context.blocks={settings.blocks}, but the model has {self.num_layers} blocks"
+                )
+            settings.chunk_of_each(self.adapting_blocks, self.cms_levels)
+
+    @property
+    def in_context_config(self) -> InContextConfig | None:
+        """How levels learn while the model reads; None if none does, as at step size 0."""
+        if self.in_context is None:
+            return None
+        settings = InContextConfig(**self.in_context)
+        return settings if any(settings.step_sizes) else None
+
+    @property
+    def adapting_blocks(self) -> int:
+        """How many of the last blocks have levels that learn while the model reads."""
+        settings = self.in_context_config
+        if settings is None:
+            return 0
+        return -(-self.num_layers // 4) if settings.blocks is None else settings.blocks
 
     @property
     def titans_config(self) -> TitansConfig:

@@ -12,16 +12,19 @@ from hope_jax.layers.normalization import RMSNorm
 from hope_jax.models.blocks import Block, BlockState
 from hope_jax.models.config import LanguageModelConfig
 from hope_jax.models.cross_entropy import chunked_cross_entropy, logits_of
+from hope_jax.models.in_context import AdaptingState, Head, make_adaptation, read_adapting
 
 
 class ModelState(NamedTuple):
     """All that a model carries from one call to the next; a pytree of arrays.
 
     Attributes:
-      blocks: states of the blocks, stacked; every array is shaped `(layers, batch, ...)`.
+      blocks: states of the blocks that do not adapt, stacked: arrays `(layers, batch, ...)`.
+      adapting: of the last blocks, where their MLP levels learn in context; else `()`.
     """
 
     blocks: BlockState
+    adapting: AdaptingState | tuple[()] = ()
 
 
 class LanguageModel(nn.Module):
@@ -57,17 +60,30 @@ class LanguageModel(nn.Module):
         self.embedding = self.param("embedding", table_init, table_shape, param_dtype)
         if not config.tie_embeddings:
             self.unembedding = self.param("unembedding", table_init, table_shape, param_dtype)
-        self.blocks = nn.scan(
-            _rematerialised(config),
-            length=config.num_layers,
-            # The second is filled only by `hope_jax.optim.dense_inputs`.
-            variable_axes={"params": 0, "dense_inputs": 0},
-            split_rngs={"params": True},
-            in_axes=(0, nn.broadcast),
-            out_axes=0,
-            metadata_params={nn.PARTITION_NAME: "layers"},
-        )(config)
+        self.blocks = _block_stack(config, config.num_layers)(config)
+        self._setup_adaptation()
         self.norm = RMSNorm(dtype=jnp.dtype(config.dtype), param_dtype=param_dtype)
+
+    def _setup_adaptation(self) -> None:
+        config, learning = self.config, self.config.in_context_config
+        self.log_step = self.local_keys = self.local_values = None
+        if learning is None:
+            return
+        shape = (config.adapting_blocks, config.cms_levels)
+        param_dtype = jnp.dtype(config.param_dtype)
+        if learning.learned_step:
+            zero: Callable[..., Any] = nn.with_logical_partitioning(
+                nn.initializers.zeros_init(), ("layers", None)
+            )
+            self.log_step = self.param("log_step", zero, shape, jnp.float32)
+        if learning.objective == "local":
+            square = nn.initializers.lecun_normal(batch_axis=(0, 1))
+            init: Callable[..., Any] = nn.with_logical_partitioning(
+                square, ("layers", None, "embed", None)
+            )
+            shape = (*shape, config.width, config.width)
+            self.local_keys = self.param("local_keys", init, shape, param_dtype)
+            self.local_values = self.param("local_values", init, shape, param_dtype)
 
     def __call__(
         self,
@@ -85,7 +101,7 @@ class LanguageModel(nn.Module):
         Returns:
           Logits in float32, and the state after the last token.
         """
-        hidden, state = self._hidden(tokens, state, reset)
+        hidden, state = self._advance(tokens, state, reset)
         return self._logits(hidden), state
 
     def next_logits(
@@ -95,7 +111,7 @@ class LanguageModel(nn.Module):
         reset: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B V"], ModelState]:
         """As a call, but with the logits after the last token only, and at least one token."""
-        hidden, state = self._hidden(tokens, state, reset)
+        hidden, state = self._advance(tokens, state, reset)
         return self._logits(hidden[:, -1:])[:, 0], state
 
     def token_losses(
@@ -114,7 +130,64 @@ class LanguageModel(nn.Module):
         Returns:
           Losses in float32.
         """
-        hidden, _ = self._hidden(tokens, None, reset)
+        if self._adapts:
+            return self._advance(tokens, None, reset, targets)[0]
+        hidden, _ = self._advance(tokens, None, reset)
+        return self._losses(hidden, targets)
+
+    @property
+    def _adapts(self) -> bool:
+        return self.config.in_context_config is not None and not self.is_initializing()
+
+    def _advance(
+        self,
+        tokens: Array,
+        state: ModelState | None,
+        reset: Array | None,
+        targets: Array | None = None,
+    ) -> tuple[Array, ModelState]:
+        """Final activations, or where levels adapt and targets are given, losses; and the state."""
+        config = self.config
+        # Rows have unit length, which suits logits; the residual stream starts at unit variance.
+        x = self.embedding.astype(config.dtype)[tokens] * config.width**0.5
+        x = nn.with_logical_constraint(x, ("batch", "length", "activation_embed"))
+        if not self._adapts:
+            x, blocks = self.blocks(x, None if state is None else state.blocks, reset, None, None)
+            return self.norm(x), ModelState(blocks)
+
+        # Within the gradients of the inner loop, blocks are functions of their parameters.
+        params = nn.unbox(self.blocks.variables["params"])
+        still = config.num_layers - config.adapting_blocks
+        lower, upper = (
+            jax.tree.map(lambda w, part=part: w[part], params)
+            for part in (slice(still), slice(still, None))
+        )
+        norm_params = nn.unbox(self.norm.variables["params"])
+
+        def stack(params, x, *inputs):
+            layers = jax.tree.leaves(params)[0].shape[0]
+            blocks = _block_stack(config, layers)(config, parent=None)
+            return blocks.apply({"params": params}, x, *inputs)
+
+        blocks = BlockState((), ())
+        if still:
+            x, blocks = stack(lower, x, None if state is None else state.blocks, reset, None, None)
+        norm = RMSNorm(dtype=self.norm.dtype, param_dtype=self.norm.param_dtype, parent=None)
+        head = Head(lambda x: norm.apply({"params": norm_params}, x), self._losses)
+        output, adapting = read_adapting(
+            config,
+            lambda *inputs: stack(upper, *inputs),
+            head,
+            make_adaptation(config, upper, self.log_step, self.local_keys, self.local_values),
+            x,
+            tokens,
+            None if state is None or state.adapting == () else state.adapting,
+            reset,
+            targets,
+        )
+        return output, ModelState(blocks, adapting)
+
+    def _losses(self, hidden: Array, targets: Array) -> Array:
         return chunked_cross_entropy(
             hidden,
             self._output_table(),
@@ -123,20 +196,25 @@ class LanguageModel(nn.Module):
             dtype=jnp.dtype(self.config.dtype),
         )
 
-    def _hidden(
-        self, tokens: Array, state: ModelState | None, reset: Array | None
-    ) -> tuple[Array, ModelState]:
-        # Rows have unit length, which suits logits; the residual stream starts at unit variance.
-        x = self.embedding.astype(self.config.dtype)[tokens] * self.config.width**0.5
-        x = nn.with_logical_constraint(x, ("batch", "length", "activation_embed"))
-        x, blocks = self.blocks(x, None if state is None else state.blocks, reset)
-        return self.norm(x), ModelState(blocks)
-
     def _logits(self, hidden: Array) -> Array:
         return logits_of(hidden, self._output_table(), jnp.dtype(self.config.dtype))
 
     def _output_table(self) -> Array:
         return self.embedding if self.config.tie_embeddings else self.unembedding
+
+
+def _block_stack(config: LanguageModelConfig, length: int) -> Callable[..., nn.Module]:
+    """Module class of `length` blocks, their parameters and states stacked on axis 0."""
+    return nn.scan(
+        _rematerialised(config),
+        length=length,
+        # The second is filled only by `hope_jax.optim.dense_inputs`.
+        variable_axes={"params": 0, "dense_inputs": 0},
+        split_rngs={"params": True},
+        in_axes=(0, nn.broadcast, 0, 0),
+        out_axes=0,
+        metadata_params={nn.PARTITION_NAME: "layers"},
+    )
 
 
 def _rematerialised(config: LanguageModelConfig) -> type[nn.Module]:

@@ -1,0 +1,270 @@
+"""How the weights of an MLP level change while a model reads (Eq. 71)."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.lax import stop_gradient
+from jaxtyping import Array, Bool, Float, Int
+
+from hope_jax.layers.mlp import MLPWeights
+
+_OBJECTIVES = ("next_token", "local")
+_OPTIMIZERS = ("sgd", "momentum", "dgd")
+
+
+@dataclasses.dataclass(frozen=True)
+class InContextConfig:
+    """How levels learn in context. Each sequence has its own copy of what changes.
+
+    Level l changes after every C_l tokens, by the mean gradient G of those tokens' losses:
+    `W <- W_0 + (1 - decay) (W - W_0) - step G`, where W_0 are the slow weights that it began with.
+    Chunks are counted from the start of the context. A document that begins within one begins with
+    W_0, and only its tokens are learnt from.
+
+    Raises:
+      ValueError: on construction, for values that do not fit each other.
+
+    Example:
+      >>> InContextConfig(chunks=(64, 512)).chunks
+      (64, 512)
+    """
+
+    # The model's own loss on the chunk just read, or each level's regression of values on keys that
+    # are projected from its input, |MLP(k) - v|^2 / (2 D); the latter needs no pass through the model.
+    objective: Literal["next_token", "local"] = "next_token"
+    # C_l, fastest level first. With several here and one level in a chain, the adapting blocks share
+    # them out evenly, the first blocks being the fastest: ad-hoc level stacking (section 7.3).
+    chunks: tuple[int, ...] = (64,)
+    # "dgd" also decays each map along its inputs: G + mean of x^T x W, with x of unit length (Eq. 121).
+    optimizer: Literal["sgd", "momentum", "dgd"] = "sgd"
+    step_size: float | tuple[float, ...] = 0.1  # of all chunks, or one for each; 0 learns nothing
+    learned_step: bool = True  # whether training scales each level's step, by exp of a parameter
+    momentum: float = 0.9  # of "momentum": M <- momentum M + G takes the place of G
+    decay: float = 0.0  # towards the slow weights, at each change
+    blocks: int | None = None  # how many of the last blocks adapt; None for a quarter, rounded up
+    # Changes back through which the outer gradient goes: it is cut at every n-th. None for all, exactly;
+    # 0 takes inner gradients for constants, which saves the memory of their derivatives.
+    gradient_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.objective not in _OBJECTIVES or self.optimizer not in _OPTIMIZERS:
+            raise ValueError(
+                f"in_context.objective must be one of {', '.join(_OBJECTIVES)} and .optimizer one of "
+                f"{', '.join(_OPTIMIZERS)}; got {self.objective!r} and {self.optimizer!r}"
+            )
+        object.__setattr__(self, "chunks", tuple(self.chunks))
+        if not self.chunks or any(not isinstance(c, int) or c < 1 for c in self.chunks):
+            raise ValueError(f"in_context.chunks must be positive integers, got {self.chunks}")
+        for fast, slow in zip(self.chunks, self.chunks[1:], strict=False):
+            if slow % fast:
+                raise ValueError(
+                    f"each of in_context.chunks must divide the next, fastest first; {fast} does not "
+                    f"divide {slow} in {self.chunks}"
+                )
+        if isinstance(self.step_size, Sequence):
+            object.__setattr__(self, "step_size", tuple(self.step_size))
+        if len(self.step_sizes) != len(self.chunks) or min(self.step_sizes) < 0:
+            raise ValueError(
+                f"in_context.step_size must be one number from 0, or one for each of the chunks "
+                f"{self.chunks}; got {self.step_size}"
+            )
+        if not 0 <= self.momentum < 1 or not 0 <= self.decay <= 1:
+            raise ValueError(
+                f"in_context.momentum must lie in [0, 1) and .decay in [0, 1]; got {self.momentum} "
+                f"and {self.decay}"
+            )
+        for name, least in (("blocks", 1), ("gradient_steps", 0)):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < least):
+                raise ValueError(
+                    f"in_context.{name} must be None or an integer from {least}, got {value!r}"
+                )
+
+    @property
+    def step_sizes(self) -> tuple[float, ...]:
+        """One for each of `chunks`."""
+        one_for_all = not isinstance(self.step_size, tuple)
+        return (self.step_size,) * len(self.chunks) if one_for_all else self.step_size
+
+    def chunk_of_each(self, blocks: int, levels: int) -> np.ndarray:
+        """Index into `chunks` for every level of every adapting block, (blocks, levels).
+
+        Raises:
+          ValueError: if there are neither as many chunks as levels, nor several for one level.
+        """
+        count = len(self.chunks)
+        if count == levels:
+            return np.tile(np.arange(levels), (blocks, 1))
+        if levels == 1 and count <= blocks:
+            return (np.arange(blocks) * count // blocks)[:, None]
+        raise ValueError(
+            f"in_context.chunks {self.chunks} must hold one number for each of the {levels} levels of "
+            f"a chain (cms_levels) or, where cms_levels is 1, at most one for each of the {blocks} "
+            f"adapting blocks"
+        )
+
+
+class Adaptation(NamedTuple):
+    """What the levels of a block, or with a further leading axis of several, learn by.
+
+    Attributes:
+      initial: slow weights W_0 of each level.
+      step: step sizes.
+      period: number of chunks, of the smallest size, after which each level changes.
+      restart: number of them after which a nested level returns to W_0; 0 for never.
+      keys: projections of the local objective, or None.
+      values: likewise.
+    """
+
+    initial: tuple[MLPWeights, ...]
+    step: Float[Array, "*A L"]
+    period: Int[Array, "*A L"]
+    restart: Int[Array, "*A L"]
+    keys: Float[Array, "*A L D D"] | None
+    values: Float[Array, "*A L D D"] | None
+
+
+class LevelState(NamedTuple):
+    """One level's fast part, every array (B, ...), or (A, B, ...) for A blocks.
+
+    Attributes:
+      weights: as they are at the start of the open chunk.
+      gradient: sum over the chunks since the level last changed; `()` if every chunk changes it.
+      momentum: M; `()` without.
+    """
+
+    weights: MLPWeights
+    gradient: MLPWeights | tuple[()]
+    momentum: MLPWeights | tuple[()]
+
+
+class FastWeights(NamedTuple):
+    """A level's weights during one chunk.
+
+    Attributes:
+      before: of tokens before the chunk's first reset.
+      after: of the others.
+      is_after: which tokens those are; None if there can be no reset.
+    """
+
+    before: MLPWeights
+    after: MLPWeights
+    is_after: Bool[Array, "B T"] | None
+
+
+def init_level(
+    initial: MLPWeights, batch: int, config: InContextConfig, every_chunk: bool
+) -> LevelState:
+    """The state of a level that has learnt nothing.
+
+    Args:
+      initial: W_0, (D, H) and so on.
+      batch: sequences.
+      config: of the learning.
+      every_chunk: whether the level changes after every one of the smallest chunks.
+    """
+    weights = jax.tree.map(lambda w: jnp.broadcast_to(w, (batch, *w.shape)), initial)
+    zero = jax.tree.map(jnp.zeros_like, weights)
+    return LevelState(
+        weights, () if every_chunk else zero, zero if config.optimizer == "momentum" else ()
+    )
+
+
+def start_over(
+    state: LevelState, initial: MLPWeights, rows: Bool[Array, " B"] | None
+) -> LevelState:
+    """The state with the sequences in `rows` as if nothing had been read."""
+    if rows is None:
+        return state
+    choose = lambda new, old: jnp.where(rows[:, None, None], new, old)
+    return LevelState(
+        jax.tree.map(choose, initial, state.weights),
+        jax.tree.map(lambda old: choose(jnp.zeros((), old.dtype), old), state.gradient),
+        jax.tree.map(lambda old: choose(jnp.zeros((), old.dtype), old), state.momentum),
+    )
+
+
+def forgetting(
+    inputs: MLPWeights, weights: MLPWeights, counted: Float[Array, "B T"]
+) -> MLPWeights:
+    """The decay of DGD along what each map has read, `sum_t x_t^T x_t W` with `x_t` of unit length."""
+
+    def one(x: Array, w: Array) -> Array:
+        x = x.astype(w.dtype)
+        squares = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
+        unit = x * jnp.where(squares > 0, jax.lax.rsqrt(jnp.where(squares > 0, squares, 1)), 0)
+        read = jnp.einsum("btd,bdh->bth", unit, w)
+        return jnp.einsum("btd,bth->bdh", unit * counted[..., None].astype(w.dtype), read)
+
+    return jax.tree.map(one, inputs, weights)
+
+
+def learn_level(
+    state: LevelState,
+    gradient: MLPWeights,
+    initial: MLPWeights,
+    step: Float[Array, ""],
+    period: Int[Array, ""],
+    restart: Int[Array, ""],
+    chunks_before: Int[Array, ""],
+    config: InContextConfig,
+) -> LevelState:
+    """The level after one more chunk of the smallest size.
+
+    Args:
+      state: at the start of the chunk, sequences that were reset in it started over.
+      gradient: mean over the chunk's tokens, DGD's decay included.
+      initial: W_0.
+      step: step size.
+      period: number of chunks after which the level changes.
+      restart: number of chunks after which it returns to `initial`; 0 for never.
+      chunks_before: chunks of the smallest size that came before this one.
+      config: of the learning.
+
+    Returns:
+      The state at the start of the next chunk.
+    """
+    due = (chunks_before + 1) % period == 0
+    if state.gradient != ():
+        gradient = jax.tree.map(jnp.add, state.gradient, gradient)
+    total = gradient
+    mean = jax.tree.map(lambda g: g / period, total)
+    if config.gradient_steps == 0:
+        mean = stop_gradient(mean)
+    momentum, direction = state.momentum, mean
+    if momentum != ():
+        direction = jax.tree.map(lambda m, g: config.momentum * m + g, momentum, mean)
+        momentum = jax.tree.map(lambda new, old: jnp.where(due, new, old), direction, momentum)
+
+    def moved(w: Array, g: Array, w_0: Array) -> Array:
+        kept = w if config.decay == 0 else w_0 + (1 - config.decay) * (w - w_0)
+        new = kept - step.astype(w.dtype) * g
+        if state.gradient != ():
+            new = jnp.where(due, new, w)
+        return new
+
+    weights = jax.tree.map(moved, state.weights, direction, initial)
+    left = () if state.gradient == () else _where(due, 0.0, total)
+    restarted = (restart > 0) & ((chunks_before + 1) % jnp.maximum(restart, 1) == 0)
+    weights = jax.tree.map(lambda w, w_0: jnp.where(restarted, w_0, w), weights, initial)
+    momentum = _where(restarted, 0.0, momentum)
+    if config.gradient_steps:
+        cut = (chunks_before + 1) % config.gradient_steps == 0
+        # The slow weights keep a straight way through, at no change of the value.
+        through = lambda w, w_0: stop_gradient(w) + (w_0 - stop_gradient(w_0))
+        weights = jax.tree.map(
+            lambda w, w_0: jnp.where(cut, through(w, w_0), w), weights, initial
+        )
+        left, momentum = (
+            jax.tree.map(lambda x: jnp.where(cut, stop_gradient(x), x), tree)
+            for tree in (left, momentum)
+        )
+    return LevelState(weights, left, momentum)
+
+
+def _where(condition, value, tree):
+    return jax.tree.map(lambda x: jnp.where(condition, jnp.asarray(value, x.dtype), x), tree)
