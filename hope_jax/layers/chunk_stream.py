@@ -15,7 +15,7 @@ class OpenChunk(NamedTuple):
     target. So once something has been read, between 1 and C tokens are here.
 
     Attributes:
-      items: what is known of each token; arrays (B, C, ...), zero or stale beyond `count`.
+      items: what is known of each token; arrays (B, C, ...), zero beyond `count`.
       count: how many there are; the same for all sequences.
     """
 
@@ -96,9 +96,11 @@ def _read_one_more(
         full, lambda carry: learn(carry, open_chunk.items, item)[0], lambda carry: carry, carry
     )
     place = jnp.where(full, 0, open_chunk.count)
-    pushed = lambda old, new: jax.lax.dynamic_update_slice_in_dim(
-        old, new.astype(old.dtype), place, axis=1
-    )
+
+    def pushed(old: Array, new: Array) -> Array:
+        old = jnp.where(full, jnp.zeros_like(old), old)
+        return jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), place, axis=1)
+
     outputs, end = read_next(carry, item)
     return carry, OpenChunk(jax.tree.map(pushed, open_chunk.items, item), place + 1), outputs, end
 
@@ -146,8 +148,10 @@ def _read_more(
         flat = jax.lax.dynamic_update_slice_in_dim(flat, rest, last * size, axis=1)
         return jax.lax.dynamic_slice_in_dim(flat, open_chunk.count, tokens, axis=1)
 
-    outputs = jax.tree.map(joined, done, outputs) if room else jax.tree.map(
-        lambda rest: rest[:, :0], outputs
+    outputs = (
+        jax.tree.map(joined, done, outputs)
+        if room
+        else jax.tree.map(lambda rest: rest[:, :0], outputs)
     )
     return carry, OpenChunk(open_items, total - last * size), outputs, end
 

@@ -268,8 +268,9 @@ def open_levels(
     """Weights for the tokens of a chunk, and the states from which its last document goes on."""
     if reset is None:
         return tuple(FastWeights(s.weights, s.weights, None) for s in levels), levels
-    is_after = jnp.cumsum(reset, axis=1) > 0
     rows = jnp.any(reset, axis=1)
+    # Where there is no reset the two are the same, and what is learnt from are those `after`.
+    is_after = (jnp.cumsum(reset, axis=1) > 0) | ~rows[:, None]
     started = tuple(start_over(*pair, rows) for pair in zip(levels, initial, strict=True))
     fast = tuple(
         FastWeights(old.weights, new.weights, is_after)
@@ -278,9 +279,7 @@ def open_levels(
     return fast, started
 
 
-def counted_tokens(
-    reset: Bool[Array, "B T"], following: Bool[Array, "B 1"]
-) -> Bool[Array, "B T"]:
+def counted_tokens(reset: Bool[Array, "B T"], following: Bool[Array, "B 1"]) -> Bool[Array, "B T"]:
     """Which tokens belong to the document of the token that follows: no reset comes after them."""
     later = jnp.concatenate([reset[:, 1:], following], axis=1)
     return jnp.cumsum(later[:, ::-1], axis=1)[:, ::-1] == 0

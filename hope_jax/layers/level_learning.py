@@ -188,9 +188,7 @@ def start_over(
     )
 
 
-def forgetting(
-    inputs: MLPWeights, weights: MLPWeights, counted: Float[Array, "B T"]
-) -> MLPWeights:
+def forgetting(inputs: MLPWeights, weights: MLPWeights, counted: Float[Array, "B T"]) -> MLPWeights:
     """The decay of DGD along what each map has read, `sum_t x_t^T x_t W` with `x_t` of unit length."""
 
     def one(x: Array, w: Array) -> Array:
@@ -256,9 +254,7 @@ def learn_level(
         cut = (chunks_before + 1) % config.gradient_steps == 0
         # The slow weights keep a straight way through, at no change of the value.
         through = lambda w, w_0: stop_gradient(w) + (w_0 - stop_gradient(w_0))
-        weights = jax.tree.map(
-            lambda w, w_0: jnp.where(cut, through(w, w_0), w), weights, initial
-        )
+        weights = jax.tree.map(lambda w, w_0: jnp.where(cut, through(w, w_0), w), weights, initial)
         left, momentum = (
             jax.tree.map(lambda x: jnp.where(cut, stop_gradient(x), x), tree)
             for tree in (left, momentum)

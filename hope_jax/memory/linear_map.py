@@ -105,9 +105,12 @@ def direction(inputs: Float[Array, "C I"]) -> tuple[Float[Array, "C I"], Float[A
       [[5.0]]
     """
     squared = jnp.sum(inputs * inputs, axis=-1, keepdims=True)
-    # Keeps the gradient of a zero row finite. Any token that carries information is far above it.
-    length = jnp.sqrt(jnp.maximum(squared, jnp.finfo(squared.dtype).tiny))
-    return inputs / length, length
+    # A zero row, such as padding, is a constant, so that derivatives of all orders are zero there.
+    # Any token that carries information is far above it.
+    least = jnp.finfo(squared.dtype).tiny
+    some = squared > least
+    length = jnp.sqrt(jnp.where(some, squared, least))
+    return jnp.where(some, inputs, 0) / length, length
 
 
 def write_token(

@@ -79,14 +79,28 @@ def make_adaptation(
     if config.cms_connection == "nested":
         restart = restart.at[:, :-1].set(period[:, 1:])
     step = jnp.array(learning.step_sizes)[chunk]
+    if log_step is not None:
+        step = step * jnp.exp(log_step)
+    return Adaptation(_slow_weights(config, block_params), step, period, restart, keys, values)
+
+
+def slow_weights(config: LanguageModelConfig, params: Any) -> tuple[MLPWeights, ...]:
+    """The parameters that the levels of the adapting blocks begin with, (A, D, H) and so on.
+
+    Args:
+      config: of the model.
+      params: of the model, without boxes.
+    """
+    first = config.num_layers - config.adapting_blocks
+    return _slow_weights(config, jax.tree.map(lambda w: w[first:], params["blocks"]))
+
+
+def _slow_weights(config: LanguageModelConfig, block_params: Any) -> tuple[MLPWeights, ...]:
     continuum = block_params["continuum"]
-    initial = tuple(
+    return tuple(
         MLPWeights(*(continuum[f"level_{level}"][name]["kernel"] for name in MLPWeights._fields))
         for level in range(config.cms_levels)
     )
-    if log_step is not None:
-        step = step * jnp.exp(log_step)
-    return Adaptation(initial, step, period, restart, keys, values)
 
 
 def read_adapting(
@@ -123,9 +137,7 @@ def read_adapting(
         y = head.norm(y)
         y = y if targets is None else head.losses(y, targets)
         return y, AdaptingState(blocks, (), ())
-    return _read_next_token(
-        config, stack, head, adaptation, x, tokens, state, reset, targets
-    )
+    return _read_next_token(config, stack, head, adaptation, x, tokens, state, reset, targets)
 
 
 def _read_next_token(
@@ -240,9 +252,7 @@ def _open(
 
 def _with_weights(fast: FastWeights, weights: MLPWeights) -> FastWeights:
     """With `weights` for the tokens that are learnt from: all of them, if there can be no reset."""
-    return FastWeights(
-        weights if fast.is_after is None else fast.before, weights, fast.is_after
-    )
+    return FastWeights(weights if fast.is_after is None else fast.before, weights, fast.is_after)
 
 
 def _end_of(
@@ -257,9 +267,9 @@ def _end_of(
 
     def step(sequence: Any, inputs: Any) -> tuple[Any, None]:
         index, x, reset = inputs
-        read = lambda sequence: stack(
-            x[:, None], BlockState(sequence, ()), reset[:, None], fast, None
-        )[1].sequence
+        read = lambda sequence: (
+            stack(x[:, None], BlockState(sequence, ()), reset[:, None], fast, None)[1].sequence
+        )
         there = index < open_chunk.count
         return jax.lax.cond(there, read, lambda sequence: sequence, sequence), None
 

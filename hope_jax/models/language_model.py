@@ -135,6 +135,17 @@ class LanguageModel(nn.Module):
         hidden, _ = self._advance(tokens, None, reset)
         return self._losses(hidden, targets)
 
+    def score(
+        self,
+        tokens: Int[Array, "B T"],
+        targets: Int[Array, "B T"],
+        state: ModelState | None = None,
+        reset: Bool[Array, "B T"] | None = None,
+    ) -> tuple[Float[Array, "B T"], ModelState]:
+        """As `token_losses`, from any state, and with the state after the last token."""
+        hidden, state = self._advance(tokens, state, reset)
+        return self._losses(hidden, targets), state
+
     @property
     def _adapts(self) -> bool:
         return self.config.in_context_config is not None and not self.is_initializing()

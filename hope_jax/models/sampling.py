@@ -45,6 +45,47 @@ def read(
     return _read(model, params, tokens, state)
 
 
+def score(
+    model: LanguageModel,
+    params: Any,
+    tokens: Int[Array, "B T"],
+    context: Context | None = None,
+    *,
+    segment: int = 512,
+) -> tuple[np.ndarray, Context]:
+    """Reads tokens, and tells how well each was foretold, in memory that does not grow with them.
+
+    Args:
+      model: that reads.
+      params: of the model.
+      tokens: ids, at least one.
+      context: to continue from; None starts a new one.
+      segment: tokens of a call; the result does not depend on it.
+
+    Returns:
+      Losses in nats, float32: of all tokens, (B, T), or without a context, of those after the first,
+      (B, T - 1). And the context that has read all of them.
+    """
+    tokens = np.asarray(tokens)
+    losses, state = [], None
+    if context is not None:
+        log_probability = jax.nn.log_softmax(context.logits)
+        losses.append(-np.take_along_axis(np.asarray(log_probability), tokens[:, :1], axis=1))
+        state = context.state
+    for start in range(0, tokens.shape[1] - 1, segment):
+        end = min(start + segment, tokens.shape[1] - 1)
+        part = tokens[:, start:end], tokens[:, start + 1 : end + 1]
+        loss, state = _score(model, params, *part, state)
+        losses.append(np.asarray(loss))
+    joined = np.concatenate(losses, axis=1) if losses else np.zeros((len(tokens), 0), np.float32)
+    return joined, _read_jit(model, params, tokens[:, -1:], state)
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _score(model, params, tokens, targets, state):
+    return model.apply({"params": params}, tokens, targets, state, method="score")
+
+
 def sample_token(
     key: Array, logits: Float[Array, "B V"], temperature: float = 1.0, top_p: float = 1.0
 ) -> Int[Array, " B"]:
@@ -117,6 +158,9 @@ def _read(model: LanguageModel, params: Any, tokens: Array, state: ModelState | 
     output = model.apply({"params": params}, tokens, state, method="next_logits")
     logits, state = cast(tuple[Array, ModelState], output)
     return Context(state, logits)
+
+
+_read_jit = jax.jit(_read, static_argnums=0)
 
 
 def generate(

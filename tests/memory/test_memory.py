@@ -21,6 +21,7 @@ from hope_jax.memory import (
     update_and_read,
     update_and_read_by_token,
 )
+from hope_jax.memory.linear_map import direction
 from tests.memory.reference import loop, network
 
 WIDTH, HIDDEN, LENGTH, CHUNK = 3, 4, 8, 3
@@ -300,3 +301,10 @@ def test_errors_say_what_does_not_fit():
         make_rule(chunk_size=0)
     with pytest.raises(ValueError, match=r"projector='all'"):
         make_rule(projector="all")
+
+
+def test_a_zero_row_has_no_derivatives_of_any_order():
+    rows = jnp.zeros((1, 3))
+    once = jax.grad(lambda rows: jnp.sum(jnp.sin(direction(rows)[0])))
+    np.testing.assert_array_equal(once(rows), 0)
+    np.testing.assert_array_equal(jax.jacobian(once)(rows), 0)

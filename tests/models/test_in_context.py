@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import pytest
 from flax import linen as nn
 
 from hope_jax.models import LanguageModel, LanguageModelConfig, init_state
+from hope_jax.optim.dense_inputs import apply_with_dense_inputs
 
 VOCAB, BATCH, TOKENS = 7, 2, 11
 PLAIN = LanguageModelConfig(
@@ -27,7 +29,7 @@ PLAIN = LanguageModelConfig(
 )
 TEXT = np.random.default_rng(1).integers(VOCAB, size=(BATCH, TOKENS + 1))
 RESET = np.zeros((BATCH, TOKENS), bool)
-RESET[0, [4, 5]] = RESET[1, [0, 6]] = True  # at a chunk's start, within, twice within
+RESET[1, [0, 3, 4, 5]] = True  # at a chunk's start, within one, twice in one
 
 
 def settings(**changes):
@@ -51,9 +53,18 @@ CASES = {
         dataclasses.replace(
             PLAIN,
             sequence_layer="titans",
-            titans={"memory_chunk": 2, "others_chunk": 4, "convolution": 2},
+            titans={"memory_chunk": 2, "others_chunk": 4, "convolution": 2, "network": "matrix"},
         ),
         settings(),
+    ),
+    "local": (PLAIN, settings(objective="local")),
+    "local_independent": (
+        dataclasses.replace(PLAIN, cms_levels=3, cms_connection="independent"),
+        settings(objective="local", chunks=(2, 2, 6), step_size=0.6, learned_step=False),
+    ),
+    "local_nested": (
+        dataclasses.replace(PLAIN, cms_levels=3, cms_connection="nested"),
+        settings(objective="local", chunks=(1, 3, 6), step_size=0.6, optimizer="momentum"),
     ),
     "cut": (PLAIN, settings(gradient_steps=0)),
     "truncated": (PLAIN, settings(gradient_steps=2, optimizer="momentum")),
@@ -85,197 +96,314 @@ def made(name, **changes):
     return model, params
 
 
-def reference(name, params, text, reset):
+MAPS = ("gate", "up", "down")
+KEPT = ("embedding", "blocks", "norm")  # parameters of a model that does not learn in context
+
+
+def inserted(slow, fast):
+    """Parameters with the maps of some (block, level) replaced."""
+    tree = jax.tree.map(lambda x: x, slow)
+    for (block, level), maps in fast.items():
+        for name in MAPS:
+            held = tree["blocks"]["continuum"][f"level_{level}"][name]
+            held["kernel"] = held["kernel"].at[block].set(maps[name])
+    return tree
+
+
+def plain_functions(plain):
+    """Losses, their gradient and the inputs of each map, in a plain model with replaced weights.
+
+    Each is compiled by itself: the whole loop, unrolled, would take minutes to compile.
+    """
+    model = LanguageModel(plain)
+
+    def losses(fast, slow, tokens, targets, reset, state):
+        variables = {"params": inserted(slow, fast)}
+        logits, state = model.apply(variables, tokens[None], state, reset[None])
+        logits = logits[0]
+        return jax.nn.logsumexp(logits, -1) - logits[jnp.arange(len(targets)), targets], state
+
+    def inputs(fast, slow, tokens, reset, state):
+        variables = {"params": inserted(slow, fast)}
+        _, seen = apply_with_dense_inputs(model, variables, tokens[None], state, reset[None])
+        seen = seen["blocks"]["continuum"]
+        return {
+            (block, level): {name: seen[f"level_{level}"][name]["kernel"][block] for name in MAPS}
+            for block, level in fast
+        }
+
+    return jax.jit(losses), jax.jit(jax.grad(lambda *a: losses(*a)[0].sum())), jax.jit(inputs)
+
+
+def initial_of(params, places):
+    return {
+        (block, level): {
+            name: params["blocks"]["continuum"][f"level_{level}"][name]["kernel"][block]
+            for name in MAPS
+        }
+        for block, level in places
+    }
+
+
+@jax.jit
+@jax.grad
+def local_gradient(maps, x, keys, values):
+    k, v = x @ keys, x @ values
+    predicted = (jax.nn.silu(k @ maps["gate"]) * (k @ maps["up"])) @ maps["down"]
+    return jnp.sum((predicted - v) ** 2) / (2 * x.shape[-1])
+
+
+def reference(name, functions, params, text, reset):
     """Losses and final weights of one sequence: slices, `jax.grad` on each, the change by hand.
 
     The plain model knows nothing of learning; it is given other parameters after each chunk.
     """
+    losses_of, gradient_of, inputs_of = functions
     plain, learning = CASES[name]
-    model = LanguageModel(plain)
-    blocks, levels = learning["blocks"], plain.cms_levels
-    chunks = learning["chunks"]
-    steps = np.broadcast_to(learning["step_size"], len(chunks))
-    slow = {key: value for key, value in params.items() if key != "log_step"}
-    log_step = params.get("log_step", jnp.zeros((blocks, levels)))
-    pairs = [(block, level) for block in range(blocks) for level in range(levels)]
-    index = {
-        (block, level): level if levels > 1 else block * len(chunks) // blocks
-        for block, level in pairs
-    }
+    blocks, levels, chunks = learning["blocks"], plain.cms_levels, learning["chunks"]
     first = plain.num_layers - blocks
-    names = ("gate", "up", "down")
+    slow = {key: value for key, value in params.items() if key in KEPT}
+    here = [(block, level) for block in range(first, plain.num_layers) for level in range(levels)]
+    initial = initial_of(slow, here)
+    zero = jax.tree.map(jnp.zeros_like, initial)
+    chunk_of, step_of = {}, {}
+    for block, level in initial:
+        index = level if levels > 1 else (block - first) * len(chunks) // blocks
+        chunk_of[block, level] = chunks[index]
+        step_of[block, level] = np.broadcast_to(learning["step_size"], len(chunks))[index]
+        if "log_step" in params:
+            step_of[block, level] *= jnp.exp(params["log_step"][block - first, level])
 
-    def initial():
-        return {
-            (block, level): {
-                n: slow["blocks"]["continuum"][f"level_{level}"][n]["kernel"][first + block]
-                for n in names
-            }
-            for block, level in pairs
-        }
-
-    def inserted(fast):
-        tree = jax.tree.map(lambda x: x, slow)
-        for (block, level), maps in fast.items():
-            for n, w in maps.items():
-                held = tree["blocks"]["continuum"][f"level_{level}"][n]
-                held["kernel"] = held["kernel"].at[first + block].set(w)
-        return tree
-
-    def losses_of(fast, tokens, targets, state):
-        (logits, state), seen = model.apply(
-            {"params": inserted(fast)}, tokens[None], state, capture_intermediates=True
-        )
-        logits = logits[0]
-        return jax.nn.logsumexp(logits, -1) - logits[jnp.arange(len(targets)), targets], state, seen
-
-    def dgd(fast, inputs):
-        result = {}
-        for (block, level), maps in fast.items():
-            result[block, level] = {}
-            for n, w in maps.items():
-                x = inputs[block, level, n]
-                x = x / jnp.linalg.norm(x, axis=-1, keepdims=True)
-                result[block, level][n] = x.T @ x @ w
-        return result
-
-    def inputs_of(fast, tokens, state):
-        from hope_jax.optim.dense_inputs import apply_with_dense_inputs
-
-        _, seen = apply_with_dense_inputs(
-            model, {"params": inserted(fast)}, tokens[None], state
-        )
-        return {
-            (block, level, n): seen["blocks"]["continuum"][f"level_{level}"][n]["kernel"][
-                first + block, 0
-            ]
-            for block, level in pairs
-            for n in names
-        }
-
-    fast, state, losses = initial(), None, []
-    zero = jax.tree.map(jnp.zeros_like, fast)
-    summed, momentum = zero, zero
-    smallest, length = chunks[0], len(text) - 1
+    fast, summed, momentum, state, losses = initial, zero, zero, None, []
+    smallest, length, stop = chunks[0], len(text) - 1, jax.lax.stop_gradient
     for start in range(0, length, smallest):
         end = min(start + smallest, length)
-        tokens, targets, resets = text[start:end], text[start + 1 : end + 1], reset[start:end]
         # Documents within the chunk, each from its reset on.
-        cuts = [0, *[int(i) for i in np.flatnonzero(resets) if i > 0], end - start]
-        for a, b in zip(cuts, cuts[1:], strict=False):
-            if resets[a]:
-                fast, state, summed, momentum = initial(), None, zero, zero
-            part, part_state = (tokens[a:b], targets[a:b]), state
-            part_losses, state, _ = losses_of(fast, *part, state)
-            losses.append(part_losses)
+        inside = [i for i in range(start + 1, end) if reset[i]]
+        for a, b in itertools.pairwise([start, *inside, end]):
+            if reset[a]:
+                fast, summed, momentum = initial, zero, zero
+            document = (slow, text[a:b], text[a + 1 : b + 1], reset[a:b], state)
+            part, state = losses_of(fast, *document)
+            losses.append(part)
         if end == length:  # nothing more will be read
             break
-        counted = 0.0 if reset[end] else 1.0
-        gradient = jax.grad(lambda w: losses_of(w, *part, part_state)[0].sum())(fast)
-        if learning.get("optimizer") == "dgd":
-            extra = dgd(fast, inputs_of(fast, part[0], part_state))
-            gradient = jax.tree.map(jnp.add, gradient, extra)
-        done = end // smallest
-        summed = jax.tree.map(lambda s, g: s + counted * g / smallest, summed, gradient)
-        beginning, stop = initial(), jax.lax.stop_gradient
-        fast, summed, momentum = (dict(tree) for tree in (fast, summed, momentum))
-        for block, level in pairs:
-            here = block, level
-            period = chunks[index[here]] // smallest
-            if done % period == 0:
-                mean = jax.tree.map(lambda s: s / period, summed[here])
+        if not reset[end]:
+            slow, tokens, _, flags, before = document
+            if learning.get("objective") == "local":
+                read = inputs_of(fast, slow, tokens, flags, before)
+                gradient = {
+                    (block, level): local_gradient(
+                        fast[block, level],
+                        read[block, level]["gate"],
+                        params["local_keys"][block - first, level],
+                        params["local_values"][block - first, level],
+                    )
+                    for block, level in initial
+                }
+            else:
+                gradient = gradient_of(fast, *document)
+            if learning.get("optimizer") == "dgd":
+                unit = jax.tree.map(
+                    lambda x: x / jnp.linalg.norm(x, axis=-1, keepdims=True),
+                    inputs_of(fast, slow, tokens, flags, before),
+                )
+                gradient = jax.tree.map(lambda g, x, w: g + x.T @ x @ w, gradient, unit, fast)
+            summed = jax.tree.map(lambda s, g: s + g / smallest, summed, gradient)
+        fast, summed, momentum = dict(fast), dict(summed), dict(momentum)
+        for here, chunk in chunk_of.items():
+            if end % chunk == 0:
+                mean = jax.tree.map(lambda s: s / (chunk // smallest), summed[here])
                 if learning.get("gradient_steps") == 0:
                     mean = stop(mean)
                 if learning.get("optimizer") == "momentum":
                     mean = jax.tree.map(lambda m, g: 0.9 * m + g, momentum[here], mean)
                     momentum[here] = mean
-                step = steps[index[here]] * jnp.exp(log_step[here])
                 keep = 1 - learning.get("decay", 0.0)
                 fast[here] = jax.tree.map(
-                    lambda w, w_0, g: w_0 + keep * (w - w_0) - step * g,
+                    lambda w, w_0, g: w_0 + keep * (w - w_0) - step_of[here] * g,
                     fast[here],
-                    beginning[here],
+                    initial[here],
                     mean,
                 )
                 summed[here] = zero[here]
+            block, level = here
             nested = plain.cms_connection == "nested" and level + 1 < levels
-            if nested and done % (chunks[level + 1] // smallest) == 0:
-                fast[here], momentum[here] = beginning[here], zero[here]
-            if learning.get("gradient_steps") and done % learning["gradient_steps"] == 0:
+            if nested and end % chunks[level + 1] == 0:
+                fast[here], momentum[here] = initial[here], zero[here]
+            every = learning.get("gradient_steps")
+            if every and end // smallest % every == 0:
                 fast[here] = jax.tree.map(
-                    lambda w, w_0: stop(w) + w_0 - stop(w_0), fast[here], beginning[here]
+                    lambda w, w_0: stop(w) + w_0 - stop(w_0), fast[here], initial[here]
                 )
                 summed[here], momentum[here] = stop(summed[here]), stop(momentum[here])
     return jnp.concatenate(losses), fast
 
 
-def fast_weights(state):
-    """{(block, level): maps} of each sequence, as the reference has them."""
+def fast_weights(state, first, row):
+    """{(block, level): maps} of a sequence, as the reference has them."""
     levels = state.adapting.blocks.continuum.levels
-    blocks, batch = levels[0].weights.gate.shape[:2]
-    return [
-        {
-            (block, level): {
-                name: value[block, row] for name, value in levels[level].weights._asdict().items()
-            }
-            for block in range(blocks)
-            for level in range(len(levels))
+    return {
+        (first + block, level): {
+            name: getattr(levels[level].weights, name)[block, row] for name in MAPS
         }
-        for row in range(batch)
-    ]
+        for block in range(levels[0].weights.gate.shape[0])
+        for level in range(len(levels))
+    }
 
 
-@pytest.mark.parametrize("with_resets", [False, True], ids=["", "resets"])
+def losses_of_model(model, params, reset=RESET):
+    return model.apply({"params": params}, TEXT[:, :-1], TEXT[:, 1:], reset, method="token_losses")
+
+
+def assert_trees_close(ours, theirs, tolerance):
+    jax.tree.map_with_path(
+        lambda path, ours, theirs: np.testing.assert_allclose(
+            ours, theirs, rtol=tolerance, atol=tolerance, err_msg=jax.tree_util.keystr(path)
+        ),
+        ours,
+        theirs,
+    )
+
+
+def slope(function, params, direction, size=2e-5):
+    """Derivative along `direction` by a difference of fourth order."""
+    at = lambda h: function(jax.tree.map(lambda w, d: w + h * d, params, direction))
+    return (8 * (at(size) - at(-size)) - (at(2 * size) - at(-2 * size))) / (12 * size)
+
+
 @pytest.mark.parametrize("name", CASES)
-def test_equals_a_loop_over_slices_with_gradients_by_hand(exact, name, with_resets):
+def test_equals_a_loop_over_slices_with_gradients_by_hand(exact, name):
     model, params = made(name)
-    reset = RESET if with_resets else np.zeros_like(RESET)
+    functions = plain_functions(CASES[name][0])
     weight = jnp.asarray(np.random.default_rng(2).normal(size=(BATCH, TOKENS)))
 
     def ours(params):
-        losses = model.apply(
-            {"params": params},
-            TEXT[:, :-1],
-            TEXT[:, 1:],
-            reset if with_resets else None,
-            method="token_losses",
-        )
-        return jnp.sum(losses * weight), losses
+        inputs = TEXT[:, :-1], None, RESET, TEXT[:, 1:]
+        losses, state = model.apply({"params": params}, *inputs, method="_advance")
+        return jnp.sum(losses * weight), (losses, state)
 
     def theirs(params):
-        rows = [reference(name, params, TEXT[i], reset[i]) for i in range(BATCH)]
+        rows = [reference(name, functions, params, TEXT[i], RESET[i]) for i in range(BATCH)]
         losses = jnp.stack([losses for losses, _ in rows])
-        return jnp.sum(losses * weight), (losses, [fast for _, fast in rows])
+        return jnp.sum(losses * weight), (losses, rows[0][1])
 
-    (_, losses), gradient = jax.jit(jax.value_and_grad(ours, has_aux=True))(params)
-    (_, (expected, fast)), expected_gradient = jax.jit(
-        jax.value_and_grad(theirs, has_aux=True)
-    )(params)
+    (_, (losses, state)), gradient = jax.jit(jax.value_and_grad(ours, has_aux=True))(params)
+    _, (expected, fast) = theirs(params)
     np.testing.assert_allclose(losses, expected, rtol=1e-9, atol=1e-9)
-    assert np.abs(losses - plain_losses(name, params, with_resets)).max() > 1e-3
-    jax.tree.map_with_path(
-        lambda path, ours, theirs: np.testing.assert_allclose(
-            ours, theirs, rtol=1e-8, atol=1e-9, err_msg=jax.tree_util.keystr(path)
-        ),
-        gradient,
-        expected_gradient,
-    )
-    _, state = jax.jit(model.apply)({"params": params}, TEXT[:, :-1], None, reset if with_resets else None)
-    if not with_resets:  # a finished document's are dropped early
-        jax.tree.map(
-            lambda ours, theirs: np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-9),
-            fast_weights(state),
-            fast,
+    first = model.config.num_layers - model.config.adapting_blocks
+    assert_trees_close(fast_weights(state, first, 0), fast, 1e-9)
+    moved = jax.tree.map(lambda new, old: np.abs(new - old).max(), fast, initial_of(params, fast))
+    assert max(jax.tree.leaves(moved)) > 1e-2
+
+    if CASES[name][1].get("gradient_steps") is not None:  # differences know nothing of a cut
+        assert_trees_close(gradient, jax.grad(theirs, has_aux=True)(params)[0], 1e-8)
+        return
+    random = np.random.default_rng(3)
+    for path, leaf in jax.tree.leaves_with_path(params):
+        along = random.normal(size=leaf.shape)
+        direction = jax.tree.map_with_path(
+            lambda other, w, path=path, along=along: along if other == path else 0.0 * w, params
+        )
+        found = sum(
+            jnp.vdot(g, d)
+            for g, d in zip(*map(jax.tree.leaves, (gradient, direction)), strict=True)
+        )
+        wanted = slope(lambda params: theirs(params)[0], params, direction)
+        np.testing.assert_allclose(
+            found, wanted, rtol=1e-5, atol=1e-6, err_msg=jax.tree_util.keystr(path)
         )
 
 
-def plain_losses(name, params, with_resets):
-    plain, _ = CASES[name]
-    params = {key: value for key, value in params.items() if key != "log_step"}
-    return LanguageModel(plain).apply(
-        {"params": params},
-        TEXT[:, :-1],
-        TEXT[:, 1:],
-        RESET if with_resets else None,
-        method="token_losses",
+def test_without_a_reset_argument_it_is_the_same(exact):
+    model, params = made("sequential")
+    losses = jax.jit(functools.partial(losses_of_model, model, reset=None))(params)
+    none = jax.jit(functools.partial(losses_of_model, model, reset=np.zeros_like(RESET)))(params)
+    np.testing.assert_allclose(losses, none, rtol=1e-12)
+
+
+STREAMED = ("sequential", "levels_over_depth", "titans", "local_nested")
+
+
+@pytest.mark.parametrize("name", STREAMED)
+def test_pieces_of_any_size_give_what_one_call_gives(exact, name):
+    model, params = made(name)
+    apply = jax.jit(model.apply)
+    variables, tokens = {"params": params}, TEXT[:, :-1]
+    whole, last = apply(variables, tokens, None, RESET)
+    for sizes in ([1] * TOKENS, [3, 0, 8]):
+        state, pieces, start = None, [], 0
+        for size in sizes:
+            part = slice(start, start + size)
+            # A piece without a reset may do without the argument.
+            flags = RESET[:, part] if RESET[:, part].any() else None
+            logits, state = apply(variables, tokens[:, part], state, flags)
+            pieces.append(logits)
+            start += size
+        np.testing.assert_allclose(np.concatenate(pieces, 1), whole, rtol=1e-9, atol=1e-9)
+        assert_trees_close(state, last, 1e-9)
+
+
+@pytest.mark.parametrize("name", ["sequential", "local"])
+def test_no_token_tells_of_a_later_one_nor_a_sequence_of_another(exact, name):
+    model, params = made(name)
+    logits = jax.jit(lambda tokens: model.apply({"params": params}, tokens)[0])
+    losses = jax.jit(
+        lambda tokens: model.apply(
+            {"params": params}, tokens[:, :-1], tokens[:, 1:], method="token_losses"
+        )
     )
+    tokens = TEXT[:, :-1]
+    before, before_losses = logits(tokens), losses(TEXT)
+    for place in range(TOKENS):
+        other = tokens.copy()
+        other[0, place] = (other[0, place] + 1) % VOCAB
+        after = logits(other)
+        np.testing.assert_array_equal(after[0, :place], before[0, :place])
+        assert np.abs(after[0, place:] - before[0, place:]).max() > 1e-10
+        np.testing.assert_array_equal(after[1], before[1])
+        other = TEXT.copy()
+        other[0, place + 1] = (other[0, place + 1] + 1) % VOCAB
+        after = losses(other)
+        np.testing.assert_array_equal(after[0, :place], before_losses[0, :place])
+        np.testing.assert_array_equal(after[1], before_losses[1])
+
+
+@pytest.mark.parametrize("objective", ["next_token", "local"])
+def test_what_learns_nothing_is_the_plain_model_to_the_bit(objective):
+    plain = dataclasses.replace(PLAIN, dtype="float32", param_dtype="float32")
+    long = settings(objective=objective, chunks=(TOKENS, 2 * TOKENS))
+    never = settings(objective=objective, step_size=0.0)
+    tokens, flags = TEXT[:, :-1], np.zeros_like(RESET)
+    for learning in (long, never):
+        model = LanguageModel(dataclasses.replace(plain, in_context=learning))
+        params = nn.unbox(model.init(jax.random.key(0), tokens)["params"])
+        bare = {name: params[name] for name in KEPT}
+        for reset in (None, flags, RESET):
+            logits, _ = jax.jit(model.apply)({"params": params}, tokens, None, reset)
+            expected, _ = jax.jit(LanguageModel(plain).apply)({"params": bare}, tokens, None, reset)
+            np.testing.assert_array_equal(logits, expected)
+            losses = jax.jit(functools.partial(losses_of_model, model, reset=reset))(params)
+            expected = jax.jit(
+                functools.partial(losses_of_model, LanguageModel(plain), reset=reset)
+            )(bare)
+            np.testing.assert_array_equal(losses, expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"chunks": (4, 6)}, "4 does not divide 6"),
+        ({"chunks": (0, 6)}, "positive integers"),
+        ({"chunks": (2, 4, 8), "step_size": 0.1}, "one number for each of the 2 levels"),
+        ({"blocks": 4}, "blocks=4, but the model has 3 blocks"),
+        ({"step_size": (0.1,)}, "one for each of the chunks"),
+        ({"objective": "next"}, "next_token, local"),
+        ({"momentum": 1.0}, r"momentum must lie in \[0, 1\)"),
+        ({"gradient_steps": -1}, "gradient_steps must be None or an integer from 0"),
+        ({"chunk": (2, 4)}, "unknown in_context setting 'chunk'; nearest: chunks"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(PLAIN, in_context=settings(**changes))

@@ -1,0 +1,76 @@
+"""Measures a text under a trained model: `python -m hope_jax.evaluate --workdir=DIR --text=FILE`.
+
+The text is read in segments, in memory that does not grow with it. As in `hope_jax.generate`, what
+the model has read can be kept with `--state_out=FILE` and taken up again with `--state_in=FILE`.
+"""
+
+import logging
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+from absl import app, flags
+
+from hope_jax.models.context_file import load_context, save_context
+from hope_jax.models.sampling import score
+from hope_jax.training.checkpoint import load_model
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the training run.", required=True)
+_TEXT = flags.DEFINE_string("text", None, "File to read.", required=True)
+_SEGMENT = flags.DEFINE_integer("segment", 512, "Tokens of a call.", lower_bound=1)
+_STATE_IN = flags.DEFINE_string("state_in", None, "File to take up what an earlier call has read.")
+_STATE_OUT = flags.DEFINE_string("state_out", None, "File to keep what this call has read.")
+
+
+def read_text(path: str) -> str:
+    """The text of a file.
+
+    Raises:
+      ValueError: if there is no such file, or nothing or no UTF-8 text in it.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise ValueError(f"--text={path} is no file")
+    try:
+        text = file.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--text={path} is not UTF-8 text ({error})") from error
+    if not text:
+        raise ValueError(f"--text={path} is empty")
+    return text
+
+
+def main(arguments: list[str]) -> None:
+    """Runs the command."""
+    if len(arguments) > 1:
+        raise app.UsageError(f"unexpected {arguments[1]!r}; give the file as --text={arguments[1]}")
+    # Orbax says a dozen lines a checkpoint at the level of information.
+    logging.getLogger("absl").setLevel(logging.WARNING)
+    try:
+        _run()
+    except (ValueError, FileNotFoundError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _run() -> None:
+    text = read_text(_TEXT.value)
+    model, params, tokenizer = load_model(_WORKDIR.value)
+    context = load_context(_STATE_IN.value, model, params) if _STATE_IN.value else None
+    tokens = np.asarray(tokenizer.encode(text), np.int32)[None]
+    losses, context = score(model, params, tokens, context, segment=_SEGMENT.value)
+    # Without a context nothing foretells the first token.
+    told = len(tokenizer.decode(tokens[0, -losses.shape[1] :]).encode()) if losses.size else 0
+    nats = float(losses.sum())
+    print(f"{losses.size:,} tokens of {told:,} bytes")
+    if losses.size:
+        print(f"{nats / losses.size:.4f} nats per token")
+        print(f"{nats / math.log(2) / told:.4f} bits per byte")
+    if _STATE_OUT.value:
+        save_context(_STATE_OUT.value, context, model, params)
+
+
+if __name__ == "__main__":
+    # Either spelling: --state_in or --state-in.
+    app.run(main, [a.replace("--state-", "--state_", 1) for a in sys.argv])
