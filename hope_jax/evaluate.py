@@ -9,7 +9,7 @@ import math
 import sys
 from pathlib import Path
 
-import numpy as np
+import jax.numpy as jnp
 from absl import app, flags
 
 from hope_jax.models.context_file import load_context, save_context
@@ -58,7 +58,7 @@ def _run() -> None:
     text = read_text(_TEXT.value)
     model, params, tokenizer = load_model(_WORKDIR.value)
     context = load_context(_STATE_IN.value, model, params) if _STATE_IN.value else None
-    tokens = np.asarray(tokenizer.encode(text), np.int32)[None]
+    tokens = jnp.asarray(tokenizer.encode(text), jnp.int32)[None]
     losses, context = score(model, params, tokens, context, segment=_SEGMENT.value)
     # Without a context nothing foretells the first token.
     told = len(tokenizer.decode(tokens[0, -losses.shape[1] :]).encode()) if losses.size else 0

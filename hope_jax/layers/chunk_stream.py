@@ -15,12 +15,12 @@ class OpenChunk(NamedTuple):
     target. So once something has been read, between 1 and C tokens are here.
 
     Attributes:
-      items: what is known of each token; arrays (B, C, ...), zero beyond `count`.
-      count: how many there are; the same for all sequences.
+      items: what is known of each token; arrays (B, C, ...), zero beyond `filled`.
+      filled: how many there are; the same for all sequences.
     """
 
     items: PyTree[Array]
-    count: Int[Array, ""]
+    filled: Int[Array, ""]
 
 
 Learn = Callable[[Any, Any, Any], tuple[Any, Any]]
@@ -91,11 +91,11 @@ def _read_from_start(
 def _read_one_more(
     carry: Any, open_chunk: OpenChunk, item: PyTree[Array], size: int, learn: Learn, read_next: Read
 ) -> tuple[Any, OpenChunk, Any, Any]:
-    full = open_chunk.count == size
+    full = open_chunk.filled == size
     carry = jax.lax.cond(
         full, lambda carry: learn(carry, open_chunk.items, item)[0], lambda carry: carry, carry
     )
-    place = jnp.where(full, 0, open_chunk.count)
+    place = jnp.where(full, 0, open_chunk.filled)
 
     def pushed(old: Array, new: Array) -> Array:
         old = jnp.where(full, jnp.zeros_like(old), old)
@@ -120,7 +120,7 @@ def _read_more(
         space = jnp.zeros((old.shape[0], room * size, *old.shape[2:]), old.dtype)
         laid = jnp.concatenate([old, space], axis=1)
         return jax.lax.dynamic_update_slice_in_dim(
-            laid, new.astype(old.dtype), open_chunk.count, axis=1
+            laid, new.astype(old.dtype), open_chunk.filled, axis=1
         )
 
     laid = jax.tree.map(pushed, open_chunk.items, items)
@@ -129,7 +129,7 @@ def _read_more(
         cut = lambda x: jax.lax.dynamic_slice_in_dim(x, start, length, axis=1)
         return jax.tree.map(cut, laid)
 
-    total = open_chunk.count + tokens
+    total = open_chunk.filled + tokens
     last = jnp.maximum(total - 1, 0) // size  # the chunk that stays open
     shapes, _ = jax.eval_shape(read, carry, part(total, size))
     blank = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
@@ -146,7 +146,7 @@ def _read_more(
     def joined(done: Array, rest: Array) -> Array:
         flat = jnp.concatenate([_flat(done), jnp.zeros_like(rest)], axis=1)
         flat = jax.lax.dynamic_update_slice_in_dim(flat, rest, last * size, axis=1)
-        return jax.lax.dynamic_slice_in_dim(flat, open_chunk.count, tokens, axis=1)
+        return jax.lax.dynamic_slice_in_dim(flat, open_chunk.filled, tokens, axis=1)
 
     outputs = (
         jax.tree.map(joined, done, outputs)

@@ -1,7 +1,7 @@
 """Continuum Memory System: MLPs, one for each update frequency (section 7.1)."""
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -117,7 +117,7 @@ class ContinuumMemory(nn.Module):
 
         def normed(level: int, x: Array) -> Array:
             norm = RMSNorm(dtype=self.dtype, param_dtype=self.param_dtype, parent=None)
-            return norm.apply({"params": {"scale": scales[level]}}, x)
+            return cast(Array, norm.apply({"params": {"scale": scales[level]}}, x))
 
         if fast is not None:
             return self._read(x, shares, normed, fast)
@@ -171,7 +171,7 @@ class ContinuumMemory(nn.Module):
         initial = adaptation.initial
         if state is None:
             state = init_continuum(initial, x.shape[0], config)
-        open_chunk = None if state.open_chunk == () else state.open_chunk
+        open_chunk = state.open_chunk if isinstance(state.open_chunk, OpenChunk) else None
         # Resets of earlier calls are in the open chunk: what is learnt from heeds them, and the
         # weights have been started over already.
         resets = reset is not None
@@ -215,7 +215,7 @@ class ContinuumMemory(nn.Module):
             (state.levels, state.chunks), open_chunk, items, config.chunks[0], learn, read, read
         )
         if resets:
-            levels = drop_finished(levels, initial, open_chunk.items[1], open_chunk.count)
+            levels = drop_finished(levels, initial, open_chunk.items[1], open_chunk.filled)
         return y, ContinuumState(levels, chunks, open_chunk)
 
     def _local_gradient(

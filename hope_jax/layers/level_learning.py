@@ -87,8 +87,8 @@ class InContextConfig:
     @property
     def step_sizes(self) -> tuple[float, ...]:
         """One for each of `chunks`."""
-        one_for_all = not isinstance(self.step_size, tuple)
-        return (self.step_size,) * len(self.chunks) if one_for_all else self.step_size
+        given = self.step_size
+        return given if isinstance(given, tuple) else (given,) * len(self.chunks)
 
     def chunk_of_each(self, blocks: int, levels: int) -> np.ndarray:
         """Index into `chunks` for every level of every adapting block, (blocks, levels).

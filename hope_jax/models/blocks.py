@@ -87,7 +87,7 @@ class Block(nn.Module):
             x + mixed,
             reset,
             fast=fast,
-            state=None if continuum_state == () else continuum_state,
+            state=continuum_state if isinstance(continuum_state, ContinuumState) else None,
             adaptation=adaptation,
             learning=config.in_context_config,
         )

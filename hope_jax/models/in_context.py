@@ -168,7 +168,8 @@ def _read_next_token(
         fresh = jax.vmap(lambda initial: init_continuum(initial, batch, learning))(initial)
         continuum = ContinuumState(fresh.levels, jnp.zeros((), jnp.int32), ())
         state = AdaptingState(BlockState(nothing.sequence, continuum), nothing.sequence, ())
-    now = state.blocks.sequence
+    now, memory = state.blocks.sequence, state.blocks.continuum
+    assert isinstance(memory, ContinuumState)
 
     def learn(carry: Any, chunk: Any, following: Any) -> tuple[Any, Array]:
         levels, sequence, chunks = carry
@@ -226,8 +227,8 @@ def _read_next_token(
     if targets is not None:
         items["targets"] = targets
     (levels, sequence, chunks), open_chunk, outputs, end = read_in_chunks(
-        (state.blocks.continuum.levels, state.chunk_start, state.blocks.continuum.chunks),
-        state.open_chunk if before is not None else None,
+        (memory.levels, state.chunk_start, memory.chunks),
+        state.open_chunk if isinstance(state.open_chunk, OpenChunk) else None,
         items,
         size,
         learn,
@@ -236,7 +237,7 @@ def _read_next_token(
     )
     if resets:
         levels = jax.vmap(drop_finished, (0, 0, None, None))(
-            levels, initial, open_chunk.items["reset"], open_chunk.count
+            levels, initial, open_chunk.items["reset"], open_chunk.filled
         )
     if before is not None and length != 1:
         end = _end_of(stack, levels, initial, sequence, open_chunk)
@@ -270,7 +271,7 @@ def _end_of(
         read = lambda sequence: (
             stack(x[:, None], BlockState(sequence, ()), reset[:, None], fast, None)[1].sequence
         )
-        there = index < open_chunk.count
+        there = index < open_chunk.filled
         return jax.lax.cond(there, read, lambda sequence: sequence, sequence), None
 
     x, reset = open_chunk.items["x"], open_chunk.items["reset"]

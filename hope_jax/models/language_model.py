@@ -69,19 +69,19 @@ class LanguageModel(nn.Module):
         self.log_step = self.local_keys = self.local_values = None
         if learning is None:
             return
-        shape = (config.adapting_blocks, config.cms_levels)
+        levels = (config.adapting_blocks, config.cms_levels)
         param_dtype = jnp.dtype(config.param_dtype)
         if learning.learned_step:
             zero: Callable[..., Any] = nn.with_logical_partitioning(
                 nn.initializers.zeros_init(), ("layers", None)
             )
-            self.log_step = self.param("log_step", zero, shape, jnp.float32)
+            self.log_step = self.param("log_step", zero, levels, jnp.float32)
         if learning.objective == "local":
             square = nn.initializers.lecun_normal(batch_axis=(0, 1))
             init: Callable[..., Any] = nn.with_logical_partitioning(
                 square, ("layers", None, "embed", None)
             )
-            shape = (*shape, config.width, config.width)
+            shape = (*levels, config.width, config.width)
             self.local_keys = self.param("local_keys", init, shape, param_dtype)
             self.local_values = self.param("local_values", init, shape, param_dtype)
 
@@ -184,7 +184,9 @@ class LanguageModel(nn.Module):
         if still:
             x, blocks = stack(lower, x, None if state is None else state.blocks, reset, None, None)
         norm = RMSNorm(dtype=self.norm.dtype, param_dtype=self.norm.param_dtype, parent=None)
-        head = Head(lambda x: norm.apply({"params": norm_params}, x), self._losses)
+        normed = lambda x: cast(Array, norm.apply({"params": norm_params}, x))
+        head = Head(normed, self._losses)
+        adapting: Any = () if state is None else state.adapting
         output, adapting = read_adapting(
             config,
             lambda *inputs: stack(upper, *inputs),
@@ -192,7 +194,7 @@ class LanguageModel(nn.Module):
             make_adaptation(config, upper, self.log_step, self.local_keys, self.local_values),
             x,
             tokens,
-            None if state is None or state.adapting == () else state.adapting,
+            None if adapting == () else adapting,
             reset,
             targets,
         )

@@ -8,10 +8,11 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Bool
 
+from hope_jax.layers.continuum import ContinuumState
 from hope_jax.layers.level_learning import LevelState
 from hope_jax.layers.mlp import MLPWeights
 from hope_jax.models.config import LanguageModelConfig
-from hope_jax.models.in_context import slow_weights
+from hope_jax.models.in_context import AdaptingState, slow_weights
 from hope_jax.models.language_model import LanguageModel, ModelState
 
 
@@ -43,9 +44,7 @@ def reset_level(
       >>> state = reset_level(model, params, state, 0)
     """
     mine = _places(model.config, chunk_index)
-    adapting = state.adapting
-    if adapting == ():
-        raise ValueError("this state is of a model whose levels do not learn in context")
+    adapting, continuum = _learnt(state)
     initial = slow_weights(model.config, nn.unbox(params))
 
     def back(level: LevelState, slow: MLPWeights, here: Bool[Array, " A"]) -> LevelState:
@@ -57,10 +56,8 @@ def reset_level(
             jax.tree.map(emptied, level.momentum),
         )
 
-    continuum = adapting.blocks.continuum
-    assert continuum != ()
     levels = tuple(
-        back(level, slow, mine[:, index])
+        back(level, slow, jnp.asarray(mine[:, index]))
         for index, (level, slow) in enumerate(zip(continuum.levels, initial, strict=True))
     )
     blocks = adapting.blocks._replace(continuum=continuum._replace(levels=levels))
@@ -94,10 +91,7 @@ def merge_level(
     """
     config = model.config
     mine = _places(config, chunk_index)
-    if state.adapting == ():
-        raise ValueError("this state is of a model whose levels do not learn in context")
-    continuum = state.adapting.blocks.continuum
-    assert continuum != ()
+    _, continuum = _learnt(state)
     new = nn.unbox(params)
     first = config.num_layers - config.adapting_blocks
     changed: dict[str, Any] = dict(new["blocks"]["continuum"])
@@ -111,6 +105,14 @@ def merge_level(
             maps[name] = {**maps[name], "kernel": kernel.at[here].set(fast)}
         changed[f"level_{index}"] = maps
     return {**new, "blocks": {**new["blocks"], "continuum": changed}}
+
+
+def _learnt(state: ModelState) -> tuple[AdaptingState, ContinuumState]:
+    adapting = state.adapting
+    if not isinstance(adapting, AdaptingState):
+        raise ValueError("this state is of a model whose levels do not learn in context")
+    assert isinstance(adapting.blocks.continuum, ContinuumState)
+    return adapting, adapting.blocks.continuum
 
 
 def _places(config: LanguageModelConfig, chunk_index: int) -> np.ndarray:

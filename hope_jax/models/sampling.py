@@ -66,19 +66,19 @@ def score(
       Losses in nats, float32: of all tokens, (B, T), or without a context, of those after the first,
       (B, T - 1). And the context that has read all of them.
     """
-    tokens = np.asarray(tokens)
+    ids = np.asarray(tokens)
     losses, state = [], None
     if context is not None:
-        log_probability = jax.nn.log_softmax(context.logits)
-        losses.append(-np.take_along_axis(np.asarray(log_probability), tokens[:, :1], axis=1))
+        log_probability = np.asarray(jax.nn.log_softmax(context.logits))
+        losses.append(-np.take_along_axis(log_probability, ids[:, :1], axis=1))
         state = context.state
-    for start in range(0, tokens.shape[1] - 1, segment):
-        end = min(start + segment, tokens.shape[1] - 1)
-        part = tokens[:, start:end], tokens[:, start + 1 : end + 1]
+    for start in range(0, ids.shape[1] - 1, segment):
+        end = min(start + segment, ids.shape[1] - 1)
+        part = ids[:, start:end], ids[:, start + 1 : end + 1]
         loss, state = _score(model, params, *part, state)
         losses.append(np.asarray(loss))
-    joined = np.concatenate(losses, axis=1) if losses else np.zeros((len(tokens), 0), np.float32)
-    return joined, _read_jit(model, params, tokens[:, -1:], state)
+    joined = np.concatenate(losses, axis=1) if losses else np.zeros((len(ids), 0), np.float32)
+    return joined, _read_jit(model, params, ids[:, -1:], state)
 
 
 @functools.partial(jax.jit, static_argnames="model")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from hope_jax.models import LanguageModel, LanguageModelConfig, init_state
+from hope_jax.models import LanguageModel, LanguageModelConfig
 from hope_jax.optim.dense_inputs import apply_with_dense_inputs
 
 VOCAB, BATCH, TOKENS = 7, 2, 11
@@ -213,19 +213,17 @@ def reference(name, functions, params, text, reset):
         fast, summed, momentum = dict(fast), dict(summed), dict(momentum)
         for here, chunk in chunk_of.items():
             if end % chunk == 0:
-                mean = jax.tree.map(lambda s: s / (chunk // smallest), summed[here])
+                mean = jax.tree.map(lambda s, n=chunk // smallest: s / n, summed[here])
                 if learning.get("gradient_steps") == 0:
                     mean = stop(mean)
                 if learning.get("optimizer") == "momentum":
                     mean = jax.tree.map(lambda m, g: 0.9 * m + g, momentum[here], mean)
                     momentum[here] = mean
-                keep = 1 - learning.get("decay", 0.0)
-                fast[here] = jax.tree.map(
-                    lambda w, w_0, g: w_0 + keep * (w - w_0) - step_of[here] * g,
-                    fast[here],
-                    initial[here],
-                    mean,
-                )
+                decay, step = learning.get("decay", 0.0), step_of[here]
+                fast[here] = {
+                    n: w - decay * (w - initial[here][n]) - step * mean[n]
+                    for n, w in fast[here].items()
+                }
                 summed[here] = zero[here]
             block, level = here
             nested = plain.cms_connection == "nested" and level + 1 < levels
