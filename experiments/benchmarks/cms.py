@@ -143,6 +143,7 @@ def bench_inference() -> None:
             one = tokens[:, :1]
             for before in (100, 8000):
                 context = read(model, params, tokens[:, :before])
+
                 # As many single tokens as the largest chunk, so that every change is among them.
                 def many(context=context, model=model, params=params, one=one) -> None:
                     for _ in range(256):

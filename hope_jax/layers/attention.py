@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from hope_jax.layers.projection import Projection
-from hope_jax.layers.rotary import apply_rotary
+from hope_jax.layers.rotary import RotaryScaling, apply_rotary, rotary_frequencies
 
 
 class AttentionState(NamedTuple):
@@ -24,8 +24,8 @@ class AttentionState(NamedTuple):
       document: position of the first token of the current document.
     """
 
-    keys: Float[Array, "B W H N"]
-    values: Float[Array, "B W H N"]
+    keys: Float[Array, "B W K N"]
+    values: Float[Array, "B W K N"]
     position: Int[Array, " B"]
     document: Int[Array, " B"]
 
@@ -37,16 +37,21 @@ class Attention(nn.Module):
     starts at position 100,000 is read as one that starts at 0.
 
     Attributes:
-      num_heads: heads; they share the width of the input equally.
+      num_heads: heads of the queries; they share the width of the input equally.
+      num_kv_heads: heads of keys and values, each for as many neighbouring heads of queries; None
+        for `num_heads`.
       window: tokens that a query sees, and slots of the cache.
       rope_base: base of the rotary frequencies.
+      rope_scaling: how they are lowered, if at all.
       dtype: dtype of the computation; the softmax is formed in float32.
       param_dtype: dtype of the parameters.
     """
 
     num_heads: int
     window: int
+    num_kv_heads: int | None = None
     rope_base: float = 10_000.0
+    rope_scaling: RotaryScaling | None = None
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
 
@@ -75,15 +80,21 @@ class Attention(nn.Module):
                 f"change width or num_heads"
             )
         head_dim = width // self.num_heads
+        kv_heads = self.num_kv_heads or self.num_heads
+        if self.num_heads % kv_heads:
+            raise ValueError(
+                f"num_kv_heads {kv_heads} must divide num_heads {self.num_heads}, so that each is "
+                f"shared by equally many"
+            )
         query, key, value = (
             Projection(
-                (self.num_heads, head_dim),
+                (heads, head_dim),
                 ("embed", "heads", "head_dim"),
                 dtype=self.dtype,
                 param_dtype=self.param_dtype,
                 name=name,
             )(x)
-            for name in ("query", "key", "value")
+            for name, heads in (("query", self.num_heads), ("key", kv_heads), ("value", kv_heads))
         )
 
         fresh = state is None
@@ -91,11 +102,12 @@ class Attention(nn.Module):
             state = _empty_state(batch, self.window, key)
         positions = state.position[:, None] + jnp.arange(tokens, dtype=jnp.int32)
         documents = _document_starts(state.document, positions, reset)
-        query = apply_rotary(query, positions, self.rope_base)
-        key = apply_rotary(key, positions, self.rope_base)
+        frequencies = rotary_frequencies(head_dim, self.rope_base, self.rope_scaling)
+        query = apply_rotary(query, positions, frequencies)
+        key = apply_rotary(key, positions, frequencies)
 
         if tokens == 0:
-            mixed = value
+            mixed = query
         elif fresh and tokens <= self.window:
             same_document = None
             if reset is not None:
@@ -117,7 +129,7 @@ class Attention(nn.Module):
         return y, _remember(state, key, value, positions, documents)
 
 
-def _empty_state(batch: int, window: int, key: Float[Array, "B T H N"]) -> AttentionState:
+def _empty_state(batch: int, window: int, key: Float[Array, "B T K N"]) -> AttentionState:
     ring = jnp.zeros((batch, window, *key.shape[2:]), key.dtype)
     count = jnp.zeros((batch,), jnp.int32)
     return AttentionState(ring, ring, count, count)
@@ -135,8 +147,8 @@ def _document_starts(
 
 def _attend_to_window(
     query: Float[Array, "B T H N"],
-    key: Float[Array, "B T H N"],
-    value: Float[Array, "B T H N"],
+    key: Float[Array, "B T K N"],
+    value: Float[Array, "B T K N"],
     positions: Int[Array, "B T"],
     documents: Int[Array, "B T"],
     state: AttentionState,
@@ -188,8 +200,8 @@ def _attend_to_window(
 
 def _remember(
     state: AttentionState,
-    key: Float[Array, "B T H N"],
-    value: Float[Array, "B T H N"],
+    key: Float[Array, "B T K N"],
+    value: Float[Array, "B T K N"],
     positions: Int[Array, "B T"],
     documents: Int[Array, "B T"],
 ) -> AttentionState:

@@ -55,6 +55,7 @@ class ContinuumMemory(nn.Module):
       hidden: hidden width of each.
       order: which end of the spectrum reads the input first.
       connection: how levels are joined.
+      epsilon: of the normalisations.
       dtype: dtype of the computation.
       param_dtype: dtype of the parameters.
     """
@@ -63,6 +64,7 @@ class ContinuumMemory(nn.Module):
     hidden: int
     order: Literal["fast_to_slow", "slow_to_fast"] = "fast_to_slow"
     connection: Connection = "sequential"
+    epsilon: float = 1e-6
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
 
@@ -94,7 +96,12 @@ class ContinuumMemory(nn.Module):
         norms, mlps = [], []
         for level in range(self.levels):
             norms.append(
-                RMSNorm(dtype=self.dtype, param_dtype=self.param_dtype, name=f"level_{level}_norm")
+                RMSNorm(
+                    self.epsilon,
+                    dtype=self.dtype,
+                    param_dtype=self.param_dtype,
+                    name=f"level_{level}_norm",
+                )
             )
             mlps.append(
                 SwiGLU(
@@ -116,7 +123,9 @@ class ContinuumMemory(nn.Module):
         scales = [norm.variables["params"]["scale"] for norm in norms]
 
         def normed(level: int, x: Array) -> Array:
-            norm = RMSNorm(dtype=self.dtype, param_dtype=self.param_dtype, parent=None)
+            norm = RMSNorm(
+                self.epsilon, dtype=self.dtype, param_dtype=self.param_dtype, parent=None
+            )
             return cast(Array, norm.apply({"params": {"scale": scales[level]}}, x))
 
         if fast is not None:

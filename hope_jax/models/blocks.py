@@ -68,8 +68,10 @@ class Block(nn.Module):
         else:
             sequence = Attention(
                 num_heads=config.num_heads,
+                num_kv_heads=config.num_kv_heads,
                 window=config.attention_window,
                 rope_base=config.rope_base,
+                rope_scaling=config.rotary_scaling,
                 name="attention",
                 **dtypes,
             )
@@ -78,11 +80,13 @@ class Block(nn.Module):
             hidden=config.mlp_width,
             order=config.cms_order,
             connection=config.cms_connection,
+            epsilon=config.norm_epsilon,
             name="continuum",
             **dtypes,
         )
+        norm = RMSNorm(config.norm_epsilon, name="norm", **dtypes)
         sequence_state, continuum_state = (None, None) if state is None else state
-        mixed, sequence_state = sequence(RMSNorm(name="norm", **dtypes)(x), sequence_state, reset)
+        mixed, sequence_state = sequence(norm(x), sequence_state, reset)
         x, continuum_state = continuum(
             x + mixed,
             reset,

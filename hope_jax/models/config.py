@@ -9,6 +9,7 @@ from flax.core import FrozenDict
 
 from hope_jax.layers.continuum import Connection
 from hope_jax.layers.level_learning import InContextConfig
+from hope_jax.layers.rotary import RotaryScaling
 from hope_jax.layers.titans import TitansConfig
 
 SequenceLayer = Literal["titans", "attention"]
@@ -44,8 +45,12 @@ class LanguageModelConfig:
     cms_connection: Connection = "sequential"  # how the MLPs of a block are joined
     # Settings of InContextConfig, if MLPs of the last blocks are to learn while the model reads.
     in_context: Mapping[str, Any] | None = None
+    num_kv_heads: int | None = None  # heads of attention's keys and values; None for num_heads
     attention_window: int = 1024  # tokens an attention layer sees and keeps
     rope_base: float = 10_000.0  # of the rotary frequencies
+    # Settings of RotaryScaling, if the frequencies are lowered for longer contexts.
+    rope_scaling: Mapping[str, Any] | None = None
+    norm_epsilon: float = 1e-6  # of the normalisations
     tie_embeddings: bool = True  # logits read the embedding table
     dtype: DtypeName = "float32"  # of activations
     param_dtype: DtypeName = "float32"  # of parameters
@@ -90,6 +95,21 @@ class LanguageModelConfig:
                 f"rotary embedding turns pairs of channels, so width / num_heads must be even; "
                 f"got {self.width} / {self.num_heads} = {self.width // self.num_heads}"
             )
+        kv_heads = self.num_kv_heads
+        if kv_heads is not None and (kv_heads < 1 or self.num_heads % kv_heads):
+            raise ValueError(
+                f"num_kv_heads must be None or divide num_heads; got {kv_heads} and {self.num_heads}"
+            )
+        if not self.norm_epsilon > 0:
+            raise ValueError(f"norm_epsilon must be positive, got {self.norm_epsilon}")
+        if self.rope_scaling is not None:
+            object.__setattr__(self, "rope_scaling", _frozen(self.rope_scaling))
+            _refuse_unknown(
+                "rope_scaling",
+                self.rope_scaling,
+                [f.name for f in dataclasses.fields(RotaryScaling)],
+            )
+            _ = self.rotary_scaling
         object.__setattr__(self, "titans", _frozen(self.titans))
         _refuse_unknown("titans", self.titans, _TITANS_SETTINGS)
         _ = self.titans_config
@@ -120,6 +140,11 @@ class LanguageModelConfig:
         if settings is None:
             return 0
         return -(-self.num_layers // 4) if settings.blocks is None else settings.blocks
+
+    @property
+    def rotary_scaling(self) -> RotaryScaling | None:
+        """How attention's frequencies are lowered."""
+        return None if self.rope_scaling is None else RotaryScaling(**self.rope_scaling)
 
     @property
     def titans_config(self) -> TitansConfig:

@@ -62,7 +62,9 @@ class LanguageModel(nn.Module):
             self.unembedding = self.param("unembedding", table_init, table_shape, param_dtype)
         self.blocks = _block_stack(config, config.num_layers)(config)
         self._setup_adaptation()
-        self.norm = RMSNorm(dtype=jnp.dtype(config.dtype), param_dtype=param_dtype)
+        self.norm = RMSNorm(
+            config.norm_epsilon, dtype=jnp.dtype(config.dtype), param_dtype=param_dtype
+        )
 
     def _setup_adaptation(self) -> None:
         config, learning = self.config, self.config.in_context_config
@@ -183,7 +185,7 @@ class LanguageModel(nn.Module):
         blocks = BlockState((), ())
         if still:
             x, blocks = stack(lower, x, None if state is None else state.blocks, reset, None, None)
-        norm = RMSNorm(dtype=self.norm.dtype, param_dtype=self.norm.param_dtype, parent=None)
+        norm = self.norm.clone(parent=None, name=None)
         normed = lambda x: cast(Array, norm.apply({"params": norm_params}, x))
         head = Head(normed, self._losses)
         adapting: Any = () if state is None else state.adapting
