@@ -16,12 +16,6 @@ from hope_jax.models.context_file import load_context, save_context
 from hope_jax.models.sampling import score
 from hope_jax.training.checkpoint import load_model
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the training run.", required=True)
-_TEXT = flags.DEFINE_string("text", None, "File to read.", required=True)
-_SEGMENT = flags.DEFINE_integer("segment", 512, "Tokens of a call.", lower_bound=1)
-_STATE_IN = flags.DEFINE_string("state_in", None, "File to take up what an earlier call has read.")
-_STATE_OUT = flags.DEFINE_string("state_out", None, "File to keep what this call has read.")
-
 
 def read_text(path: str) -> str:
     """The text of a file.
@@ -55,11 +49,12 @@ def main(arguments: list[str]) -> None:
 
 
 def _run() -> None:
-    text = read_text(_TEXT.value)
-    model, params, tokenizer = load_model(_WORKDIR.value)
-    context = load_context(_STATE_IN.value, model, params) if _STATE_IN.value else None
+    given = flags.FLAGS
+    text = read_text(given.text)
+    model, params, tokenizer = load_model(given.workdir)
+    context = load_context(given.state_in, model, params) if given.state_in else None
     tokens = jnp.asarray(tokenizer.encode(text), jnp.int32)[None]
-    losses, context = score(model, params, tokens, context, segment=_SEGMENT.value)
+    losses, context = score(model, params, tokens, context, segment=given.segment)
     # Without a context nothing foretells the first token.
     told = len(tokenizer.decode(tokens[0, -losses.shape[1] :]).encode()) if losses.size else 0
     nats = float(losses.sum())
@@ -67,10 +62,15 @@ def _run() -> None:
     if losses.size:
         print(f"{nats / losses.size:.4f} nats per token")
         print(f"{nats / math.log(2) / told:.4f} bits per byte")
-    if _STATE_OUT.value:
-        save_context(_STATE_OUT.value, context, model, params)
+    if given.state_out:
+        save_context(given.state_out, context, model, params)
 
 
 if __name__ == "__main__":
+    flags.DEFINE_string("workdir", None, "Folder of the training run.", required=True)
+    flags.DEFINE_string("text", None, "File to read.", required=True)
+    flags.DEFINE_integer("segment", 512, "Tokens of a call.", lower_bound=1)
+    flags.DEFINE_string("state_in", None, "File to take up what an earlier call has read.")
+    flags.DEFINE_string("state_out", None, "File to keep what this call has read.")
     # Either spelling: --state_in or --state-in.
     app.run(main, [a.replace("--state-", "--state_", 1) for a in sys.argv])

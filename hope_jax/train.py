@@ -4,7 +4,7 @@
     python -m hope_jax.train --config=experiments/quickstart.py:transformer --workdir=runs/t \
         --config.steps=500 --config.data.files='corpus/**/*.txt'
 
-Run it again on the same folder and it goes on where it stopped.
+Run it again on the same folder and it goes on where it stopped; --config can then be left out.
 """
 
 import logging
@@ -20,10 +20,14 @@ def main(arguments: list[str]) -> None:
         raise app.UsageError(f"unexpected {arguments[1]!r}; settings look like --config.steps=500")
     # Orbax says a dozen lines a checkpoint at the level of information.
     logging.getLogger("absl").setLevel(logging.WARNING)
+    from hope_jax.training.checkpoint import load_config
     from hope_jax.training.loop import NonFiniteLossError, train
 
     try:
-        train(flags.FLAGS.config, flags.FLAGS.workdir)
+        config = flags.FLAGS.config
+        if config is None:
+            config = load_config(flags.FLAGS.workdir)
+        train(config, flags.FLAGS.workdir)
     except (ValueError, NonFiniteLossError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(1)
@@ -33,5 +37,5 @@ if __name__ == "__main__":
     # Here, not above: the other command has a --workdir too, and both can be imported.
     config_flags.DEFINE_config_file("config", None, "Config file.", lock_config=True)
     flags.DEFINE_string("workdir", None, "Folder of the run.")
-    flags.mark_flags_as_required(["config", "workdir"])
+    flags.mark_flags_as_required(["workdir"])
     app.run(main)

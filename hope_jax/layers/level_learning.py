@@ -104,7 +104,7 @@ class InContextConfig:
         raise ValueError(
             f"in_context.chunks {self.chunks} must hold one number for each of the {levels} levels of "
             f"a chain (cms_levels) or, where cms_levels is 1, at most one for each of the {blocks} "
-            f"adapting blocks"
+            f"blocks that adapt (in_context.blocks)"
         )
 
 

@@ -123,7 +123,7 @@ class LanguageModelConfig:
                 raise ValueError(
                     f"in_context.blocks={settings.blocks}, but the model has {self.num_layers} blocks"
                 )
-            settings.chunk_of_each(self.adapting_blocks, self.cms_levels)
+            settings.chunk_of_each(self._blocks_of(settings), self.cms_levels)
 
     @property
     def in_context_config(self) -> InContextConfig | None:
@@ -137,8 +137,9 @@ class LanguageModelConfig:
     def adapting_blocks(self) -> int:
         """How many of the last blocks have levels that learn while the model reads."""
         settings = self.in_context_config
-        if settings is None:
-            return 0
+        return 0 if settings is None else self._blocks_of(settings)
+
+    def _blocks_of(self, settings: InContextConfig) -> int:
         return -(-self.num_layers // 4) if settings.blocks is None else settings.blocks
 
     @property

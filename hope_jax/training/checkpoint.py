@@ -43,13 +43,17 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
         return ocp.CheckpointManager(self.folder / "checkpoints", options=options)
 
+    def latest(self) -> int | None:
+        """Step of the newest checkpoint, whole or not; None if there is none."""
+        return self._manager.latest_step()
+
     def save(self, step: int, state: TrainState, data: dict[str, Any]) -> None:
         """Begins to write a checkpoint; training may go on meanwhile.
 
         Args:
           step: number of steps taken.
           state: after them.
-          data: state of the data iterator after them.
+          data: state of the data iterator after them; `{}` before the first.
         """
         if step in self._manager.all_steps():
             return
@@ -116,6 +120,21 @@ class Checkpoints:
         self._manager.close()
 
 
+def load_config(workdir: str) -> ConfigDict:
+    """The config of the run in a folder.
+
+    Raises:
+      ValueError: if there is no run.
+    """
+    path = pathlib.Path(workdir) / "config.json"
+    if not path.is_file():
+        raise ValueError(
+            f"--workdir={workdir} holds no run (there is no {path}); train one first with "
+            f"python -m hope_jax.train --config=experiments/quickstart.py --workdir={workdir}"
+        )
+    return ConfigDict(json.loads(path.read_text()))
+
+
 def load_model(workdir: str) -> tuple[LanguageModel, Any, Tokenizer]:
     """Loads a trained model from a run's folder, onto this machine's devices.
 
@@ -128,13 +147,7 @@ def load_model(workdir: str) -> tuple[LanguageModel, Any, Tokenizer]:
     Raises:
       ValueError: if there is no run, or no checkpoint yet.
     """
-    path = pathlib.Path(workdir) / "config.json"
-    if not path.is_file():
-        raise ValueError(
-            f"--workdir={workdir} holds no run (there is no {path}); train one first with "
-            f"python -m hope_jax.train --config=experiments/quickstart.py --workdir={workdir}"
-        )
-    config = ConfigDict(json.loads(path.read_text()))
+    config = load_config(workdir)
     tokenizer = load_tokenizer(config.data.tokenizer)
     model = LanguageModel(LanguageModelConfig.from_config_dict(config.model))
     optimizer = make_optimizer(config.optimizer, config.steps)

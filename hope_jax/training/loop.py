@@ -123,7 +123,8 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float] | None:
         console.print(f"{parameter_count(model_config):,} parameters on {mesh.size} devices")
     else:
         state, place = restored
-        batches.set_state(place)
+        if place:
+            batches.set_state(place)
         console.print(f"continuing {workdir} from step {int(state.step)}")
     run = _Run(config, workdir, mesh, model, console, checkpoints, validation)
     try:

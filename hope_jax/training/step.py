@@ -112,7 +112,17 @@ def make_train_step(
     Returns:
       `step(state, batch) -> (state, metrics)`; the batch has `tokens`, `targets` and `weights`, and
       `reset` where documents are to be kept apart, each (B, T).
+
+    Raises:
+      ValueError: for `layer_inputs` of a model whose levels learn in context.
     """
+    if layer_inputs and model.config.in_context_config is not None:
+        raise ValueError(
+            "an optimiser that takes the layers' inputs, such as delta_gradient_descent, cannot train "
+            "a model whose levels learn in context: what a level reads there goes through weights "
+            "that differ by sequence and chunk. Choose another optimizer.name, or leave out "
+            "model.in_context"
+        )
     places = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, optimizer, mesh))
     rows = batch_sharding(mesh)
 

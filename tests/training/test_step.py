@@ -141,3 +141,47 @@ def test_only_maps_decay(parts):
     for path, decays in jax.tree_util.tree_leaves_with_path(decayed(params)):
         name = jax.tree_util.keystr(path)
         assert decays == ("kernel" in name), name
+
+
+def learning_model(model):
+    changes = dict(num_layers=2, cms_levels=2)
+    plain = dataclasses.replace(model.config, **changes)
+    return LanguageModel(
+        dataclasses.replace(plain, in_context={"chunks": (4, 8), "step_size": 1.0})
+    )
+
+
+def test_levels_learn_in_context_and_on_their_own_schedule_over_eight_devices(parts):
+    """Both kinds of updates at once: chunks within a sequence, and every third optimiser step."""
+    model, _, batch = parts
+    model = learning_model(model)
+    config = dict(
+        name="sgd",
+        learning_rate=0.1,
+        warmup_steps=0,
+        final_fraction=1.0,
+        clip_norm=0,
+        weight_decay=0.0,
+        arguments={},
+        periods={"level_1": 3},
+    )
+    optimizer = make_optimizer(config, 10)
+    start, single = take(model, optimizer, batch, one_device(), steps=2)
+    _, single = take(model, optimizer, batch, one_device(), steps=4)
+    state, sharded = take(model, optimizer, batch, make_mesh(data=2, fsdp=2, tensor=2), steps=4)
+    np.testing.assert_allclose(sharded, single, rtol=1e-4)
+    plain = LanguageModel(dataclasses.replace(model.config, in_context=None))
+    _, without = take(plain, optimizer, batch, one_device(), steps=1)
+    assert abs(without[0, 0] - single[0, 0]) > 1e-5
+    # After two steps the slower level is where it began; after four it has moved once.
+    initial = init_state(model, optimizer, one_device(), 0).params["blocks"]["continuum"]
+    for held, level, still in ((start, "level_0", 0), (start, "level_1", 1), (state, "level_1", 0)):
+        moved = held.params["blocks"]["continuum"][level]["up"]["kernel"]
+        same = np.array_equal(np.asarray(moved), np.asarray(initial[level]["up"]["kernel"]))
+        assert same == still, level
+
+
+def test_layer_inputs_of_a_model_that_learns_in_context_are_refused(parts):
+    model, optimizer, _ = parts
+    with pytest.raises(ValueError, match="leave out model.in_context"):
+        make_train_step(learning_model(model), optimizer, one_device(), layer_inputs=True)

@@ -1,0 +1,34 @@
+"""A pre-trained Llama whose upper MLPs go on learning while they read (section 7.3).
+
+    python -m hope_jax.convert --from_llama=FOLDER --workdir=runs/llama \
+        --config=experiments/stacked_llama.py
+    python -m hope_jax.train --workdir=runs/llama
+
+Sizes come from the checkpoint. The blocks of the last quarter learn in context, those below at
+every 64 tokens and those above at every 512; training tunes their steps, and all weights, for it.
+"""
+
+import importlib.util
+import pathlib
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """Returns the config; of its model, the sizes are placeholders."""
+    path = pathlib.Path(__file__).with_name("quickstart.py")
+    spec = importlib.util.spec_from_file_location("quickstart", path)
+    assert spec is not None and spec.loader is not None
+    quickstart = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(quickstart)
+
+    config = quickstart.get_config("transformer")
+    config.model.attention_window = 1024  # what attention sees; the levels are for the rest
+    config.model.in_context = ConfigDict(dict(chunks=(64, 512), step_size=0.1))
+    config.model.remat = "block"
+    config.data.sequence_length = 2048
+    config.data.batch_size = 4
+    config.optimizer.name = "adamw"
+    config.optimizer.learning_rate = 1e-5
+    config.steps = 1000
+    return config

@@ -1,0 +1,98 @@
+"""Shows what learning in context does: `python -m hope_jax.inspect --workdir=DIR --text=FILE`.
+
+Draws, for a text, the loss by position with and without updates, and for each frequency of levels
+the distance of its weights from where they began and the size of their changes, both over the norm of
+the slow weights. A level whose distance stays at nothing does not learn; one that levels off is
+saturated; one that grows without end, while the loss rises above that without updates, diverges.
+Writes `inspect.png` and `inspect.md` to the run's folder, or to --output.
+"""
+
+import logging
+import sys
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from absl import app, flags
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from hope_jax.evaluate import read_text
+from hope_jax.models.level_trace import LevelTrace, trace_levels
+from hope_jax.training.checkpoint import load_model
+
+
+def table(trace: LevelTrace, rows: int = 10) -> str:
+    """The trace in so many stretches of the text, as Markdown."""
+    size, levels = trace.chunks[0], len(trace.chunks)
+    heads = ["tokens", "loss", "without updates"]
+    heads += [f"distance at {chunk}" for chunk in trace.chunks]
+    heads += [f"largest change at {chunk}" for chunk in trace.chunks]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    edges = np.unique(np.linspace(0, len(trace.distance), rows + 1).astype(int))
+    for first, last in zip(edges, edges[1:], strict=False):
+        span = slice(first * size, min(last * size, len(trace.losses)))
+        cells = [f"{span.start} to {span.stop}"]
+        cells += [f"{part[span].mean():.4f}" for part in (trace.losses, trace.plain_losses)]
+        cells += [f"{trace.distance[last - 1, level]:.2e}" for level in range(levels)]
+        cells += [f"{trace.change[first:last, level].max():.2e}" for level in range(levels)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(trace: LevelTrace, path: Path) -> None:
+    """The trace as a picture."""
+    size = trace.chunks[0]
+    figure, (top, middle, bottom) = plt.subplots(
+        3, 1, figsize=(7, 8), sharex=True, layout="constrained"
+    )
+    span = max(size, len(trace.losses) // 100)
+    starts = np.arange(0, len(trace.losses), span)
+    for losses, name in ((trace.losses, "with updates"), (trace.plain_losses, "without")):
+        counts = np.diff(np.append(starts, len(losses)))
+        top.plot(starts + counts / 2, np.add.reduceat(losses, starts) / counts, label=name)
+    top.set(ylabel="loss (nats per token)")
+    places = size * (1 + np.arange(len(trace.distance)))
+    for level, chunk in enumerate(trace.chunks):
+        middle.plot(places, trace.distance[:, level], label=f"every {chunk} tokens")
+        changed = trace.change[:, level] > 0
+        bottom.plot(places[changed], trace.change[changed, level], ".-", label=f"every {chunk}")
+    middle.set(ylabel="distance from slow weights")
+    bottom.set(ylabel="size of a change", xlabel="tokens read")
+    if (trace.change > 0).any():
+        bottom.set_yscale("log")
+    for axes in (top, middle, bottom):
+        axes.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def main(arguments: list[str]) -> None:
+    """Runs the command."""
+    if len(arguments) > 1:
+        raise app.UsageError(f"unexpected {arguments[1]!r}; give the file as --text={arguments[1]}")
+    # Orbax says a dozen lines a checkpoint at the level of information.
+    logging.getLogger("absl").setLevel(logging.WARNING)
+    given = flags.FLAGS
+    try:
+        text = read_text(given.text)
+        model, params, tokenizer = load_model(given.workdir)
+        trace = trace_levels(model, params, np.asarray(tokenizer.encode(text), np.int32))
+    except ValueError as error:
+        print(f"ValueError: {error}", file=sys.stderr)
+        sys.exit(1)
+    folder = Path(given.output or given.workdir)
+    folder.mkdir(parents=True, exist_ok=True)
+    draw(trace, folder / "inspect.png")
+    (folder / "inspect.md").write_text(table(trace))
+    print(table(trace) + f"drawn in {folder / 'inspect.png'}")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("workdir", None, "Folder of the training run.", required=True)
+    flags.DEFINE_string("text", None, "File to read.", required=True)
+    flags.DEFINE_string(
+        "output", None, "Folder of picture and table; that of the run if not given."
+    )
+    app.run(main)
