@@ -41,13 +41,13 @@ class InContextConfig:
     chunks: tuple[int, ...] = (64,)
     # "dgd" also decays each map along its inputs: G + mean of x^T x W, with x of unit length (Eq. 121).
     optimizer: Literal["sgd", "momentum", "dgd"] = "sgd"
-    step_size: float | tuple[float, ...] = 0.1  # of all chunks, or one for each; 0 learns nothing
+    step_size: float | tuple[float, ...] = 1.0  # of all chunks, or one for each; 0 learns nothing
     learned_step: bool = True  # whether training scales each level's step, by exp of a parameter
     momentum: float = 0.9  # of "momentum": M <- momentum M + G takes the place of G
     decay: float = 0.0  # towards the slow weights, at each change
     blocks: int | None = None  # how many of the last blocks adapt; None for a quarter, rounded up
-    # Changes back through which the outer gradient goes: it is cut at every n-th. None for all, exactly;
-    # 0 takes inner gradients for constants, which saves the memory of their derivatives.
+    # Inner steps back through which the outer gradient goes: it is cut at every n-th. None for all,
+    # exactly; 0 takes inner gradients for constants, which saves the memory of their derivatives.
     gradient_steps: int | None = None
 
     def __post_init__(self) -> None:

@@ -161,8 +161,11 @@ class LanguageModel(nn.Module):
     ) -> tuple[Array, ModelState]:
         """Final activations, or where levels adapt and targets are given, losses; and the state."""
         config = self.config
+        # Whole rows are gathered, so that the result lies with the batch from the start.
+        table = self.embedding.astype(config.dtype)
+        table = nn.with_logical_constraint(table, ("vocab", "activation_embed"))
         # Rows have unit length, which suits logits; the residual stream starts at unit variance.
-        x = self.embedding.astype(config.dtype)[tokens] * config.width**0.5
+        x = table[tokens] * config.width**0.5
         x = nn.with_logical_constraint(x, ("batch", "length", "activation_embed"))
         if not self._adapts:
             x, blocks = self.blocks(x, None if state is None else state.blocks, reset, None, None)

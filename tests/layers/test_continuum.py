@@ -25,3 +25,14 @@ def test_levels_are_chained_in_the_order_asked_for():
         y, state = ContinuumMemory(levels=3, hidden=6, order=order).apply(variables, X)
         np.testing.assert_allclose(y, expected, atol=1e-5)
         assert jax.tree.leaves(state) == []
+
+
+def test_independent_levels_read_the_same_input_and_are_weighed():
+    layer = ContinuumMemory(levels=3, hidden=6, connection="independent")
+    variables = nn.unbox(layer.init(jax.random.key(1), X))
+    params = {**variables["params"], "level_shares": np.array([0.5, -1.0, 2.0], np.float32)}
+    branches = [naive_level(params, level, np.asarray(X)) - X for level in range(3)]
+    expected = X + 0.5 * branches[0] - branches[1] + 2 * branches[2]
+    y, _ = layer.apply({"params": params}, X)
+    np.testing.assert_allclose(y, expected, atol=1e-5)
+    np.testing.assert_allclose(variables["params"]["level_shares"], 1 / 3)
