@@ -9,7 +9,7 @@ its chunks at once in between.
 """
 
 import dataclasses
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -50,8 +50,14 @@ class SelfModifyingRule:
       others: rule of those memories; its bank holds the adaptive ones of k, v, q, then eta, alpha.
       memory: rule of the memory that is read.
       eta_max: largest step size, `eta = eta_max sigmoid(.)`.
-      retention: whether alpha is used; without it nothing decays.
-      unit_values: whether values are brought to unit length, as keys and queries are.
+      step: "gate", by that formula; "one", eta is 1 at every token.
+      retention: "gate", alpha is given or generated per token; "fixed", it is the sigmoid of
+        `Initial.alpha_bias` at every token; "none", nothing decays.
+      projector_decays: whether the projector's strength is `alpha eta`, so that what it takes away
+        has decayed first, in place of `eta`.
+      unit_keys: whether keys and queries are brought to unit length; else queries are scaled by
+        `1 / sqrt(N)`.
+      unit_values: whether values are brought to unit length.
       dampening: whether writes are weighted by `1 - theta`, so that the momentum averages steps.
     """
 
@@ -59,7 +65,10 @@ class SelfModifyingRule:
     others: MemoryRule
     memory: MemoryRule
     eta_max: float
-    retention: bool
+    step: Literal["gate", "one"]
+    retention: Literal["gate", "fixed", "none"]
+    projector_decays: bool
+    unit_keys: bool
     unit_values: bool
     dampening: bool
 
@@ -326,24 +335,35 @@ def _static_tokens(rule, initial, inputs, active):
 def _tokens(rule, initial, inputs, raw, active):
     """Turns raw projections into keys, values and queries of unit length, and gates."""
     dtype = inputs.x.dtype
-    unit = {name: direction(_at_least_float32(raw[name]))[0].astype(dtype) for name in ("k", "q")}
+    key, query = (_at_least_float32(raw[name]) for name in ("k", "q"))
+    if rule.unit_keys:
+        key, query = direction(key)[0], direction(query)[0]
+    else:
+        query = query / query.shape[-1] ** 0.5
     value = _at_least_float32(raw["v"])
     value = (direction(value)[0] if rule.unit_values else value).astype(dtype)
-    eta = rule.eta_max * jax.nn.sigmoid(_at_least_float32(raw["eta"]) + initial.eta_bias)
-    log_alpha = jax.nn.log_sigmoid(_at_least_float32(raw["alpha"]) + initial.alpha_bias)
-    if not rule.retention:
-        log_alpha = jnp.zeros_like(log_alpha)
+    ones = jnp.ones(key.shape[:1], initial.alpha_bias.dtype)
+    eta = ones
+    if rule.step == "gate":
+        eta = rule.eta_max * jax.nn.sigmoid(_at_least_float32(raw["eta"]) + initial.eta_bias)
+    log_alpha = 0 * ones
+    if rule.retention != "none":
+        open_gate = _at_least_float32(raw["alpha"]) if rule.retention == "gate" else log_alpha
+        log_alpha = jax.nn.log_sigmoid(open_gate + initial.alpha_bias)
     log_theta = inputs.log_theta
     if active is not None:
         eta, log_alpha = (jnp.where(active, gate, 0) for gate in (eta, log_alpha))
         log_theta = None if log_theta is None else jnp.where(active, log_theta, 0)
-    # Delta Gradient Descent (Eq. 88): the projector's strength is the step size.
-    beta = None if rule.memory.projector == "none" else eta
+    beta = None
+    if rule.memory.projector != "none":
+        # Delta Gradient Descent (Eq. 88): the projector's strength is the step size.
+        beta = eta * jnp.exp(log_alpha) if rule.projector_decays else eta
     if rule.dampening and log_theta is not None:
         # Summed undamped, equal writes come to 1 / (1 - theta) of one, while the projector that has
         # to balance them stays at eta: with repeated keys the state then doubles chunk by chunk.
         eta = eta * -jnp.expm1(log_theta)
-    return Tokens(unit["k"], value, Gates(eta, log_alpha, beta, log_theta), unit["q"], inputs.reset)
+    gates = Gates(eta, log_alpha, beta, log_theta)
+    return Tokens(key.astype(dtype), value, gates, query.astype(dtype), inputs.reset)
 
 
 def _at_least_float32(x):

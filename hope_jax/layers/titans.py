@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from hope_jax.layers.convolution import CausalConvolution
+from hope_jax.layers.normalization import RMSNorm
 from hope_jax.layers.projection import Projection
 from hope_jax.layers.self_modifying import (
     GATES,
@@ -23,10 +24,10 @@ from hope_jax.layers.self_modifying import (
     read_token,
 )
 from hope_jax.memory.bank import Bank, Weights
-from hope_jax.memory.objectives import dot_error, l2_error
+from hope_jax.memory.objectives import HuberError, LpError, dot_error, l2_error
 from hope_jax.memory.rule import MemoryRule
 
-_OBJECTIVES = {"l2": l2_error, "dot": dot_error}
+_OBJECTIVES = ("l2", "dot", "lp", "huber")
 _NETWORKS = {"mlp": jax.nn.gelu, "matrix": None}
 _MOMENTA = ("gate", "learned", "none")
 _HEAD_AXES: Any = (0, 0, 0, None)  # of the fields of Inputs
@@ -51,25 +52,32 @@ class TitansConfig:
     expansion: float = 1.0  # hidden width of the MLP memories over the head's width
     memory_chunk: int = 16  # chunk size of the memory that is read
     others_chunk: int = 64  # chunk size of the memories for k, v, q, eta and alpha
-    objective: Literal["l2", "dot"] = "l2"  # Eq. 93 or Eq. 92
+    objective: Literal["l2", "dot", "lp", "huber"] = "l2"  # Eq. 93, Eq. 92, or those of Miras
+    objective_power: float = 3.0  # p of "lp", sum |e|^p / p
+    huber_width: float = 1.0  # of "huber": errors beyond it count linearly
     # DGD on every map, on the first, or plain descent ("none"). A fresh layer overflowed within 1,000
     # tokens without it (random inputs too) and with it on the first map alone (constant and
     # alternating inputs): start eta far lower there.
     projector: Literal["per_map", "first_map", "none"] = "per_map"
     momentum: Literal["gate", "learned", "none"] = "gate"  # its decay: per token, one number a head
     dampening: bool = True  # weight writes by 1 - theta; without, repeated keys overflow the state
-    retention: bool = True  # False: nothing decays
+    projector_decays: bool = False  # the projector's strength is alpha eta in place of eta
+    retention: Literal["gate", "fixed", "none"] = "gate"  # alpha by token, by head as RetNet, or 1
+    step: Literal["gate", "one"] = "gate"  # eta by token, or 1
+    learned_initial: bool = True  # False: a matrix memory begins at zero
     # Where retention leads. With "initial" the weights keep their initial size, at which the L2
     # objective overshoots: a fresh layer overflowed within 60,000 random tokens, so use it for
     # contexts far shorter than that.
     decay_to: Literal["zero", "initial"] = "zero"
     read: Literal["before", "after", "chunk"] = "before"  # the state that a token reads
     generated_target: bool = True  # memories generate their own target values (Eq. 91)
+    unit_keys: bool = True  # keys and queries at unit length
     unit_values: bool = True  # values at unit length; without, the state can overflow
     eta_max: float = 1.0  # largest step size; beyond 1 a write can overshoot
     initial_eta: float = 0.1  # where eta starts
     initial_alpha: float = 0.9999  # where alpha starts; a context fades over 1 / (1 - alpha) tokens
     initial_theta: float = 0.5  # where the momentum's decay starts
+    output_norm: bool = False  # normalise what each head reads, before the output projection
     convolution: int = 4  # tokens that the causal convolution sees; 1 is none
     states_every: int = 1  # keep every n-th chunk's state for the backward pass
 
@@ -80,8 +88,10 @@ class TitansConfig:
                 raise ValueError(f"{name} must be a positive integer, got {value!r}")
         for name, choices in (
             ("network", tuple(_NETWORKS)),
-            ("objective", tuple(_OBJECTIVES)),
+            ("objective", _OBJECTIVES),
             ("momentum", _MOMENTA),
+            ("retention", ("gate", "fixed", "none")),
+            ("step", ("gate", "one")),
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(
@@ -119,7 +129,32 @@ class TitansConfig:
                 "values, gates or targets: what reads its own long output feeds itself; keep "
                 "unit_values=True, or set adaptive=() and generated_target=False"
             )
+        for name, gate in (("step", "eta"), ("retention", "alpha")):
+            if gate in self.adaptive and getattr(self, name) != "gate":
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} leaves nothing for the memory of {gate} to "
+                    f"generate; take {gate!r} out of adaptive, or set {name}='gate'"
+                )
+        if not self.unit_keys and (self.projector != "none" or self.adaptive):
+            raise ValueError(
+                "unit_keys=False needs projector='none' and adaptive=(): a projector along long keys, "
+                "or a memory that reads its own, overflows"
+            )
+        if not self.learned_initial and (self.network != "matrix" or self.adaptive):
+            raise ValueError(
+                "learned_initial=False needs network='matrix' and adaptive=(): an MLP of zeros, or a "
+                "memory that generates zeros, learns nothing"
+            )
         _ = self.rule
+
+    @property
+    def error(self) -> Callable[[Array, Array], Array]:
+        """Local error of the inner objective."""
+        if self.objective == "lp":
+            return LpError(self.objective_power)
+        if self.objective == "huber":
+            return HuberError(self.huber_width)
+        return l2_error if self.objective == "l2" else dot_error
 
     @property
     def head_width(self) -> int:
@@ -146,7 +181,7 @@ class TitansConfig:
         """The same settings in the primitive's terms."""
         memory = MemoryRule(
             bank=Bank(1, 0, _NETWORKS[self.network]),
-            error=_OBJECTIVES[self.objective],
+            error=self.error,
             projector=self.projector,
             momentum=self.momentum != "none",
             decay_to=self.decay_to,
@@ -166,7 +201,10 @@ class TitansConfig:
             ),
             memory=memory,
             eta_max=self.eta_max,
+            step=self.step,
             retention=self.retention,
+            projector_decays=self.projector_decays,
+            unit_keys=self.unit_keys,
             unit_values=self.unit_values,
             dampening=self.dampening,
         )
@@ -251,6 +289,8 @@ class SelfModifyingTitans(nn.Module):
         )
         out, heads = call(initial, inputs, None if state is None else state.heads)
         heads = jax.tree.map(_constrain_state, heads)
+        if config.output_norm:
+            out = RMSNorm(dtype=self.dtype, param_dtype=self.param_dtype, name="output_norm")(out)
         out = out.astype(self.dtype).swapaxes(1, 2)
         out = Projection(
             (config.width,),
@@ -292,7 +332,10 @@ class SelfModifyingTitans(nn.Module):
             return projected.swapaxes(1, 2)
 
         static = {name: vectors(name) for name in VALUES if name not in config.adaptive}
-        static |= {name: numbers(name) for name in GATES if name not in config.adaptive}
+        gates = {"eta": config.step == "gate", "alpha": config.retention == "gate"}
+        static |= {
+            name: numbers(name) for name in GATES if name not in config.adaptive and gates[name]
+        }
         log_theta = None
         if config.momentum != "none":
             bias = self._bias("theta_bias", config.initial_theta)[:, None]
@@ -311,15 +354,34 @@ class SelfModifyingTitans(nn.Module):
         return Initial(
             others,
             self._weights(("memory",), 1),
-            self._bias("eta_bias", config.initial_eta / config.eta_max),
-            self._bias("alpha_bias", config.initial_alpha),
+            self._eta_bias(),
+            self._alpha_bias(),
         )
+
+    def _eta_bias(self):
+        config = self.config
+        if config.step == "one":
+            return self._wide(jnp.zeros(config.num_heads))
+        return self._bias("eta_bias", config.initial_eta / config.eta_max)
+
+    def _alpha_bias(self):
+        config = self.config
+        if config.retention == "gate":
+            return self._bias("alpha_bias", config.initial_alpha)
+        # RetNet's decays, from 1 - 2^-5 on; the sigmoid of log((1 - d) / d) is 1 - d.
+        lost = 2.0 ** -(5.0 + jnp.arange(config.num_heads))
+        return self._wide(jnp.log1p(-lost) - jnp.log(lost))
+
+    def _wide(self, x):
+        return x.astype(jnp.promote_types(self.param_dtype, jnp.float32))
 
     def _weights(self, names, num_values):
         """Stacks the maps of several memories as `Bank` wants them, leading axis H."""
         config = self.config
         heads, width, hidden = config.num_heads, config.head_width, config.hidden
         dtype = jnp.promote_types(self.param_dtype, jnp.float32)
+        if not config.learned_initial:
+            return Weights(jnp.zeros((heads, width, width), dtype), None, None)
 
         def param(name, *shape):
             init = nn.with_logical_partitioning(

@@ -1,5 +1,8 @@
 """Inner objectives of a memory: each function returns the local error `d = dL/dy` at its output."""
 
+import dataclasses
+
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
@@ -42,3 +45,56 @@ def dot_error(
     """
     del output
     return -target
+
+
+@dataclasses.dataclass(frozen=True)
+class LpError:
+    """Local error of L_p regression, `L = 1/p sum |M(k) - v|^p` (Miras).
+
+    Attributes:
+      power: p, at least 2: below, the derivative of the error has no bound.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> LpError(3.0)(jnp.array([1.0]), jnp.array([3.0])).tolist()
+      [-4.0]
+    """
+
+    power: float
+
+    def __post_init__(self) -> None:
+        if self.power < 2:
+            raise ValueError(f"the power of an L_p objective must be at least 2, got {self.power}")
+
+    def __call__(
+        self, output: Float[Array, "*shape"], target: Float[Array, "*shape"]
+    ) -> Float[Array, "*shape"]:
+        """`sign(e) |e|^(p - 1)` with `e = M(k) - v`."""
+        error = output - target
+        return error * jnp.abs(error) ** (self.power - 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class HuberError:
+    """Local error of Huber's loss: L2 up to an error of `width`, linear beyond (Miras).
+
+    Attributes:
+      width: where the gradient is clipped, entry by entry.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> HuberError(1.5)(jnp.array([1.0]), jnp.array([3.0])).tolist()
+      [-1.5]
+    """
+
+    width: float
+
+    def __post_init__(self) -> None:
+        if not self.width > 0:
+            raise ValueError(f"the width of Huber's loss must be positive, got {self.width}")
+
+    def __call__(
+        self, output: Float[Array, "*shape"], target: Float[Array, "*shape"]
+    ) -> Float[Array, "*shape"]:
+        """`e = M(k) - v`, clipped."""
+        return jnp.clip(output - target, -self.width, self.width)

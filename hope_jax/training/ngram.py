@@ -23,7 +23,7 @@ def witten_bell_bits_per_byte(
       Bits per byte of the validation documents.
 
     Raises:
-      ValueError: for an order out of range.
+      ValueError: for an order out of range, or where one of the parts holds no byte.
 
     Example:
       >>> round(witten_bell_bits_per_byte([b"abababab"], [b"abab"], order=2), 3)
@@ -31,6 +31,9 @@ def witten_bell_bits_per_byte(
     """
     if not 1 <= order <= 7:
         raise ValueError(f"order must be 1 to 7, got {order}: longer histories overflow an integer")
+    for name, part in (("train", train), ("validation", validation)):
+        if not any(part):
+            raise ValueError(f"the {name} part holds no byte in {len(part)} documents")
     seen, target = _flatten(train), _flatten(validation)
     probability = np.full(len(target[0]), 1 / 256)
     for length in range(order):

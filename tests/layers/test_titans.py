@@ -29,7 +29,13 @@ SETTINGS = {
     "chunks_longer_than_the_text": dict(memory_chunk=16, others_chunk=32, initial_eta=0.5),
     "chunks_of_one": dict(memory_chunk=1, others_chunk=1, read="chunk", convolution=1),
     "as_printed": dict(
-        memory_chunk=2, others_chunk=4, dampening=False, retention=False, eta_max=0.5, expansion=2
+        memory_chunk=2,
+        others_chunk=4,
+        dampening=False,
+        retention="none",
+        eta_max=0.5,
+        expansion=2,
+        adaptive=("k", "v", "eta"),
     ),
 }
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from hope_jax.models import LanguageModel, LanguageModelConfig
+from hope_jax.models import LanguageModel, LanguageModelConfig, init_state
 from hope_jax.optim.dense_inputs import apply_with_dense_inputs
 
 VOCAB, BATCH, TOKENS = 7, 2, 11
@@ -330,7 +330,7 @@ def test_pieces_of_any_size_give_what_one_call_gives(exact, name):
     variables, tokens = {"params": params}, TEXT[:, :-1]
     whole, last = apply(variables, tokens, None, RESET)
     for sizes in ([1] * TOKENS, [3, 0, 8]):
-        state, pieces, start = None, [], 0
+        state, pieces, start = init_state(model, params, BATCH) if sizes[0] == 1 else None, [], 0
         for size in sizes:
             part = slice(start, start + size)
             # A piece without a reset may do without the argument.
