@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from hope_jax.layers.family import FAMILY
 from hope_jax.layers.self_modifying import (
     Initial,
     Inputs,
@@ -37,6 +38,11 @@ SETTINGS = {
         expansion=2,
         adaptive=("k", "v", "eta"),
     ),
+}
+SETTINGS |= {
+    name: {**settings, "memory_chunk": 2, "others_chunk": 4, "initial_eta": 0.5}
+    for name, settings in FAMILY.items()
+    if name != "hope"
 }
 
 
@@ -253,6 +259,11 @@ def test_a_hundred_thousand_tokens(kind, chunks):
         (dict(adaptive=("k", "z")), "adaptive names z"),
         (dict(eta_max=2.0), "eta_max must lie in"),
         (dict(unit_values=False), "overflows within some hundred tokens"),
+        (dict(step="one"), "take 'eta' out of adaptive"),
+        (dict(retention="none"), "take 'alpha' out of adaptive"),
+        (dict(unit_keys=False), "needs projector='none' and adaptive="),
+        (dict(learned_initial=False), "needs network='matrix'"),
+        (dict(objective="lp", objective_power=1.0), "must be at least 2"),
         (dict(momentum="yes"), "momentum must be one of gate, learned, none"),
         (dict(initial_alpha=1.0), "initial_alpha must lie between 0 and 1"),
         (dict(read="later"), "read='later' is not known"),
