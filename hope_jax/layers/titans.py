@@ -54,7 +54,7 @@ class TitansConfig:
     others_chunk: int = 64  # chunk size of the memories for k, v, q, eta and alpha
     objective: Literal["l2", "dot", "lp", "huber"] = "l2"  # Eq. 93, Eq. 92, or those of Miras
     objective_power: float = 3.0  # p of "lp", sum |e|^p / p
-    huber_width: float = 1.0  # of "huber": errors beyond it count linearly
+    huber_delta: float = 1.0  # of "huber": errors beyond it count linearly
     # DGD on every map, on the first, or plain descent ("none"). A fresh layer overflowed within 1,000
     # tokens without it (random inputs too) and with it on the first map alone (constant and
     # alternating inputs): start eta far lower there.
@@ -153,7 +153,7 @@ class TitansConfig:
         if self.objective == "lp":
             return LpError(self.objective_power)
         if self.objective == "huber":
-            return HuberError(self.huber_width)
+            return HuberError(self.huber_delta)
         return l2_error if self.objective == "l2" else dot_error
 
     @property

@@ -76,10 +76,10 @@ class LpError:
 
 @dataclasses.dataclass(frozen=True)
 class HuberError:
-    """Local error of Huber's loss: L2 up to an error of `width`, linear beyond (Miras).
+    """Local error of Huber's loss: L2 up to an error of `delta`, linear beyond (Miras).
 
     Attributes:
-      width: where the gradient is clipped, entry by entry.
+      delta: where the gradient is clipped, entry by entry.
 
     Example:
       >>> import jax.numpy as jnp
@@ -87,14 +87,14 @@ class HuberError:
       [-1.5]
     """
 
-    width: float
+    delta: float
 
     def __post_init__(self) -> None:
-        if not self.width > 0:
-            raise ValueError(f"the width of Huber's loss must be positive, got {self.width}")
+        if not self.delta > 0:
+            raise ValueError(f"the delta of Huber's loss must be positive, got {self.delta}")
 
     def __call__(
         self, output: Float[Array, "*shape"], target: Float[Array, "*shape"]
     ) -> Float[Array, "*shape"]:
         """`e = M(k) - v`, clipped."""
-        return jnp.clip(output - target, -self.width, self.width)
+        return jnp.clip(output - target, -self.delta, self.delta)

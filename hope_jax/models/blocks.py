@@ -1,5 +1,6 @@
 """The residual block that every language model here is a stack of (section 8.3)."""
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -24,6 +25,35 @@ class BlockState(NamedTuple):
 
     sequence: Any
     continuum: ContinuumState | tuple[()]
+
+
+class BlockGroup(nn.Module):
+    """Blocks with the sequence layers of `config.pattern`, one after the other.
+
+    Attributes:
+      config: of the model.
+    """
+
+    config: LanguageModelConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B T D"],
+        state: tuple[BlockState, ...] | None = None,
+        reset: Bool[Array, "B T"] | None = None,
+        fast: None = None,
+        adaptation: None = None,
+    ) -> tuple[Float[Array, "B T D"], tuple[BlockState, ...]]:
+        """Reads tokens; arguments as those of `Block`, states one for each block."""
+        del fast, adaptation
+        states = []
+        for index, layer in enumerate(self.config.pattern):
+            config = dataclasses.replace(self.config, sequence_layer=layer, pattern=())
+            block = Block(config, name=f"{layer}_{index}")
+            x, new = block(x, None if state is None else state[index], reset)
+            states.append(new)
+        return x, tuple(states)
 
 
 class Block(nn.Module):

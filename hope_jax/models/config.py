@@ -39,6 +39,9 @@ class LanguageModelConfig:
     num_heads: int  # heads of the sequence layer
     mlp_width: int  # hidden width of every MLP level
     sequence_layer: SequenceLayer = "titans"
+    # Sequence layers of successive blocks, repeated through the depth, such as ("titans", "titans",
+    # "attention"); in place of sequence_layer.
+    pattern: tuple[SequenceLayer, ...] = ()
     titans: Mapping[str, Any] = FrozenDict()  # settings of TitansConfig that are not its defaults
     cms_levels: int = 1  # MLPs in each block's chain
     cms_order: LevelOrder = "fast_to_slow"  # which level reads first
@@ -83,6 +86,19 @@ class LanguageModelConfig:
                 raise ValueError(
                     f"{name} must be one of {', '.join(choices)}; got {getattr(self, name)!r}"
                 )
+        object.__setattr__(self, "pattern", tuple(self.pattern))
+        layers = get_args(SequenceLayer)
+        if any(layer not in layers for layer in self.pattern):
+            raise ValueError(f"pattern holds {', '.join(layers)}; got {self.pattern}")
+        if self.pattern and self.num_layers % len(self.pattern):
+            raise ValueError(
+                f"num_layers {self.num_layers} must be a multiple of the {len(self.pattern)} blocks "
+                f"of pattern {self.pattern}"
+            )
+        if self.pattern and self.in_context is not None:
+            raise ValueError(
+                "in_context needs blocks that are all alike; leave out pattern, or in_context"
+            )
         if self.rope_base <= 1:
             raise ValueError(f"rope_base must be greater than 1, got {self.rope_base}")
         if self.width % self.num_heads:
@@ -90,7 +106,10 @@ class LanguageModelConfig:
                 f"width {self.width} does not split into {self.num_heads} heads; make width a "
                 f"multiple of num_heads"
             )
-        if self.sequence_layer == "attention" and (self.width // self.num_heads) % 2:
+        if (
+            "attention" in (self.pattern or (self.sequence_layer,))
+            and (self.width // self.num_heads) % 2
+        ):
             raise ValueError(
                 f"rotary embedding turns pairs of channels, so width / num_heads must be even; "
                 f"got {self.width} / {self.num_heads} = {self.width // self.num_heads}"

@@ -9,7 +9,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from hope_jax.layers.normalization import RMSNorm
-from hope_jax.models.blocks import Block, BlockState
+from hope_jax.models.blocks import Block, BlockGroup, BlockState
 from hope_jax.models.config import LanguageModelConfig
 from hope_jax.models.cross_entropy import chunked_cross_entropy, logits_of
 from hope_jax.models.in_context import AdaptingState, Head, make_adaptation, read_adapting
@@ -222,7 +222,12 @@ class LanguageModel(nn.Module):
 
 
 def _block_stack(config: LanguageModelConfig, length: int) -> Callable[..., nn.Module]:
-    """Module class of `length` blocks, their parameters and states stacked on axis 0."""
+    """Module class of `length` blocks, their parameters and states stacked on axis 0.
+
+    With a pattern, what is stacked are groups of blocks.
+    """
+    if config.pattern:
+        length //= len(config.pattern)
     return nn.scan(
         _rematerialised(config),
         length=length,
@@ -237,10 +242,11 @@ def _block_stack(config: LanguageModelConfig, length: int) -> Callable[..., nn.M
 
 def _rematerialised(config: LanguageModelConfig) -> type[nn.Module]:
     """The block class under the config's policy of what the backward pass recomputes."""
+    block: type[nn.Module] = BlockGroup if config.pattern else Block
     if config.remat == "none":
-        return Block
+        return block
     kept = {"block": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
-    return nn.remat(Block, policy=kept[config.remat], prevent_cse=False)
+    return nn.remat(block, policy=kept[config.remat], prevent_cse=False)
 
 
 def init_state(model: LanguageModel, params: Any, batch_size: int) -> ModelState:

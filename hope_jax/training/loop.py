@@ -215,7 +215,8 @@ class _Run:
             )
         rate = clock.tick()
         if step % self.config.log.every == 0 or step == self.config.steps:
-            self.writer.write(step, loss=loss, gradient_norm=norm)
+            speed = {"tokens_per_second": rate} if math.isfinite(rate) else {}
+            self.writer.write(step, loss=loss, gradient_norm=norm, **speed)
             if not self.console.is_terminal:
                 self.console.print(
                     f"step {step}/{self.config.steps}  loss {loss:.4f}  {rate:,.0f} tokens/s  "

@@ -34,6 +34,12 @@ def test_a_config_dict_becomes_a_hashable_config():
         ({"dtype": "float16"}, "dtype must be one of float32, bfloat16"),
         ({"remat": True}, "remat must be one of none, block, dots; got True"),
         ({"rope_base": 0.5}, "rope_base must be greater than 1, got 0.5"),
+        ({"pattern": ("titans", "mamba")}, "pattern holds titans, attention"),
+        ({"pattern": ("titans",) * 3}, "must be a multiple of the 3 blocks of pattern"),
+        (
+            {"pattern": ("titans",), "in_context": {"chunks": (4,)}},
+            "needs blocks that are all alike",
+        ),
         (
             {"titans": {"memory_chunks": 4}},
             "unknown titans setting 'memory_chunks'; nearest: memory",

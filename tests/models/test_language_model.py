@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hope_jax.layers.family import FAMILY
 from hope_jax.models import LanguageModel, LanguageModelConfig, init_state
 
 BATCH, TOKENS = 2, 13
@@ -20,6 +21,12 @@ CONFIGS = {
         SMALL, cms_levels=2, titans={"memory_chunk": 2, "others_chunk": 4, "convolution": 3}
     ),
     "hope_attention": dataclasses.replace(TRANSFORMER, cms_levels=2, tie_embeddings=False),
+    "hybrid": dataclasses.replace(
+        SMALL,
+        num_layers=4,
+        pattern=("titans", "attention"),
+        titans={**FAMILY["gated_delta_net"], "memory_chunk": 4, "convolution": 2},
+    ),
 }
 each_model = pytest.mark.parametrize("name", CONFIGS)
 each_table = pytest.mark.parametrize("name", ["transformer", "hope_attention"])  # tied, and not

@@ -1,0 +1,115 @@
+"""What each part of Hope is worth, and the published family beside it.
+
+    python -m hope_jax.compare --config=experiments/ablations.py:hope,no_dgd,no_momentum \
+        --workdir=runs/ablations
+    python -m hope_jax.train --config=experiments/ablations.py:no_cms --workdir=runs/no_cms
+
+Rows of the paper's Table 6: `hope`, `no_dgd`, `no_momentum`, `no_decay`, `no_cms`, `no_inner_k`,
+`no_inner_v`, `no_inner_q`. Further: `no_convolution`, `matrix_memory`, `chunks_4_16`, `chunks_64_64`,
+`one_head`, `eight_heads`, `read_after`, `read_chunk`, `fixed_gates`, `no_inner`. And the family:
+`transformer`, `hope_attention`, `hybrid` (Titans and attention in turn), and the names in `hope_jax.layers.family`. All have the parameters of
+`hope` within 2%, by the width of their MLPs, and the quickstart's data. There is no row without L2
+normalisation: memories that generate keys overflow without it, and are refused.
+"""
+
+import importlib.util
+import pathlib
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from hope_jax.layers.family import FAMILY
+from hope_jax.models import LanguageModelConfig
+from hope_jax.models.parameter_count import match_parameter_count
+
+WIDTH, LAYERS, HEADS = 96, 2, 4
+ALL = ("k", "v", "q", "eta", "alpha")
+HOPE: dict[str, Any] = dict(
+    vocab_size=256,
+    width=WIDTH,
+    num_layers=LAYERS,
+    num_heads=HEADS,
+    mlp_width=192,
+    sequence_layer="titans",
+    pattern=(),
+    cms_levels=2,
+    attention_window=512,
+    titans=dict(adaptive=ALL, memory_chunk=16, others_chunk=64, initial_alpha=0.999),
+)
+GATES = {"step": "one", "retention": "fixed"}
+
+
+def without(name: str) -> tuple[str, ...]:
+    return tuple(part for part in ALL if part != name)
+
+
+# What differs from Hope, in its Titans layers.
+TITANS: dict[str, dict[str, Any]] = {
+    "hope": {},
+    # Plain descent overflows at Hope's step size (see TitansConfig.projector).
+    "no_dgd": {"projector": "none", "initial_eta": 0.01},
+    "no_momentum": {"momentum": "none"},
+    "no_decay": {"retention": "none", "adaptive": without("alpha")},
+    "no_inner_k": {"adaptive": without("k")},
+    "no_inner_v": {"adaptive": without("v")},
+    "no_inner_q": {"adaptive": without("q")},
+    "no_inner": {"adaptive": (), "generated_target": False},
+    "no_convolution": {"convolution": 1},
+    "matrix_memory": {"network": "matrix"},
+    "chunks_4_16": {"memory_chunk": 4, "others_chunk": 16},
+    "chunks_64_64": {"memory_chunk": 64, "others_chunk": 64},
+    "read_after": {"read": "after"},
+    "read_chunk": {"read": "chunk"},
+    "fixed_gates": {**GATES, "adaptive": ("k", "v", "q")},
+}
+# What differs in the model.
+MODEL: dict[str, dict[str, Any]] = {
+    "no_cms": {"cms_levels": 1},
+    "one_head": {"num_heads": 1},
+    "eight_heads": {"num_heads": 8},
+    "transformer": {"sequence_layer": "attention", "titans": {}, "cms_levels": 1},
+    "hybrid": {"pattern": ("titans", "attention")},
+    "hope_attention": {"sequence_layer": "attention", "titans": {}},
+}
+ROWS = (*TITANS, *MODEL, *(name for name in FAMILY if name != "hope"))
+
+
+def model_config(row: str) -> LanguageModelConfig:
+    """The model of a row.
+
+    Raises:
+      ValueError: for a row that is not known.
+    """
+    hope = LanguageModelConfig.from_config_dict(HOPE)
+    if row in TITANS:
+        settings = {**HOPE, "titans": {**HOPE["titans"], **TITANS[row]}}
+    elif row in MODEL:
+        settings = {**HOPE, **MODEL[row]}
+    elif row in FAMILY:
+        settings = {**HOPE, "titans": {**FAMILY[row], "initial_alpha": 0.999}, "cms_levels": 1}
+    else:
+        raise ValueError(f"unknown row {row!r}; known are {', '.join(ROWS)}")
+    return match_parameter_count(LanguageModelConfig.from_config_dict(settings), hope)
+
+
+def get_config(row: str = "hope") -> ConfigDict:
+    """Returns the config of a row."""
+    path = pathlib.Path(__file__).with_name("quickstart.py")
+    spec = importlib.util.spec_from_file_location("quickstart", path)
+    assert spec is not None and spec.loader is not None
+    quickstart = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(quickstart)
+
+    model = model_config(row)
+    config = quickstart.get_config("hope")
+    config.model = ConfigDict(HOPE)
+    config.model.update(
+        {name: getattr(model, name) for name in HOPE if name not in ("titans", "mlp_width")}
+    )
+    config.model.mlp_width = model.mlp_width
+    config.model.titans = ConfigDict(dict(model.titans))
+    config.optimizer.name = "adamw"
+    config.optimizer.learning_rate = 4e-3
+    config.evaluate.ngram_orders = ()
+    config.evaluate.sample_tokens = 0
+    return config

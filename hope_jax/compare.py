@@ -1,0 +1,243 @@
+"""Trains variants of a config one after the other, and writes one table and one figure.
+
+    python -m hope_jax.compare --config=experiments/ablations.py:hope,no_dgd --workdir=runs/ablations \
+        --seeds=3 --learning_rates=2e-3,4e-3,8e-3 --set=steps=300 --set=data.batch_size=4
+
+Every variant sees the same tokens with the same seeds, at the learning rate that is best for it: all
+are tried with the first seed, by validation loss. Run again, it goes on where it stopped. The table,
+`table.md`, and the figure, `losses.png`, are written anew after every run.
+"""
+
+import ast
+import contextlib
+import dataclasses
+import importlib.util
+import io
+import json
+import logging
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+from absl import app, flags
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from hope_jax.models import LanguageModel, LanguageModelConfig
+from hope_jax.models.flops import count_flops
+from hope_jax.models.parameter_count import parameter_count
+from hope_jax.training.loop import NonFiniteLossError, train
+from hope_jax.training.metrics import read_metrics
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One training run.
+
+    Attributes:
+      variant: name of the row.
+      rate: learning rate.
+      seed: of weights and data.
+      loss: on the validation part, in nats per token; infinite if training diverged.
+      curve: steps and training losses.
+      tokens_per_second: median over the run.
+    """
+
+    variant: str
+    rate: float
+    seed: int
+    loss: float
+    curve: list[tuple[int, float]]
+    tokens_per_second: float
+
+
+def load_configs(spec: str, changes: Mapping[str, Any]) -> dict[str, ConfigDict]:
+    """The configs of `file.py:variant,variant,...`.
+
+    Args:
+      spec: path of a file with `get_config(variant)`, a colon, and variants.
+      changes: settings of all of them, dotted keys.
+
+    Raises:
+      ValueError: if there is no such file, no variant, or no such setting.
+    """
+    path, _, names = spec.partition(":")
+    if not Path(path).is_file() or not names:
+        raise ValueError(f"--config={spec} must be a file and its variants, file.py:one,two")
+    module_spec = importlib.util.spec_from_file_location("compared", path)
+    assert module_spec is not None and module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    configs = {}
+    for name in names.split(","):
+        config = module.get_config(name)
+        config.lock()  # a setting that is not there is an error
+        try:
+            config.update_from_flattened_dict(dict(changes))
+        except KeyError as error:
+            raise ValueError(f"--set: {error.args[0]}") from error
+        configs[name] = config
+    return configs
+
+
+def compare(
+    configs: Mapping[str, ConfigDict], workdir: Path, seeds: int, rates: Sequence[float]
+) -> list[Run]:
+    """Trains what has not been trained yet, and writes table and figure.
+
+    Args:
+      configs: by name of the variant.
+      workdir: folder of all runs.
+      seeds: how many, counted up from each config's own.
+      rates: learning rates that are tried.
+
+    Returns:
+      All runs, in order.
+    """
+    runs: list[Run] = []
+
+    def take(variant: str, rate: float, seed: int) -> Run:
+        done = _run(variant, configs[variant], workdir, rate, seed)
+        runs.append(done)
+        _write(configs, runs, workdir)
+        return done
+
+    for variant in configs:
+        tried = [take(variant, rate, 0) for rate in rates]
+        best = min(tried, key=lambda run: run.loss).rate
+        for seed in range(1, seeds):
+            take(variant, best, seed)
+    return runs
+
+
+def _run(variant: str, config: ConfigDict, workdir: Path, rate: float, seed: int) -> Run:
+    folder = workdir / variant / f"rate_{rate:g}" / f"seed_{seed}"
+    config = ConfigDict(config.to_dict())
+    config.optimizer.learning_rate = rate
+    config.seed += seed
+    wanted = json.loads(config.to_json_best_effort())
+    result = folder / "result.json"
+    if result.is_file():
+        kept = json.loads(result.read_text())
+        if kept["config"] != wanted:
+            raise ValueError(
+                f"{folder} holds a run with other settings; give the same to go on, or another "
+                f"--workdir"
+            )
+    else:
+        print(f"{variant}, learning rate {rate:g}, seed {seed}", flush=True)
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):
+                done = train(config, str(folder))
+            if done is None:
+                sys.exit(130)  # asked to stop; the run has saved
+            loss = done["validation_loss"]
+        except NonFiniteLossError as error:
+            print(f"  diverged: {error}", flush=True)
+            loss = float("inf")
+        kept = {"loss": loss, "config": wanted}
+        result.write_text(json.dumps(kept) + "\n")
+        print(f"  validation loss {loss:.4f}", flush=True)
+        jax.clear_caches()
+    lines = [line for line in read_metrics(str(folder)) if "loss" in line]
+    speeds = [line["tokens_per_second"] for line in lines if "tokens_per_second" in line]
+    curve = [(int(line["step"]), line["loss"]) for line in lines]
+    speed = statistics.median(speeds) if speeds else float("nan")
+    return Run(variant, rate, seed, kept["loss"], curve, speed)
+
+
+def _write(configs: Mapping[str, ConfigDict], runs: Sequence[Run], workdir: Path) -> None:
+    heads = ["variant", "parameters", "MFLOPs a token", "state bytes", "tokens/s", "learning rate"]
+    heads += ["validation loss", "spread over seeds", "seeds"]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    for variant, config in configs.items():
+        own = [run for run in runs if run.variant == variant]
+        if not own:
+            continue
+        best = min(own, key=lambda run: run.loss if run.seed == 0 else float("inf")).rate
+        chosen = [run for run in own if run.rate == best]
+        losses = [run.loss for run in chosen]
+        parameters, flops, state = _cost(config)
+        speed = statistics.median(run.tokens_per_second for run in chosen)
+        cells = [variant, f"{parameters:,}", f"{flops / 1e6:.2f}", f"{state:,}", f"{speed:,.0f}"]
+        cells += [f"{best:g}", f"{statistics.mean(losses):.4f}"]
+        cells += [f"{max(losses) - min(losses):.4f}", str(len(losses))]
+        lines.append("| " + " | ".join(cells) + " |")
+        steps = [step for step, _ in chosen[0].curve]
+        curves = [[loss for _, loss in run.curve] for run in chosen]
+        mean = [statistics.mean(part) for part in zip(*curves, strict=False)]
+        axes.plot(steps[: len(mean)], mean, label=variant)
+    axes.set(xlabel="step", ylabel="training loss (nats per token), mean over seeds")
+    axes.legend(fontsize=7)
+    figure.savefig(workdir / "losses.png", dpi=120)
+    plt.close(figure)
+    (workdir / "table.md").write_text("\n".join(lines) + "\n")
+
+
+def _cost(config: ConfigDict) -> tuple[int, float, int]:
+    """Parameters; FLOPs of a training step for each token; bytes of one sequence's state."""
+    model_config = LanguageModelConfig.from_config_dict(config.model)
+    model, length = LanguageModel(model_config), config.data.sequence_length
+    tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
+    params = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), tokens)["params"])
+
+    def loss(params, tokens):
+        losses: Any = model.apply({"params": params}, tokens, tokens, method="token_losses")
+        return jnp.sum(losses)
+
+    flops = count_flops(jax.grad(loss), params, tokens) / length
+    read: Any = lambda params, tokens: model.apply({"params": params}, tokens)
+    state = jax.eval_shape(read, params, tokens)[1]
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    return parameter_count(model_config), flops, size
+
+
+def _parse_changes(given: Sequence[str]) -> dict[str, Any]:
+    changes = {}
+    for item in given:
+        name, equals, text = item.partition("=")
+        if not equals:
+            raise ValueError(f"--set={item} must look like --set=steps=300")
+        try:
+            changes[name] = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            changes[name] = text
+    return changes
+
+
+def main(arguments: list[str]) -> None:
+    """Runs the command."""
+    if len(arguments) > 1:
+        raise app.UsageError(f"unexpected {arguments[1]!r}; settings look like --set=steps=300")
+    # Orbax says a dozen lines a checkpoint at the level of information.
+    logging.getLogger("absl").setLevel(logging.WARNING)
+    given = flags.FLAGS
+    try:
+        configs = load_configs(given.config, _parse_changes(given.set))
+        rates = [float(rate) for rate in given.learning_rates]
+        if not rates:
+            rates = [next(iter(configs.values())).optimizer.learning_rate]
+        folder = Path(given.workdir)
+        compare(configs, folder, given.seeds, rates)
+    except ValueError as error:
+        print(f"ValueError: {error}", file=sys.stderr)
+        sys.exit(1)
+    print((folder / "table.md").read_text() + f"drawn in {folder / 'losses.png'}")
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string("config", None, "Config file and variants, file.py:one,two.", required=True)
+    flags.DEFINE_string("workdir", None, "Folder of all runs.", required=True)
+    flags.DEFINE_integer("seeds", 1, "Runs of each variant.", lower_bound=1)
+    flags.DEFINE_list("learning_rates", [], "Tried with the first seed; the config's if none.")
+    flags.DEFINE_multi_string("set", [], "A setting of all variants, such as steps=300.")
+    app.run(main)
