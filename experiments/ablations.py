@@ -7,9 +7,10 @@
 Rows of the paper's Table 6: `hope`, `no_dgd`, `no_momentum`, `no_decay`, `no_cms`, `no_inner_k`,
 `no_inner_v`, `no_inner_q`. Further: `no_convolution`, `matrix_memory`, `chunks_4_16`, `chunks_64_64`,
 `one_head`, `eight_heads`, `read_after`, `read_chunk`, `fixed_gates`, `no_inner`. And the family:
-`transformer`, `hope_attention`, `hybrid` (Titans and attention in turn), and the names in `hope_jax.layers.family`. All have the parameters of
-`hope` within 2%, by the width of their MLPs, and the quickstart's data. There is no row without L2
-normalisation: memories that generate keys overflow without it, and are refused.
+`transformer`, `hope_attention`, `hybrid` (Titans and attention in turn), and the names in
+`hope_jax.layers.family`. All have the parameters of `hope` within 2%, by the width of their MLPs, and
+the quickstart's data. There is no row without L2 normalisation: memories that generate keys overflow
+without it, and are refused.
 """
 
 import importlib.util
