@@ -240,7 +240,12 @@ def _read_next_token(
             levels, initial, open_chunk.items["reset"], open_chunk.filled
         )
     if before is not None and length != 1:
-        end = _end_of(stack, levels, initial, sequence, open_chunk)
+        # What was read of a full chunk ends where the chunk does.
+        end = jax.lax.cond(
+            open_chunk.filled == size,
+            lambda: end,
+            lambda: _end_of(stack, levels, initial, sequence, open_chunk),
+        )
     continuum = ContinuumState(levels, chunks, ())
     return outputs, AdaptingState(BlockState(end, continuum), sequence, open_chunk)
 

@@ -14,7 +14,12 @@ from hope_jax import optim
 # How the language models' parameters are matrices: the first pattern that is found counts.
 MATRICES = optim.dimension_numbers_by_path(
     [
-        (r"embedding|norm|bias|convolution|(eta|alpha)_second|theta|(eta|alpha)/kernel", None),
+        (
+            r"embedding|norm|bias|convolution|(eta|alpha)_second|theta|(eta|alpha)/kernel"
+            r"|log_step|level_shares",
+            None,
+        ),
+        (r"local_(keys|values)$", MuonDimensionNumbers(reduction_axis=2, output_axis=3)),
         (r"(first|second)$", MuonDimensionNumbers(reduction_axis=2, output_axis=3)),
         (r"out/kernel$", MuonDimensionNumbers(reduction_axis=(1, 2), output_axis=3)),
         (
@@ -152,12 +157,13 @@ def _labels(params: Any, names: Mapping[str, int]) -> Any:
 
 
 def decayed(params: Any) -> Any:
-    """Which parameters decay: maps, but no embeddings, norms, biases or convolutions."""
+    """Which parameters decay: maps, but no embeddings, norms, biases, convolutions or steps."""
 
     def rule(path, leaf):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         return leaf.ndim > 1 and not any(
-            part in name for part in ("embedding", "norm", "bias", "convolution")
+            part in name
+            for part in ("embedding", "norm", "bias", "convolution", "log_step", "level_shares")
         )
 
     return jax.tree_util.tree_map_with_path(rule, params)

@@ -7,6 +7,7 @@ import pytest
 from flax import linen as nn
 from ml_collections import ConfigDict
 
+from hope_jax.layers.family import FAMILY
 from hope_jax.models import LanguageModel, LanguageModelConfig
 from hope_jax.training.optimizer import OPTIMIZERS, make_optimizer, make_schedule
 
@@ -36,13 +37,23 @@ def test_schedule_rises_then_falls():
     np.testing.assert_allclose(make_schedule(settings(warmup_steps=0), 20)(0), 0.1, rtol=1e-6)
 
 
+SIZES = dict(vocab_size=32, width=16, num_layers=2, num_heads=2, mlp_width=16, cms_levels=2)
+MODELS = {
+    "hope": {},
+    "hybrid": {"pattern": ("titans", "attention"), "titans": FAMILY["gated_delta_net"]},
+    "learning": {
+        "sequence_layer": "attention",
+        "num_kv_heads": 1,
+        "cms_connection": "independent",
+        "in_context": {"objective": "local", "chunks": (4, 8)},
+    },
+}
+
+
+@pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))
-def test_every_optimizer_has_a_state_for_the_language_model(name):
-    model = LanguageModel(
-        LanguageModelConfig(
-            vocab_size=32, width=16, num_layers=2, num_heads=2, mlp_width=16, cms_levels=2
-        )
-    )
+def test_every_optimizer_has_a_state_for_every_language_model(name, kind):
+    model = LanguageModel(LanguageModelConfig(**SIZES, **MODELS[kind]))
     tokens = jnp.zeros((1, 4), jnp.int32)
     params = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), tokens)["params"])
     optimizer = make_optimizer(settings(name=name), 20)
