@@ -1,6 +1,7 @@
 """Sizes of models, counted without making them."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -10,6 +11,7 @@ from hope_jax.models.config import LanguageModelConfig
 from hope_jax.models.language_model import LanguageModel
 
 
+@functools.lru_cache
 def parameter_count(config: LanguageModelConfig) -> int:
     """Number of parameters of the model that `config` describes.
 

@@ -53,7 +53,14 @@ CASES = {
         dataclasses.replace(
             PLAIN,
             sequence_layer="titans",
-            titans={"memory_chunk": 2, "others_chunk": 4, "convolution": 2, "network": "matrix"},
+            titans={
+                "adaptive": ("k",),
+                "network": "matrix",
+                "momentum": "none",
+                "memory_chunk": 2,
+                "others_chunk": 4,
+                "convolution": 2,
+            },
         ),
         settings(),
     ),
