@@ -10,5 +10,5 @@ python -c "import torch" 2>/dev/null || python -m pip install --quiet --retries 
 ruff check .
 ruff format --check .
 mypy
-python -m pytest hope_jax
+python -m pytest hope_jax -n auto
 exec python -m pytest tests -n auto --dist loadfile --durations=15 "$@"
