@@ -23,21 +23,20 @@ from hope_jax.layers.family import FAMILY
 from hope_jax.models import LanguageModelConfig
 from hope_jax.models.parameter_count import match_parameter_count
 
-WIDTH, LAYERS, HEADS = 96, 2, 4
+WIDTH, LAYERS, HEADS = 64, 2, 2
 ALL = ("k", "v", "q", "eta", "alpha")
 HOPE: dict[str, Any] = dict(
     vocab_size=256,
     width=WIDTH,
     num_layers=LAYERS,
     num_heads=HEADS,
-    mlp_width=192,
+    mlp_width=2 * WIDTH,
     sequence_layer="titans",
     pattern=(),
     cms_levels=2,
     attention_window=512,
     titans=dict(adaptive=ALL, memory_chunk=16, others_chunk=64, initial_alpha=0.999),
 )
-GATES = {"step": "one", "retention": "fixed"}
 
 
 def without(name: str) -> tuple[str, ...]:
@@ -61,7 +60,7 @@ TITANS: dict[str, dict[str, Any]] = {
     "chunks_64_64": {"memory_chunk": 64, "others_chunk": 64},
     "read_after": {"read": "after"},
     "read_chunk": {"read": "chunk"},
-    "fixed_gates": {**GATES, "adaptive": ("k", "v", "q")},
+    "fixed_gates": {"step": "one", "retention": "fixed", "adaptive": ("k", "v", "q")},
 }
 # What differs in the model.
 MODEL: dict[str, dict[str, Any]] = {
@@ -103,12 +102,8 @@ def get_config(row: str = "hope") -> ConfigDict:
 
     model = model_config(row)
     config = quickstart.get_config("hope")
-    config.model = ConfigDict(HOPE)
-    config.model.update(
-        {name: getattr(model, name) for name in HOPE if name not in ("titans", "mlp_width")}
-    )
-    config.model.mlp_width = model.mlp_width
-    config.model.titans = ConfigDict(dict(model.titans))
+    settings = {name: getattr(model, name) for name in HOPE}
+    config.model = ConfigDict({**settings, "titans": dict(model.titans)})
     config.optimizer.name = "adamw"
     config.optimizer.learning_rate = 4e-3
     config.evaluate.ngram_orders = ()

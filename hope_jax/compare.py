@@ -19,7 +19,7 @@ import statistics
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -57,6 +57,20 @@ class Run:
     loss: float
     curve: list[tuple[int, float]]
     tokens_per_second: float
+
+
+class Cost(NamedTuple):
+    """What a variant costs, counted beforehand.
+
+    Attributes:
+      parameters: number of them.
+      flops: of a training step, for each token.
+      state_bytes: of one sequence.
+    """
+
+    parameters: int
+    flops: float
+    state_bytes: int
 
 
 def load_configs(spec: str, changes: Mapping[str, Any]) -> dict[str, ConfigDict]:
@@ -103,16 +117,19 @@ def compare(
       All runs, in order.
     """
     runs: list[Run] = []
+    costs = {variant: _cost(config) for variant, config in configs.items()}
+    if jax.config.jax_compilation_cache_dir is None:
+        # Seeds of a variant run the same programs.
+        jax.config.update("jax_compilation_cache_dir", str(workdir / "programs"))
 
     def take(variant: str, rate: float, seed: int) -> Run:
         done = _run(variant, configs[variant], workdir, rate, seed)
         runs.append(done)
-        _write(configs, runs, workdir)
+        _write(costs, runs, workdir)
         return done
 
     for variant in configs:
-        tried = [take(variant, rate, 0) for rate in rates]
-        best = min(tried, key=lambda run: run.loss).rate
+        best = _best_rate([take(variant, rate, 0) for rate in rates])
         for seed in range(1, seeds):
             take(variant, best, seed)
     return runs
@@ -154,21 +171,26 @@ def _run(variant: str, config: ConfigDict, workdir: Path, rate: float, seed: int
     return Run(variant, rate, seed, kept["loss"], curve, speed)
 
 
-def _write(configs: Mapping[str, ConfigDict], runs: Sequence[Run], workdir: Path) -> None:
+def _best_rate(runs: Sequence[Run]) -> float:
+    """That of the lowest loss with the first seed, with which all rates are tried."""
+    return min((run for run in runs if run.seed == 0), key=lambda run: run.loss).rate
+
+
+def _write(costs: Mapping[str, Cost], runs: Sequence[Run], workdir: Path) -> None:
     heads = ["variant", "parameters", "MFLOPs a token", "state bytes", "tokens/s", "learning rate"]
     heads += ["validation loss", "spread over seeds", "seeds"]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    for variant, config in configs.items():
+    for variant, cost in costs.items():
         own = [run for run in runs if run.variant == variant]
         if not own:
             continue
-        best = min(own, key=lambda run: run.loss if run.seed == 0 else float("inf")).rate
+        best = _best_rate(own)
         chosen = [run for run in own if run.rate == best]
         losses = [run.loss for run in chosen]
-        parameters, flops, state = _cost(config)
         speed = statistics.median(run.tokens_per_second for run in chosen)
-        cells = [variant, f"{parameters:,}", f"{flops / 1e6:.2f}", f"{state:,}", f"{speed:,.0f}"]
+        cells = [variant, f"{cost.parameters:,}", f"{cost.flops / 1e6:.2f}"]
+        cells += [f"{cost.state_bytes:,}", f"{speed:,.0f}"]
         cells += [f"{best:g}", f"{statistics.mean(losses):.4f}"]
         cells += [f"{max(losses) - min(losses):.4f}", str(len(losses))]
         lines.append("| " + " | ".join(cells) + " |")
@@ -183,8 +205,7 @@ def _write(configs: Mapping[str, ConfigDict], runs: Sequence[Run], workdir: Path
     (workdir / "table.md").write_text("\n".join(lines) + "\n")
 
 
-def _cost(config: ConfigDict) -> tuple[int, float, int]:
-    """Parameters; FLOPs of a training step for each token; bytes of one sequence's state."""
+def _cost(config: ConfigDict) -> Cost:
     model_config = LanguageModelConfig.from_config_dict(config.model)
     model, length = LanguageModel(model_config), config.data.sequence_length
     tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
@@ -198,7 +219,7 @@ def _cost(config: ConfigDict) -> tuple[int, float, int]:
     read: Any = lambda params, tokens: model.apply({"params": params}, tokens)
     state = jax.eval_shape(read, params, tokens)[1]
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-    return parameter_count(model_config), flops, size
+    return Cost(parameter_count(model_config), flops, size)
 
 
 def _parse_changes(given: Sequence[str]) -> dict[str, Any]:

@@ -85,8 +85,9 @@ def main(arguments: list[str]) -> None:
     folder = Path(given.output or given.workdir)
     folder.mkdir(parents=True, exist_ok=True)
     draw(trace, folder / "inspect.png")
-    (folder / "inspect.md").write_text(table(trace))
-    print(table(trace) + f"drawn in {folder / 'inspect.png'}")
+    text = table(trace)
+    (folder / "inspect.md").write_text(text)
+    print(text + f"drawn in {folder / 'inspect.png'}")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
     python experiments/benchmarks/cms.py train          # only what is named
 
 Lines: `train` (a training step with in-context learning in the last quarter of the blocks over the
-same step without: time, temporary memory, FLOPs), `inference` (time to read on, and to read a
+same step without: time, temporary memory), `inference` (time to read on, and to read a
 token, by the number of tokens read before). Times are medians of several runs in turn, so that both
 models see the same machine; `spread` is (largest - smallest) / median.
 """
@@ -65,8 +65,8 @@ def in_turn(*functions: Callable[[], Any], runs: int = 7) -> list[tuple[float, f
     return [(m, (max(kept) - min(kept)) / m) for m, kept in zip(medians, times, strict=True)]
 
 
-def prepared_step(config: LanguageModelConfig) -> tuple[Callable[[], Any], int, float]:
-    """A training step to call, the bytes of its temporaries, and its FLOPs."""
+def prepared_step(config: LanguageModelConfig) -> tuple[Callable[[], Any], int]:
+    """A training step to call, and the bytes of its temporaries."""
     model, optimizer = LanguageModel(config), optax.adamw(1e-3)
     ids = jax.random.randint(jax.random.key(0), (BATCH, LENGTH + 1), 0, config.vocab_size)
     params = nn.unbox(jax.jit(model.init)(jax.random.key(1), ids[:, :2])["params"])
@@ -88,8 +88,7 @@ def prepared_step(config: LanguageModelConfig) -> tuple[Callable[[], Any], int, 
         held[:] = compiled(*held[:2])
         jax.block_until_ready(held)
 
-    memory = compiled.memory_analysis().temp_size_in_bytes
-    return take, memory, compiled.cost_analysis()["flops"]
+    return take, compiled.memory_analysis().temp_size_in_bytes
 
 
 def bench_train() -> None:

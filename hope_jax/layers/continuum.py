@@ -151,13 +151,11 @@ class ContinuumMemory(nn.Module):
         shares: Array | None,
         normed: Callable[[int, Array], Array],
         fast: tuple[FastWeights, ...],
-        visit: Callable[[int, Array], None] = lambda level, x: None,
     ) -> tuple[Array, tuple[MLPWeights, ...]]:
         inputs: dict[int, MLPWeights] = {}
 
         def branch(level: int, x: Array) -> Array:
             x = normed(level, x)
-            visit(level, x)
             before, after, is_after = fast[level]
             y, inputs[level] = swiglu(x, after, self.dtype)
             if is_after is not None:
@@ -193,13 +191,12 @@ class ContinuumMemory(nn.Module):
             counted = jnp.ones(reset.shape, bool)
             if flags:
                 counted = counted_tokens(reset, following[1])
-            seen: dict[int, Array] = {}
-            y, _ = self._read(x, shares, normed, fast, lambda level, x: seen.update({level: x}))
+            y, inputs = self._read(x, shares, normed, fast)
             learnt = []
             for level in range(self.levels):
                 weights = started[level].weights
                 gradient = self._local_gradient(
-                    level, seen[level], weights, counted, adaptation, config
+                    level, inputs[level].gate, weights, counted, adaptation, config
                 )
                 learnt.append(
                     learn_level(

@@ -182,7 +182,7 @@ def _read_next_token(
             ids = jnp.concatenate([chunk["tokens"][:, 1:], following["tokens"]], axis=1)
 
         def loss(weights: tuple[MLPWeights, ...]) -> tuple[Array, Any]:
-            used = tuple(map(_with_weights, fast, weights))
+            used = tuple(f._replace(after=w) for f, w in zip(fast, weights, strict=True))
             y, after = stack(chunk["x"], BlockState(sequence, ()), flagged(chunk), used, None)
             y = head.norm(y)
             losses = head.losses(y, ids)
@@ -254,11 +254,6 @@ def _open(
     levels: tuple[LevelState, ...], initial: tuple[MLPWeights, ...], reset: Array | None
 ) -> tuple[tuple[FastWeights, ...], tuple[LevelState, ...]]:
     return jax.vmap(open_levels, (0, 0, None))(levels, initial, reset)
-
-
-def _with_weights(fast: FastWeights, weights: MLPWeights) -> FastWeights:
-    """With `weights` for the tokens that are learnt from: all of them, if there can be no reset."""
-    return FastWeights(weights if fast.is_after is None else fast.before, weights, fast.is_after)
 
 
 def _end_of(

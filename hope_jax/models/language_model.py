@@ -134,8 +134,7 @@ class LanguageModel(nn.Module):
         """
         if self._adapts:
             return self._advance(tokens, None, reset, targets)[0]
-        hidden, _ = self._advance(tokens, None, reset)
-        return self._losses(hidden, targets)
+        return self.score(tokens, targets, None, reset)[0]
 
     def score(
         self,

@@ -6,11 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Bool
+from jaxtyping import Array
 
 from hope_jax.layers.continuum import ContinuumState
-from hope_jax.layers.level_learning import LevelState
-from hope_jax.layers.mlp import MLPWeights
+from hope_jax.layers.level_learning import start_over
 from hope_jax.models.config import LanguageModelConfig
 from hope_jax.models.in_context import AdaptingState, slow_weights
 from hope_jax.models.language_model import LanguageModel, ModelState
@@ -44,23 +43,14 @@ def reset_level(
       >>> state = reset_level(model, params, state, 0)
     """
     mine = _places(model.config, chunk_index)
-    adapting, continuum = _learnt(state)
+    adapting, continuum = learnt_in(state)
     initial = slow_weights(model.config, nn.unbox(params))
-
-    def back(level: LevelState, slow: MLPWeights, here: Bool[Array, " A"]) -> LevelState:
-        at = lambda x: here.reshape(-1, *[1] * (x.ndim - 1))
-        emptied = lambda x: jnp.where(at(x), jnp.zeros((), x.dtype), x)
-        return LevelState(
-            jax.tree.map(lambda w, w_0: jnp.where(at(w), w_0[:, None], w), level.weights, slow),
-            jax.tree.map(emptied, level.gradient),
-            jax.tree.map(emptied, level.momentum),
-        )
-
-    levels = tuple(
-        back(level, slow, jnp.asarray(mine[:, index]))
-        for index, (level, slow) in enumerate(zip(continuum.levels, initial, strict=True))
-    )
-    blocks = adapting.blocks._replace(continuum=continuum._replace(levels=levels))
+    levels = []
+    for index, (level, slow) in enumerate(zip(continuum.levels, initial, strict=True)):
+        here = jnp.asarray(mine[:, index, None])
+        rows = jnp.broadcast_to(here, level.weights.gate.shape[:2])
+        levels.append(jax.vmap(start_over)(level, slow, rows))
+    blocks = adapting.blocks._replace(continuum=continuum._replace(levels=tuple(levels)))
     return state._replace(adapting=adapting._replace(blocks=blocks))
 
 
@@ -91,7 +81,7 @@ def merge_level(
     """
     config = model.config
     mine = _places(config, chunk_index)
-    _, continuum = _learnt(state)
+    _, continuum = learnt_in(state)
     new = nn.unbox(params)
     first = config.num_layers - config.adapting_blocks
     changed: dict[str, Any] = dict(new["blocks"]["continuum"])
@@ -107,7 +97,12 @@ def merge_level(
     return {**new, "blocks": {**new["blocks"], "continuum": changed}}
 
 
-def _learnt(state: ModelState) -> tuple[AdaptingState, ContinuumState]:
+def learnt_in(state: ModelState) -> tuple[AdaptingState, ContinuumState]:
+    """State of the adapting blocks, and what their levels have learnt.
+
+    Raises:
+      ValueError: if the state is of a model whose levels do not learn in context.
+    """
     adapting = state.adapting
     if not isinstance(adapting, AdaptingState):
         raise ValueError("this state is of a model whose levels do not learn in context")

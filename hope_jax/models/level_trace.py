@@ -10,10 +10,10 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Float, Int
 
-from hope_jax.layers.continuum import ContinuumState
 from hope_jax.models.in_context import slow_weights
 from hope_jax.models.language_model import LanguageModel
-from hope_jax.models.sampling import score
+from hope_jax.models.level_tools import learnt_in
+from hope_jax.models.sampling import score, score_segment
 
 
 class LevelTrace(NamedTuple):
@@ -65,7 +65,7 @@ def trace_levels(model: LanguageModel, params: Any, tokens: Int[np.ndarray, " T"
     for start in range(0, len(tokens) - 1, size):
         end = min(start + size, len(tokens) - 1)
         part = tokens[None, start:end], tokens[None, start + 1 : end + 1]
-        loss, new = _score(model, params, *part, state)
+        loss, new = score_segment(model, params, *part, state)
         moved = _norms(model, params, new, new if state is None else state)
         losses.append(np.asarray(loss[0]))
         distance.append(moved[0])
@@ -81,17 +81,12 @@ def trace_levels(model: LanguageModel, params: Any, tokens: Int[np.ndarray, " T"
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def _score(model, params, tokens, targets, state):
-    return model.apply({"params": params}, tokens, targets, state, method="score")
-
-
-@functools.partial(jax.jit, static_argnames="model")
 def _norms(model, params, state, before):
     """Distance from the slow weights, and from `before`, of each frequency."""
     config = model.config
     initial = slow_weights(config, nn.unbox(params))
     frequency = config.in_context_config.chunk_of_each(config.adapting_blocks, config.cms_levels)
-    levels, old_levels = (_levels(s) for s in (state, before))
+    levels, old_levels = (learnt_in(s)[1].levels for s in (state, before))
     squares = lambda tree: sum(
         jnp.sum(jnp.square(x.astype(jnp.float32)), axis=range(1, x.ndim)) for x in tree
     )
@@ -105,9 +100,3 @@ def _norms(model, params, state, before):
         distance = distance.at[place].add(squares([a - b for a, b in zip(fast, slow, strict=True)]))
         change = change.at[place].add(squares([a - b for a, b in zip(fast, old, strict=True)]))
     return jnp.sqrt(distance / size), jnp.sqrt(change / size)
-
-
-def _levels(state):
-    continuum = state.adapting.blocks.continuum
-    assert isinstance(continuum, ContinuumState)
-    return continuum.levels

@@ -102,7 +102,8 @@ def read_llama(folder: str | Path, config: LanguageModelConfig) -> Any:
       ValueError: if tensors are missing, left over, or of other shapes.
     """
     tensors = dict(_tensors(Path(folder)))
-    tensors.pop("lm_head.weight" if config.tie_embeddings else "", None)
+    if config.tie_embeddings:
+        tensors.pop("lm_head.weight", None)  # some write the table twice
     dtype, root = jnp.dtype(config.param_dtype), config.width**0.5
 
     def take(name: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -24,9 +24,11 @@ class Context(NamedTuple):
     logits: Float[Array, "B V"]
 
 
-@functools.partial(jax.jit, static_argnames="model")
 def read(
-    model: LanguageModel, params: Any, tokens: Int[Array, "B T"], context: Context | None = None
+    model: LanguageModel,
+    params: Any,
+    tokens: Int[Array, "B T"] | Int[np.ndarray, "B T"],
+    context: Context | None = None,
 ) -> Context:
     """Reads at least one token, all of them in one parallel call.
 
@@ -75,15 +77,23 @@ def score(
     for start in range(0, ids.shape[1] - 1, segment):
         end = min(start + segment, ids.shape[1] - 1)
         part = ids[:, start:end], ids[:, start + 1 : end + 1]
-        loss, state = _score(model, params, *part, state)
+        loss, state = score_segment(model, params, *part, state)
         losses.append(np.asarray(loss))
     joined = np.concatenate(losses, axis=1) if losses else np.zeros((len(ids), 0), np.float32)
-    return joined, _read_jit(model, params, ids[:, -1:], state)
+    return joined, _read(model, params, ids[:, -1:], state)
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def _score(model, params, tokens, targets, state):
-    return model.apply({"params": params}, tokens, targets, state, method="score")
+def score_segment(
+    model: LanguageModel,
+    params: Any,
+    tokens: Int[Array, "B T"],
+    targets: Int[Array, "B T"],
+    state: ModelState | None,
+) -> tuple[Float[Array, "B T"], ModelState]:
+    """`LanguageModel.score`, compiled: losses of the targets, and the state after the tokens."""
+    output = model.apply({"params": params}, tokens, targets, state, method="score")
+    return cast(tuple[Array, ModelState], output)
 
 
 def sample_token(
@@ -154,13 +164,11 @@ def decode_step(
     return token, _read(model, params, token[:, None], context.state)
 
 
+@functools.partial(jax.jit, static_argnames="model")
 def _read(model: LanguageModel, params: Any, tokens: Array, state: ModelState | None) -> Context:
     output = model.apply({"params": params}, tokens, state, method="next_logits")
     logits, state = cast(tuple[Array, ModelState], output)
     return Context(state, logits)
-
-
-_read_jit = jax.jit(_read, static_argnums=0)
 
 
 def generate(
