@@ -48,6 +48,14 @@ FAMILY: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "step": "one",
             "unit_keys": False,
         },
+        # W_t = W_{t-1} + b v (k - W_{t-1}^T v)^T
+        "oja": {
+            **_MATRIX,
+            "objective": "dot",
+            "projector": "values",
+            "retention": "none",
+            "unit_values": True,
+        },
         # W_t = W_{t-1} (I - b k k^T) + b v k^T
         "delta_net": {**_MATRIX, "objective": "dot", "retention": "none"},
         # W_t = a W_{t-1} (I - b k k^T) + b v k^T
@@ -63,6 +71,8 @@ FAMILY: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         # an MLP with an L_3 objective (Moneta) or Huber's (Yaad), and decay
         "miras_lp": {**_DESCENT, "objective": "lp"},
         "miras_huber": {**_DESCENT, "objective": "huber"},
+        # as dla with L2, where each token descends the errors of a window, weighed by token
+        "omega": {**_DESCENT, "window": 8},
         # self-modifying Titans
         "hope": {},
     }

@@ -16,12 +16,15 @@ class Gates(NamedTuple):
       beta: strength of the projector `I - beta u^T u`, shape (T,): `eta` is Delta Gradient Descent
         (Eq. 57), `None` is plain gradient descent.
       log_theta: logarithm of the momentum's decay theta, shape (T,), finite; `None` is no momentum.
+      gamma: weight of the token's error in the windows of itself and of the tokens after it (the
+        Omega rule), shape (T,); `None` where every token writes its own error alone.
     """
 
     eta: Float[Array, " T"]
     log_alpha: Float[Array, " T"]
     beta: Float[Array, " T"] | None = None
     log_theta: Float[Array, " T"] | None = None
+    gamma: Float[Array, " T"] | None = None
 
 
 class Decay(NamedTuple):
@@ -140,6 +143,53 @@ def chunk_decay(
         momentum_state=None if log_theta is None else _last_momentum(theta_total, segment),
         momentum_write=None if log_theta is None else kept[-1],
         restarted=None if segment is None else segment > 0,
+    )
+
+
+def windowed_decay(
+    decay: ChunkDecay,
+    eta: Float[Array, " C"],
+    window: int,
+    reset: Bool[Array, " C"] | None = None,
+    active: Bool[Array, " C"] | None = None,
+) -> ChunkDecay:
+    """Coefficients where a token writes the errors of a whole window (the Omega rule, Eq. 68).
+
+    Token t writes `eta_t x_i^T U_i` for each of the last `window` tokens i of its document, itself
+    included. Row i of the result has the weight `sum_t b_{r,t} eta_t` over those t that write it.
+
+    Args:
+      decay: of the chunk, from `chunk_decay`.
+      eta: step sizes, shape (C,); 0 at places that hold no token.
+      window: W.
+      reset: as for `chunk_decay`.
+      active: as for `chunk_decay`; the places that hold a token are neighbours.
+
+    Returns:
+      The coefficients with `write` of shape (R, W - 1 + C), for the W - 1 tokens before the chunk and
+      those of the chunk, and `momentum_write` of shape (W - 1 + C,).
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> decay = chunk_decay(jnp.zeros(2))
+      >>> windowed_decay(decay, jnp.ones(2), 2).end.write.tolist()
+      [[1.0, 2.0, 1.0]]
+    """
+    count = jnp.arange(eta.shape[0]) if active is None else jnp.cumsum(active) - 1
+    number = jnp.concatenate([jnp.arange(1 - window, 0), count])
+    age = count[:, None] - number
+    written = (age >= 0) & (age < window)
+    if reset is not None:
+        segment = jnp.cumsum(reset)
+        written &= segment[:, None] == jnp.pad(segment, (window - 1, 0))
+    band = jnp.where(written, eta[:, None], 0)
+    spread = lambda rows: jnp.matmul(rows, band, precision=jax.lax.Precision.HIGHEST)
+    wide = lambda part: part._replace(write=spread(part.write))
+    return decay._replace(
+        before=wide(decay.before),
+        after=wide(decay.after),
+        end=wide(decay.end),
+        momentum_write=None if decay.momentum_write is None else spread(decay.momentum_write),
     )
 
 

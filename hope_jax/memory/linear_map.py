@@ -115,8 +115,8 @@ def direction(inputs: Float[Array, "C I"]) -> tuple[Float[Array, "C I"], Float[A
 
 def write_token(
     state: LinearMapState,
-    inputs: Float[Array, " I"],
-    write: Float[Array, " O"],
+    inputs: Float[Array, "P I"],
+    writes: Float[Array, "P O"],
     alpha: Float[Array, ""],
     beta: Float[Array, ""] | None,
     theta: Float[Array, ""] | None,
@@ -125,8 +125,9 @@ def write_token(
 
     Args:
       state: state before the token; its momentum is `None` exactly when `theta` is.
-      inputs: x_t, shape (I,).
-      write: U_t = -eta_t d_t, shape (O,).
+      inputs: x, shape (P, I): those whose errors the token writes, its own x_t last. P is 1 but for
+        the Omega rule.
+      writes: U = -eta_t d of each, shape (P, O).
       alpha: retention, shape ().
       beta: projector strength, shape (), or `None` for no projector.
       theta: momentum decay, shape (), or `None` for no momentum.
@@ -138,16 +139,17 @@ def write_token(
       >>> import jax.numpy as jnp
       >>> start = LinearMapState(jnp.zeros((2, 1)), None)
       >>> one = jnp.array(1.0)
-      >>> write_token(start, jnp.array([1.0, 0.0]), jnp.array([3.0]), one, one, None).weight.tolist()
+      >>> x, row = jnp.array([[1.0, 0.0]]), jnp.array([[3.0]])
+      >>> write_token(start, x, row, one, one, None).weight.tolist()
       [[3.0], [0.0]]
     """
-    step = jnp.outer(inputs, write)
+    step = inputs.T @ writes
     momentum = None
     if theta is not None:
         step = momentum = theta * state.momentum + step
     weight = alpha * state.weight
     if beta is not None:
-        unit = direction(inputs[None])[0][0]
+        unit = direction(inputs[-1:])[0][0]
         weight -= beta * jnp.outer(unit, unit @ state.weight)
     return LinearMapState(weight + step, momentum)
 
@@ -262,6 +264,34 @@ def read_chunk(
     if update.erased is not None:
         out += dot(reading.erase, update.erased, dtype)
     return out
+
+
+def read_chunk_of_transpose(
+    update: ChunkUpdate,
+    queries: Float[Array, "C O"],
+    decay: Decay,
+    dtype: jnp.dtype,
+) -> Float[Array, "C I"]:
+    """Reads the transpose of a map at each query's own intermediate state, `q_t W_t^T`, exactly.
+
+    `q_t W_t^T = g_t q_t W_0^T + c_t q_t S_0^T + sum_i a_{t,i} (q_t.E_i) u_i + b_{t,i} (q_t.U_i) x_i`.
+
+    Args:
+      update: the chunk's writes to W, with a projector.
+      queries: q, shape (C, O).
+      decay: `ChunkDecay.before` or `ChunkDecay.after`.
+      dtype: of the operands.
+
+    Returns:
+      Values, shape (C, I), at least float32.
+    """
+    flip = lambda weight: None if weight is None else weight.T
+    start = LinearMapState(*map(flip, update.start))
+    out = _carried(start, flip(update.initial), queries, decay, dtype)
+    wrote = decay.write * dot(queries, update.writes.T, dtype)
+    out += dot(wrote, update.inputs, dtype)
+    erased = decay.erase * dot(queries, update.erased.T, dtype)
+    return out + dot(erased, update.projection.directions, dtype)
 
 
 def end_chunk(update: ChunkUpdate, decay: ChunkDecay, dtype: jnp.dtype) -> LinearMapState:

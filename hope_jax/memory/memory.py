@@ -21,11 +21,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from hope_jax.memory.bank import Anchor, Outputs, Weights
 from hope_jax.memory.chunks import lay_on_grid, resume_chunks, scan_chunks, take_from_grid
-from hope_jax.memory.gates import ChunkDecay, Gates, chunk_decay
+from hope_jax.memory.gates import ChunkDecay, Gates, chunk_decay, windowed_decay
 from hope_jax.memory.linear_map import Projection, Reading, prepare_projection, prepare_reading
 from hope_jax.memory.rule import (
     BankState,
     MemoryRule,
+    Recent,
     end_bank_chunk,
     initial_state,
     read_bank_chunk,
@@ -72,13 +73,17 @@ class Prepared(NamedTuple):
 
     Attributes:
       decay: products of gates.
-      projection: of the keys; `None` without projector.
-      reading: of the queries on the keys; `None` without queries, and when a chunk reads its start.
+      projection: of the rows that are written along; `None` without projector.
+      reading: of the queries on the keys; `None` without queries, when a chunk reads its start, and
+        where it depends on the state after all.
+      recent: with a window, which W - 1 of the tokens before the chunk and its own are the last ones,
+        and whether they belong to the document that is open; else `None`.
     """
 
     decay: ChunkDecay
     projection: Projection | None
     reading: Reading | None
+    recent: tuple[Int[Array, " W"], Bool[Array, " W"]] | None
 
 
 def init_state(rule: MemoryRule, initial: Weights) -> MemoryState:
@@ -228,19 +233,25 @@ def token_step(
         bank, start = jax.tree.map(
             lambda new, old: jnp.where(token.reset, new, old), (fresh, initial), (bank, start)
         )
-    key, value = token.keys[None], token.values[None]
-    anchor = Anchor(start)
-    outputs, hidden, targets = _evaluate(rule, anchor, key, value)
     gates = token.gates
-    writes = write_rows(rule, anchor, key, outputs, hidden, targets, gates.eta[None])
+    row = jax.tree.map(lambda x: x[None], token)
+    keys, values, step = _written(rule, bank, row)
+    anchor = Anchor(start)
+    outputs, hidden, targets = _evaluate(rule, anchor, keys, values)
+    if rule.window > 1:
+        step = gates.eta * step
+    writes = write_rows(rule, anchor, keys, outputs, hidden, targets, step)
     theta = None if gates.log_theta is None else jnp.exp(gates.log_theta)
     new = write_bank_token(
-        rule, bank, key, hidden, writes, jnp.exp(gates.log_alpha), gates.beta, theta, initial
+        rule, bank, keys, hidden, writes, jnp.exp(gates.log_alpha), gates.beta, theta, initial
     )
+    if rule.window > 1:
+        last = jnp.arange(1, rule.window), jnp.ones(rule.window - 1, bool)
+        new = new._replace(recent=_recent(bank.recent, row, last))
     out = None
     if token.queries is not None:
         seen = {"before": bank.weights, "after": new.weights, "chunk": start}[rule.read]
-        out = rule.bank.forward(Anchor(seen), token.queries[None], key.dtype)[0].values[0, 0]
+        out = rule.bank.forward(Anchor(seen), row.queries, token.keys.dtype)[0].values[0, 0]
     position = (state.position + 1) % rule.chunk_size
     start = jax.tree.map(lambda a, b: jnp.where(position == 0, a, b), new.weights, start)
     return out, MemoryState(new, start, position)
@@ -252,13 +263,17 @@ def prepare_chunk(
     """Computes what a chunk needs from its tokens alone: products of gates, and the projector."""
     gates = tokens.gates
     decay = chunk_decay(gates.log_alpha, gates.log_theta, tokens.reset, active)
-    projection, reading = None, None
+    projection, reading, recent = None, None, None
     if rule.projector != "none":
-        projection = prepare_projection(tokens.keys, gates.beta, decay)
-    if tokens.queries is not None and rule.read != "chunk":
+        along = tokens.values if rule.projector == "values" else tokens.keys
+        projection = prepare_projection(along, gates.beta, decay)
+    if rule.window > 1:
+        decay = windowed_decay(decay, gates.eta, rule.window, tokens.reset, active)
+        recent = _last_tokens(rule.window - 1, tokens.keys.shape[0], tokens.reset, active)
+    elif tokens.queries is not None and rule.read != "chunk" and rule.projector != "values":
         rows = _rows_read(rule, decay)
         reading = prepare_reading(tokens.queries, tokens.keys, projection, rows)
-    return Prepared(decay, projection, reading)
+    return Prepared(decay, projection, reading, recent)
 
 
 def memory_chunk(
@@ -283,14 +298,19 @@ def memory_chunk(
       The state after the chunk, the weights at which later tokens of the same chunk would take their
       errors, and what the queries read.
     """
-    decay = prepared.decay
+    decay, dtype = prepared.decay, tokens.keys.dtype
     anchor = Anchor(start, None if decay.restarted is None else initial, decay.restarted)
-    outputs, hidden, targets = _evaluate(rule, anchor, tokens.keys, tokens.values)
-    writes = write_rows(rule, anchor, tokens.keys, outputs, hidden, targets, tokens.gates.eta)
+    keys, values, step = _written(rule, state, tokens)
+    written_at = anchor
+    if rule.window > 1 and decay.restarted is not None:
+        # No row from before the chunk is written by a token after a reset in it.
+        written_at = anchor._replace(restarted=jnp.pad(decay.restarted, (rule.window - 1, 0)))
+    outputs, hidden, targets = _evaluate(rule, written_at, keys, values)
+    writes = write_rows(rule, written_at, keys, outputs, hidden, targets, step)
     update = write_bank_chunk(
         rule,
         state,
-        tokens.keys,
+        keys,
         hidden,
         writes,
         tokens.gates.beta,
@@ -301,15 +321,16 @@ def memory_chunk(
     out = None
     if tokens.queries is not None:
         if rule.read == "chunk":
-            out = rule.bank.forward(anchor, tokens.queries, tokens.keys.dtype)[0].values[0]
+            out = rule.bank.forward(anchor, tokens.queries, dtype)[0].values[0]
         else:
-            rows = _rows_read(rule, decay)
-            out = read_bank_chunk(rule, update, tokens.queries, prepared.reading, rows, initial)[0]
-    return (
-        end_bank_chunk(rule, update, decay, initial, tokens.keys.dtype),
-        restarted_start(start, initial, decay),
-        out,
-    )
+            rows, reading = _rows_read(rule, decay), prepared.reading
+            if rule.window > 1:
+                reading = prepare_reading(tokens.queries, keys, None, rows)
+            out = read_bank_chunk(rule, update, tokens.queries, reading, rows, initial)[0]
+    end = end_bank_chunk(rule, update, decay, initial, dtype)
+    if rule.window > 1:
+        end = end._replace(recent=_recent(state.recent, tokens, prepared.recent))
+    return end, restarted_start(start, initial, decay), out
 
 
 def restarted_start(start: Weights, initial: Weights, decay: ChunkDecay) -> Weights:
@@ -343,10 +364,61 @@ def check_tokens(rule: MemoryRule, tokens: Tokens) -> None:
             f"{'missing' if gates.beta is None else 'given'}; give beta (eta for DGD) exactly when "
             "the rule has a projector."
         )
+    if (gates.gamma is None) != (rule.window == 1):
+        raise ValueError(
+            f"The rule has window={rule.window}, but Gates.gamma is "
+            f"{'missing' if gates.gamma is None else 'given'}; give it exactly when window is above 1."
+        )
 
 
 def _rows_read(rule, decay):
     return decay.before if rule.read == "before" else decay.after
+
+
+def _written(rule, state, tokens):
+    """Rows whose errors are written: keys, what they should give, and the weight of each error.
+
+    With a window, the weight leaves out eta, which belongs to the token that writes.
+    """
+    keys, values = tokens.keys, tokens.values
+    if rule.projector == "values":
+        return values, keys, tokens.gates.eta
+    if rule.window == 1:
+        return keys, values, tokens.gates.eta
+    recent = state.recent
+    join = lambda before, own: jnp.concatenate([before.astype(own.dtype), own])
+    return (
+        join(recent.keys, keys),
+        join(recent.values, values),
+        join(recent.gamma, tokens.gates.gamma),
+    )
+
+
+def _last_tokens(count, size, reset, active):
+    """Places, in `count` tokens before a chunk of `size` and the chunk, of the last `count` tokens."""
+    before = jnp.arange(count)
+    if active is None:
+        place = size + before
+    else:
+        first, number = jnp.argmax(active), jnp.sum(active)
+        place = number + before
+        place = jnp.where(place < count, place, place + first)
+    if reset is None:
+        return place, jnp.ones(count, bool)
+    document = jnp.pad(jnp.cumsum(reset), (count, 0))
+    return place, document[place] == document[-1]
+
+
+def _recent(recent, tokens, last):
+    """The tokens that later ones still write."""
+    place, same = last
+
+    def take(before, own):
+        rows = jnp.concatenate([before, own.astype(before.dtype)])[place]
+        return jnp.where(same.reshape(-1, *[1] * (rows.ndim - 1)), rows, 0)
+
+    own = Recent(tokens.keys, tokens.values, tokens.gates.gamma)
+    return Recent(*map(take, recent, own))
 
 
 def _evaluate(rule, anchor, keys, values):

@@ -20,10 +20,11 @@ from hope_jax.memory.linear_map import (
     prepare_projection,
     prepare_reading,
     read_chunk,
+    read_chunk_of_transpose,
     write_chunk,
     write_token,
 )
-from hope_jax.memory.objectives import l2_error
+from hope_jax.memory.objectives import dot_error, l2_error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +35,9 @@ class MemoryRule:
       bank: the memories' number and network.
       error: local error of the inner objective, `error(output, target)`; see `objectives.py`.
       projector: which maps have the projector `I - beta u^T u` of Delta Gradient Descent. `per_map`:
-        all, each along its own input; `first_map`: the first map of an MLP only; `none`: plain
-        gradient descent.
+        all, each along its own input; `first_map`: the first map of an MLP only; `values`: that of a
+        matrix, along the value in place of the key and on the other side, `W (I - beta v^T v)`, which
+        with the dot-product objective is Oja's rule (Eq. 66-67); `none`: plain gradient descent.
       momentum: whether the writes pass through a momentum (Titans), whose decay is `Gates.log_theta`.
       decay_to: where retention leads: `zero`, or the `initial` weights (the same recurrence on
         `W - W_init`).
@@ -44,22 +46,25 @@ class MemoryRule:
       generated_target: whether the target is the memory's own output for the value, `M(v)` (Eq. 91),
         instead of the value.
       chunk_size: C; local errors are taken at the state of the chunk's start.
+      window: tokens whose errors, weighed by `Gates.gamma`, each token writes: its own and those
+        before it (the Omega rule, Eq. 68).
       states_every: keep the state of every n-th chunk for the backward pass and recompute between.
     """
 
     bank: Bank = Bank()
     error: Callable[[Array, Array], Array] = l2_error
-    projector: Literal["per_map", "first_map", "none"] = "per_map"
+    projector: Literal["per_map", "first_map", "values", "none"] = "per_map"
     momentum: bool = True
     decay_to: Literal["zero", "initial"] = "zero"
     read: Literal["before", "after", "chunk"] = "before"
     generated_target: bool = False
     chunk_size: int = 64
+    window: int = 1
     states_every: int = 1
 
     def __post_init__(self):
         for name, allowed in (
-            ("projector", ("per_map", "first_map", "none")),
+            ("projector", ("per_map", "first_map", "values", "none")),
             ("decay_to", ("zero", "initial")),
             ("read", ("before", "after", "chunk")),
         ):
@@ -67,10 +72,37 @@ class MemoryRule:
                 raise ValueError(
                     f"{name}={getattr(self, name)!r} is not known; choose one of {allowed}."
                 )
-        for name in ("chunk_size", "states_every"):
+        for name in ("chunk_size", "states_every", "window"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name}={value!r} must be a whole number of at least 1.")
+        if self.window > 1 and self.projector != "none":
+            raise ValueError(
+                f"window={self.window} writes errors of several tokens, of which a projector would "
+                f"erase the last one's alone; set projector='none'."
+            )
+        if self.projector == "values" and (
+            self.bank.activation is not None or self.error is not dot_error or self.generated_target
+        ):
+            raise ValueError(
+                "projector='values' is Oja's rule, which needs a matrix memory, Bank(activation=None), "
+                "error=dot_error and generated_target=False."
+            )
+
+
+class Recent(NamedTuple):
+    """The W - 1 tokens before the next one, oldest first, whose errors it is to write once more.
+
+    Attributes:
+      keys: k, shape (W - 1, N).
+      values: v, shape (W - 1, N).
+      gamma: weights of their errors, shape (W - 1,). Places of tokens that are not there, or belong to
+        an earlier document, hold zeros.
+    """
+
+    keys: Float[Array, "W N"]
+    values: Float[Array, "W N"]
+    gamma: Float[Array, " W"]
 
 
 class BankState(NamedTuple):
@@ -79,10 +111,12 @@ class BankState(NamedTuple):
     Attributes:
       weights: W of every map.
       momentum: S of every map; `None` when the rule has no momentum.
+      recent: tokens that later ones still write; `None` when the rule's window is 1.
     """
 
     weights: Weights
     momentum: Weights | None
+    recent: Recent | None = None
 
 
 class BankUpdate(NamedTuple):
@@ -102,7 +136,11 @@ class BankUpdate(NamedTuple):
 def initial_state(rule: MemoryRule, initial: Weights) -> BankState:
     """Makes the state of a memory that has read nothing: its initial weights, no momentum yet."""
     momentum = jax.tree.map(jnp.zeros_like, initial) if rule.momentum else None
-    return BankState(initial, momentum)
+    recent = None
+    if rule.window > 1:
+        rows = jnp.zeros((rule.window - 1, initial.first.shape[0]), initial.first.dtype)
+        recent = Recent(rows, rows, rows[:, 0])
+    return BankState(initial, momentum, recent)
 
 
 def write_rows(
@@ -143,7 +181,7 @@ def write_rows(
 def write_bank_token(
     rule: MemoryRule,
     state: BankState,
-    key: Float[Array, "1 N"],
+    keys: Float[Array, "P N"],
     hidden: Hidden | None,
     writes: Weights,
     alpha: Float[Array, ""],
@@ -151,9 +189,14 @@ def write_bank_token(
     theta: Float[Array, ""] | None,
     initial: Weights,
 ) -> BankState:
-    """Writes one token to every map: the sequential form, and the step of streaming decode."""
+    """Writes one token to every map: the sequential form, and the step of streaming decode.
+
+    Rows are those whose errors the token writes: its own, or with a window that of each of its tokens.
+    """
+    if rule.projector == "values":
+        state, initial = _transposed((state, initial))
     offset = initial if rule.decay_to == "initial" else None
-    inputs = _map_inputs(rule.bank, key, hidden)
+    inputs = _map_inputs(rule.bank, keys, hidden)
 
     def write(name, beta):
         weight = getattr(state.weights, name)
@@ -164,9 +207,8 @@ def write_bank_token(
         function = lambda *args: write_token(*args, alpha, beta, theta)
         if name != "first":
             function = jax.vmap(function)
-        rows = (getattr(inputs, name), getattr(writes, name))
         new = function(
-            LinearMapState(weight - origin, momentum), *(row.squeeze(-2) for row in rows)
+            LinearMapState(weight - origin, momentum), getattr(inputs, name), getattr(writes, name)
         )
         return LinearMapState(new.weight + origin, new.momentum)
 
@@ -176,7 +218,8 @@ def write_bank_token(
         write("values", second_beta),
         write("gates", second_beta),
     )
-    return _gather(rule, groups)
+    new = _gather(rule, groups)
+    return _transposed(new) if rule.projector == "values" else new
 
 
 def write_bank_chunk(
@@ -195,7 +238,8 @@ def write_bank_chunk(
     Args:
       rule: how the bank learns.
       state: before the chunk.
-      keys: k, shape (C, N); their dtype is that of the large products' operands.
+      keys: k, shape (C, N), or with `projector="values"` the values, along which that rule writes;
+        their dtype is that of the large products' operands.
       hidden: of the forward pass of the keys at the anchor.
       writes: from `write_rows`.
       beta: projector strength, shape (C,), or `None`.
@@ -207,6 +251,8 @@ def write_bank_chunk(
       The update, for `read_bank_chunk` and `end_bank_chunk`.
     """
     dtype = keys.dtype
+    if rule.projector == "values":
+        state, initial = _transposed((state, initial))
     shifted = rule.decay_to == "initial"
     # After a reset the state is W_init: nothing of it is left when W - W_init is what decays.
     restart = None if shifted or decay.restarted is None else initial
@@ -249,7 +295,7 @@ def read_bank_chunk(
     rule: MemoryRule,
     update: BankUpdate,
     queries: Float[Array, "C N"],
-    reading: Reading,
+    reading: Reading | None,
     decay: Decay,
     initial: Weights,
 ) -> Float[Array, "M C N"]:
@@ -259,7 +305,8 @@ def read_bank_chunk(
       rule: how the bank learns.
       update: the chunk's writes.
       queries: q, shape (C, N).
-      reading: of the queries on the keys, which every first map shares.
+      reading: of the queries on the keys, which every first map shares; not used with
+        `projector="values"`.
       decay: the one it was prepared with, `ChunkDecay.before` or `ChunkDecay.after`.
       initial: the initial weights.
 
@@ -267,7 +314,10 @@ def read_bank_chunk(
       Outputs of the value memories, shape (M, C, N).
     """
     dtype, bank = queries.dtype, rule.bank
-    product = read_chunk(update.first, queries, reading, decay, dtype)
+    if rule.projector == "values":
+        product = read_chunk_of_transpose(update.first, queries, decay, dtype)
+    else:
+        product = read_chunk(update.first, queries, reading, decay, dtype)
     if rule.decay_to == "initial":
         product += dot(queries, initial.first, dtype)
     if bank.activation is None:
@@ -288,6 +338,8 @@ def end_bank_chunk(
     rule: MemoryRule, update: BankUpdate, decay: ChunkDecay, initial: Weights, dtype: jnp.dtype
 ) -> BankState:
     """Forms the state of every map after the chunk."""
+    if rule.projector == "values":
+        initial = _transposed(initial)
 
     def end(name):
         part = getattr(update, name)
@@ -299,7 +351,12 @@ def end_bank_chunk(
             state = state._replace(weight=state.weight + getattr(initial, name))
         return state
 
-    return _gather(rule, (end("first"), end("values"), end("gates")))
+    state = _gather(rule, (end("first"), end("values"), end("gates")))
+    return _transposed(state) if rule.projector == "values" else state
+
+
+def _transposed(tree):
+    return jax.tree.map(lambda weight: weight.swapaxes(-1, -2), tree)
 
 
 def _map_inputs(bank, keys, hidden):

@@ -18,11 +18,14 @@ RESET = np.array([[0, 0, 0, 0, 0, 1, 0]], bool)  # within the second chunk
 
 
 SMALL = {"memory_chunk": CHUNK, "others_chunk": CHUNK, "convolution": 1, "initial_eta": 0.3}
+WINDOW = 5  # of the Omega rule: longer than a chunk
 
 
 @functools.cache
 def made(name):
     settings = {**FAMILY[name], **SMALL, "initial_alpha": 0.8}
+    if name == "omega":
+        settings["window"] = WINDOW
     layer = SelfModifyingTitans(TitansConfig(WIDTH, HEADS, **settings), jnp.float64, jnp.float64)
     x = jax.random.normal(jax.random.key(0), (1, LENGTH, WIDTH), jnp.float64)
     params = nn.unbox(layer.init(jax.random.key(1), x))["params"]
@@ -65,10 +68,11 @@ def by_hand(name, params, x, reset):
                 params[f"memory_{m}"][h] for m in ("first", "second") if f"memory_{m}" in params
             ]
         maps, surprise = initial, [jnp.zeros_like(w) for w in initial]
-        start, read = maps, []
+        start, read, document = maps, [], 0
         for t in range(LENGTH):
             if reset[t]:
                 maps, surprise, start = initial, [jnp.zeros_like(w) for w in initial], initial
+                document = t
             elif t % CHUNK == 0:
                 start = maps
             kt, vt, qt = k[t], v[t], q[t]
@@ -81,9 +85,21 @@ def by_hand(name, params, x, reset):
                 a = gate("alpha", h)[t] if name == "gated_delta_net" else 1.0
                 erased = jnp.eye(SIZE) - b * jnp.outer(kt, kt)
                 maps = [a * erased @ maps[0] + b * jnp.outer(kt, vt)]
+            elif name == "oja":
+                kt, vt, qt, b = unit(kt), unit(vt), unit(qt), gate("eta", h)[t]
+                # Oja's rule with k for the input and v for the output: W (N_k, N_v).
+                maps = [maps[0] + b * jnp.outer(kt - maps[0] @ vt, vt)]
             else:
                 kt, qt, eta = unit(kt), unit(qt), gate("eta", h)[t]
-                loss = lambda maps, kt=kt, vt=vt: objective(name, network(maps, kt), vt)
+
+                def loss(maps, t=t, kt=kt, vt=vt, document=document):
+                    if name != "omega":
+                        return objective(name, network(maps, kt), vt)
+                    return sum(
+                        gate("gamma", h)[i] * objective(name, network(maps, unit(k[i])), v[i])
+                        for i in range(max(document, t - WINDOW + 1), t + 1)
+                    )
+
                 gradient = jax.grad(loss)(start)
                 a = gate("alpha", h)[t] if name not in ("ttt_linear", "ttt_mlp") else 1.0
                 if name == "titans_lmm":

@@ -37,32 +37,44 @@ def loop(
     read,
     generated_target=False,
     reset=None,
+    window=1,
+    gamma=None,
 ):
     """Reads and writes token by token; returns what was read, the weights and the momenta."""
     weights = [w.copy() for w in initial]
     start = [w.copy() for w in initial]
     moving = [np.zeros_like(w) for w in initial]
-    outputs = []
-    for t, (k, v, q) in enumerate(zip(keys, values, queries, strict=True)):
+    outputs, document = [], 0
+    for t, (k, q) in enumerate(zip(keys, queries, strict=True)):
         if reset is not None and reset[t]:
             weights = [w.copy() for w in initial]
             start = [w.copy() for w in initial]
             moving = [np.zeros_like(w) for w in initial]
+            document = t
         before = [w.copy() for w in weights]
-        target = network(start, v) if generated_target else v
-        d = network(start, k) - target if objective == "l2" else -target
-        if len(start) == 1:
-            inputs, errors = [k], [d]
-        else:
-            hidden, slope = gelu(k @ start[0])
-            inputs, errors = [k, hidden], [(start[1] @ d) * slope, d]
-        for i, (x, error) in enumerate(zip(inputs, errors, strict=True)):
-            step = -eta[t] * np.outer(x, error)
+        steps = [np.zeros_like(w) for w in initial]
+        for s in range(max(document, t - window + 1), t + 1):
+            target = network(start, values[s]) if generated_target else values[s]
+            d = network(start, keys[s]) - target if objective == "l2" else -target
+            if len(start) == 1:
+                inputs, errors = [keys[s]], [d]
+            else:
+                hidden, slope = gelu(keys[s] @ start[0])
+                inputs, errors = [keys[s], hidden], [(start[1] @ d) * slope, d]
+            weight = 1.0 if gamma is None else gamma[s]
+            for step, x, error in zip(steps, inputs, errors, strict=True):
+                step -= eta[t] * weight * np.outer(x, error)
+        for i, (x, step) in enumerate(zip(inputs, steps, strict=True)):
             if momentum:
                 moving[i] = theta[t] * moving[i] + step
                 step = moving[i]
             origin = initial[i] if decay_to == "initial" else np.zeros_like(initial[i])
             held = weights[i] - origin
+            if projector == "values":
+                v = values[t]
+                shrink = alpha[t] * np.eye(len(v)) - beta[t] * np.outer(v, v) / (v @ v)
+                weights[i] = held @ shrink + step + origin
+                continue
             shrink = alpha[t] * np.eye(len(x))
             if projector == "per_map" or (projector == "first_map" and i == 0):
                 shrink -= beta[t] * np.outer(x, x) / (x @ x)

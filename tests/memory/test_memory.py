@@ -41,11 +41,13 @@ def make_inputs(rule, seed=0, length=LENGTH, dtype=jnp.float64):
     initial = rule.bank.init(jax.random.key(seed), WIDTH, HIDDEN, dtype)
     keys, values, queries = draw.normal(size=(3, length, WIDTH)) * 0.6
     eta, alpha, beta, theta = draw.uniform(0.1, 0.9, size=(4, length))
+    gamma = draw.uniform(0.1, 0.9, size=length)
     gates = Gates(
         jnp.asarray(eta, dtype),
         jnp.log(jnp.asarray(alpha, dtype)),
         None if rule.projector == "none" else jnp.asarray(beta, dtype),
         jnp.log(jnp.asarray(theta, dtype)) if rule.momentum else None,
+        jnp.asarray(gamma, dtype) if rule.window > 1 else None,
     )
     keys, values, queries = (jnp.asarray(x, dtype) for x in (keys, values, queries))
     return initial, Tokens(keys, values, gates, queries)
@@ -54,12 +56,23 @@ def make_inputs(rule, seed=0, length=LENGTH, dtype=jnp.float64):
 RESET = np.array([0, 0, 1, 0, 0, 1, 1, 0], bool)
 
 
+WINDOW = 5  # longer than a chunk
+CASES = [
+    (*case, 1)
+    for case in itertools.product(
+        ["matrix", "mlp"], ["l2", "dot"], ["per_map", "first_map", "none"], [False, True]
+    )
+]
+# Oja's rule, and the Omega rule.
+CASES += [("matrix", "dot", "values", momentum, 1) for momentum in (False, True)]
+CASES += [("matrix", "l2", "none", False, WINDOW), ("mlp", "l2", "none", True, WINDOW)]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("momentum", [False, True])
-@pytest.mark.parametrize("projector", ["per_map", "first_map", "none"])
-@pytest.mark.parametrize("objective", ["l2", "dot"])
-@pytest.mark.parametrize("network", ["matrix", "mlp"])
-def test_chunked_equals_by_token_values_and_gradients(network, objective, projector, momentum, x64):
+@pytest.mark.parametrize(("network", "objective", "projector", "momentum", "window"), CASES)
+def test_chunked_equals_by_token_values_and_gradients(
+    network, objective, projector, momentum, window, x64
+):
     """T is no multiple of C; values and all gradients, to 1e-9.
 
     Every combination of the parameters above, read mode, retention target, gated retention or none
@@ -67,7 +80,9 @@ def test_chunked_equals_by_token_values_and_gradients(network, objective, projec
     """
     variants = list(itertools.product(("before", "after", "chunk"), ("zero", "initial")))
     rules = [
-        make_rule(objective, projector, momentum, network, read=read, decay_to=decay_to)
+        make_rule(
+            objective, projector, momentum, network, read=read, decay_to=decay_to, window=window
+        )
         for read, decay_to in variants
     ]
     initial, tokens = make_inputs(rules[0])
@@ -115,13 +130,20 @@ def test_chunked_equals_by_token_values_and_gradients(network, objective, projec
 @pytest.mark.parametrize("form", [update_and_read, update_and_read_by_token])
 def test_equals_numpy_loop(network_name, reset, form, x64):
     """An independent transcription of the equations; each choice of each setting."""
-    for objective, projector, momentum, decay_to, read_mode, generated in (
-        ("l2", "per_map", True, "zero", "before", True),
-        ("l2", "first_map", False, "initial", "after", False),
-        ("dot", "none", True, "initial", "chunk", False),
-        ("dot", "per_map", False, "zero", "after", True),
+    for objective, projector, momentum, decay_to, read_mode, generated, window in (
+        ("l2", "per_map", True, "zero", "before", True, 1),
+        ("l2", "first_map", False, "initial", "after", False, 1),
+        ("dot", "none", True, "initial", "chunk", False, 1),
+        ("dot", "per_map", False, "zero", "after", True, 1),
+        ("l2", "none", True, "initial", "after", True, WINDOW),
+        ("dot", "values", True, "initial", "before", False, 1),
+        ("dot", "values", False, "zero", "after", False, 1),
     ):
-        settings = dict(read=read_mode, decay_to=decay_to, generated_target=generated)
+        if projector == "values" and network_name == "mlp":
+            continue
+        settings = dict(
+            read=read_mode, decay_to=decay_to, generated_target=generated, window=window
+        )
         rule = make_rule(objective, projector, momentum, network_name, **settings)
         initial, tokens = make_inputs(rule, seed=3)
         tokens = tokens._replace(reset=None if reset is None else jnp.asarray(reset))
@@ -142,6 +164,8 @@ def test_equals_numpy_loop(network_name, reset, form, x64):
             read=read_mode,
             generated_target=generated,
             reset=reset,
+            window=window,
+            gamma=None if gates.gamma is None else np.asarray(gates.gamma),
         )
         np.testing.assert_allclose(out, expected, rtol=1e-9, atol=1e-9)
         for mine, theirs in zip(maps(state.bank.weights), weights, strict=True):
