@@ -7,13 +7,13 @@
 Rows of the paper's Table 6: `hope`, `no_dgd`, `no_momentum`, `no_decay`, `no_cms`, `no_inner_k`,
 `no_inner_v`, `no_inner_q`. Further: `no_convolution`, `matrix_memory`, `chunks_4_16`, `chunks_64_64`,
 `one_head`, `eight_heads`, `read_after`, `read_chunk`, `fixed_gates`, `no_inner`. And the family:
-`transformer`, `hope_attention`, `hybrid` (Titans and attention in turn), and the names in
-`hope_jax.layers.family`. All have the parameters of `hope` within 2%, by the width of their MLPs, and
+`transformer`, `hope_attention`, `hybrid` (Titans and attention in turn), the names in
+`hope_jax.layers.family`, and `memory_as_context`, `memory_as_gate`, `memory_as_layer` (attention over 64
+tokens, joined with `titans_lmm`). All have the parameters of `hope` within 2%, by the width of their MLPs, and
 the quickstart's data. There is no row without L2 normalisation: memories that generate keys overflow
 without it, and are refused.
 """
 
-import importlib.util
 import pathlib
 from typing import Any
 
@@ -22,8 +22,10 @@ from ml_collections import ConfigDict
 from hope_jax.layers.family import FAMILY
 from hope_jax.models import LanguageModelConfig
 from hope_jax.models.parameter_count import match_parameter_count
+from hope_jax.training.config_file import load_config_file
 
 WIDTH, LAYERS, HEADS = 64, 2, 2
+ETA_MAX = 0.5
 ALL = ("k", "v", "q", "eta", "alpha")
 HOPE: dict[str, Any] = dict(
     vocab_size=256,
@@ -35,7 +37,11 @@ HOPE: dict[str, Any] = dict(
     pattern=(),
     cms_levels=2,
     attention_window=512,
-    titans=dict(adaptive=ALL, memory_chunk=16, others_chunk=64, initial_alpha=0.999),
+    persistent_tokens=0,
+    # At larger steps some runs overflow on repetitive text once their memories have grown.
+    titans=dict(
+        adaptive=ALL, memory_chunk=16, others_chunk=64, initial_alpha=0.999, eta_max=ETA_MAX
+    ),
 )
 
 
@@ -71,7 +77,8 @@ MODEL: dict[str, dict[str, Any]] = {
     "hybrid": {"pattern": ("titans", "attention")},
     "hope_attention": {"sequence_layer": "attention", "titans": {}},
 }
-ROWS = (*TITANS, *MODEL, *(name for name in FAMILY if name != "hope"))
+JOINED = ("memory_as_context", "memory_as_gate", "memory_as_layer")
+ROWS = (*TITANS, *MODEL, *JOINED, *(name for name in FAMILY if name != "hope"))
 
 
 def model_config(row: str) -> LanguageModelConfig:
@@ -85,8 +92,13 @@ def model_config(row: str) -> LanguageModelConfig:
         settings = {**HOPE, "titans": {**HOPE["titans"], **TITANS[row]}}
     elif row in MODEL:
         settings = {**HOPE, **MODEL[row]}
-    elif row in FAMILY:
-        settings = {**HOPE, "titans": {**FAMILY[row], "initial_alpha": 0.999}, "cms_levels": 1}
+    elif row in FAMILY or row in JOINED:
+        titans = {**FAMILY["titans_lmm" if row in JOINED else row], "initial_alpha": 0.999}
+        if titans["objective"] != "dot":
+            titans["eta_max"] = ETA_MAX
+        settings = {**HOPE, "titans": titans, "cms_levels": 1}
+        if row in JOINED:
+            settings |= {"sequence_layer": row, "persistent_tokens": 4, "attention_window": 64}
     else:
         raise ValueError(f"unknown row {row!r}; known are {', '.join(ROWS)}")
     return match_parameter_count(LanguageModelConfig.from_config_dict(settings), hope)
@@ -94,14 +106,9 @@ def model_config(row: str) -> LanguageModelConfig:
 
 def get_config(row: str = "hope") -> ConfigDict:
     """Returns the config of a row."""
-    path = pathlib.Path(__file__).with_name("quickstart.py")
-    spec = importlib.util.spec_from_file_location("quickstart", path)
-    assert spec is not None and spec.loader is not None
-    quickstart = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(quickstart)
-
     model = model_config(row)
-    config = quickstart.get_config("hope")
+    here = pathlib.Path(__file__)
+    config = load_config_file(here.with_name("quickstart.py")).get_config("hope")
     settings = {name: getattr(model, name) for name in HOPE}
     config.model = ConfigDict({**settings, "titans": dict(model.titans)})
     config.optimizer.name = "adamw"

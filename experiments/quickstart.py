@@ -106,7 +106,7 @@ def get_config(variant: str = "hope") -> ConfigDict:
     config.evaluate.final_batches = 40  # of validation at the end, evenly spread; 0 for all
     config.evaluate.ngram_orders = (3, 4)  # n-gram models to compare with at the end
     config.evaluate.prompt = "def "
-    config.evaluate.sample_tokens = 300
+    config.evaluate.sample_tokens = 300  # of the sample at the end; 0 for none
 
     config.log = ConfigDict()
     config.log.every = 10  # steps

@@ -11,7 +11,6 @@ are tried with the first seed, by validation loss. Run again, it goes on where i
 import ast
 import contextlib
 import dataclasses
-import importlib.util
 import io
 import json
 import logging
@@ -34,6 +33,7 @@ import matplotlib.pyplot as plt
 from hope_jax.models import LanguageModel, LanguageModelConfig
 from hope_jax.models.flops import count_flops
 from hope_jax.models.parameter_count import parameter_count
+from hope_jax.training.config_file import load_config_file
 from hope_jax.training.loop import NonFiniteLossError, train
 from hope_jax.training.metrics import read_metrics
 
@@ -86,10 +86,7 @@ def load_configs(spec: str, changes: Mapping[str, Any]) -> dict[str, ConfigDict]
     path, _, names = spec.partition(":")
     if not Path(path).is_file() or not names:
         raise ValueError(f"--config={spec} must be a file and its variants, file.py:one,two")
-    module_spec = importlib.util.spec_from_file_location("compared", path)
-    assert module_spec is not None and module_spec.loader is not None
-    module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
+    module = load_config_file(path)
     configs = {}
     for name in names.split(","):
         config = module.get_config(name)

@@ -1,6 +1,5 @@
 """A comparison of two tiny variants, and the rows that ship."""
 
-import importlib.util
 import json
 import math
 
@@ -11,15 +10,12 @@ import pytest
 from hope_jax import compare
 from hope_jax.models.flops import count_flops
 from hope_jax.models.parameter_count import parameter_count
+from hope_jax.training.config_file import load_config_file
 from tests.training.runs import QUICKSTART, tiny_config
 
 
 def ablations():
-    path = QUICKSTART.with_name("ablations.py")
-    spec = importlib.util.spec_from_file_location("ablations", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_config_file(QUICKSTART.with_name("ablations.py"))
 
 
 def test_rows_have_the_same_number_of_parameters():
@@ -27,7 +23,7 @@ def test_rows_have_the_same_number_of_parameters():
     counts = {row: parameter_count(module.model_config(row)) for row in module.ROWS}
     for row, count in counts.items():
         assert abs(count / counts["hope"] - 1) <= 0.02, (row, count, counts["hope"])
-    assert len(counts) == 31
+    assert len(counts) == 36
     config = module.get_config("no_decay")
     assert config.model.titans.retention == "none"
     with pytest.raises(ValueError, match="unknown row 'nothing'"):

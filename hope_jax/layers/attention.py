@@ -1,6 +1,7 @@
 """Causal softmax attention over a sliding window, with a ring-buffer cache."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +44,8 @@ class Attention(nn.Module):
       window: tokens that a query sees, and slots of the cache.
       rope_base: base of the rotary frequencies.
       rope_scaling: how they are lowered, if at all.
+      persistent: learned tokens that every query sees beside the window (the persistent memory of
+        Titans). They have no position: their keys are not rotated, and no distance counts.
       dtype: dtype of the computation; the softmax is formed in float32.
       param_dtype: dtype of the parameters.
     """
@@ -52,6 +55,7 @@ class Attention(nn.Module):
     num_kv_heads: int | None = None
     rope_base: float = 10_000.0
     rope_scaling: RotaryScaling | None = None
+    persistent: int = 0
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
 
@@ -86,16 +90,17 @@ class Attention(nn.Module):
                 f"num_kv_heads {kv_heads} must divide num_heads {self.num_heads}, so that each is "
                 f"shared by equally many"
             )
-        query, key, value = (
-            Projection(
+        project = {
+            name: Projection(
                 (heads, head_dim),
                 ("embed", "heads", "head_dim"),
                 dtype=self.dtype,
                 param_dtype=self.param_dtype,
                 name=name,
-            )(x)
+            )
             for name, heads in (("query", self.num_heads), ("key", kv_heads), ("value", kv_heads))
-        )
+        }
+        plain_query, key, value = (projection(x) for projection in project.values())
 
         fresh = state is None
         if state is None:
@@ -103,7 +108,7 @@ class Attention(nn.Module):
         positions = state.position[:, None] + jnp.arange(tokens, dtype=jnp.int32)
         documents = _document_starts(state.document, positions, reset)
         frequencies = rotary_frequencies(head_dim, self.rope_base, self.rope_scaling)
-        query = apply_rotary(query, positions, frequencies)
+        query = apply_rotary(plain_query, positions, frequencies)
         key = apply_rotary(key, positions, frequencies)
 
         if tokens == 0:
@@ -112,11 +117,18 @@ class Attention(nn.Module):
             same_document = None
             if reset is not None:
                 same_document = positions[:, None, None, :] >= documents[:, None, :, None]
-            mixed = jax.nn.dot_product_attention(
-                query, key, value, mask=same_document, is_causal=True
+            mixed, log_weight = jax.nn.dot_product_attention(
+                query, key, value, mask=same_document, is_causal=True, return_residual=True
             )
         else:
-            mixed = _attend_to_window(query, key, value, positions, documents, state)
+            mixed, log_weight = _attend_to_window(query, key, value, positions, documents, state)
+        if self.persistent and tokens:
+            init: Callable[..., Any] = nn.with_logical_partitioning(
+                nn.initializers.normal(1.0), (None, "embed")
+            )
+            learned = self.param("persistent", init, (self.persistent, width), self.param_dtype)
+            rows = project["key"](learned), project["value"](learned)
+            mixed = add_persistent(plain_query, *rows, mixed, log_weight)
 
         y = Projection(
             (width,),
@@ -152,7 +164,7 @@ def _attend_to_window(
     positions: Int[Array, "B T"],
     documents: Int[Array, "B T"],
     state: AttentionState,
-) -> Float[Array, "B T H N"]:
+) -> tuple[Float[Array, "B T H N"], Float[Array, "B T H"]]:
     """Attention in pieces of at most a window: a piece sees itself and the W tokens before it.
 
     The pieces are a batch axis and no score outside the band of two windows is formed. Before the
@@ -189,13 +201,48 @@ def _attend_to_window(
         & (key_position > query_position - window)
         & (key_position >= flat(documents)[:, None, :, None])
     )
-    mixed = jax.nn.dot_product_attention(
+    found = jax.nn.dot_product_attention(
         flat(query),
         with_previous(state.keys, key),
         with_previous(state.values, value),
         mask=visible,
+        return_residual=True,
     )
-    return mixed.reshape(batch, count * size, *mixed.shape[2:])[:, :tokens]
+    mixed, log_weight = (
+        part.reshape(batch, count * size, *part.shape[2:])[:, :tokens] for part in found
+    )
+    return mixed, log_weight
+
+
+def add_persistent(
+    query: Float[Array, "B T H N"],
+    key: Float[Array, "P K N"],
+    value: Float[Array, "P K N"],
+    mixed: Float[Array, "B T H N"],
+    log_weight: Float[Array, "B T H"],
+) -> Float[Array, "B T H N"]:
+    """Widens a softmax that has been formed already by rows that every query sees.
+
+    Args:
+      query: queries, not rotated.
+      key: of the P further rows.
+      value: of the P further rows.
+      mixed: result of the softmax over the other rows.
+      log_weight: logarithm of the sum of their exponentials.
+
+    Returns:
+      Result of the softmax over all rows, in the dtype of `mixed`.
+    """
+    batch, tokens, heads, size = query.shape
+    grouped = query.reshape(batch, tokens, key.shape[1], -1, size)
+    wide = jnp.promote_types(query.dtype, jnp.float32)
+    scores = jnp.einsum("btkgn,pkn->btkgp", grouped, key, preferred_element_type=wide) / size**0.5
+    scores = scores.reshape(batch, tokens, heads, -1)
+    total = jnp.logaddexp(log_weight, jax.nn.logsumexp(scores, axis=-1))
+    weights = jnp.exp(scores - total[..., None]).reshape(*grouped.shape[:-1], -1)
+    persistent = jnp.einsum("btkgp,pkn->btkgn", weights, value.astype(wide)).reshape(query.shape)
+    rest = jnp.exp(log_weight - total)[..., None] * mixed
+    return (persistent + rest).astype(mixed.dtype)
 
 
 def _remember(

@@ -99,7 +99,8 @@ class Inputs(NamedTuple):
 
     Attributes:
       x: input of the adaptive memories, shape (T, N). Its dtype is that of the large products.
-      static: of k, v, q (T, N) and eta, alpha (T,) those that no memory generates, by name.
+      static: of k, v, q (T, N) and eta, alpha (T,) those that no memory generates, by name; and gamma
+        (T,), where the memory has a window.
       log_theta: logarithm of the momentum's decay, shape (T,), float32; `None` without momentum.
       reset: True where a token begins a new document, shape (T,); `None` for one document.
     """
@@ -145,6 +146,7 @@ def read_sequence(
     initial: Initial,
     inputs: Inputs,
     state: SelfModifyingState | None = None,
+    at_edge: bool = False,
 ) -> tuple[Float[Array, "T N"], SelfModifyingState]:
     """Reads T tokens, learning from them, in parallel inside each chunk.
 
@@ -153,12 +155,13 @@ def read_sequence(
       initial: its initial weights.
       inputs: per token.
       state: to continue from; `None` begins a context, and is the faster call.
+      at_edge: whether the state is known to have no open chunk, which is as fast.
 
     Returns:
       Outputs o, shape (T, N), and the state after the last token.
     """
     length = inputs.x.shape[0]
-    if state is None or not length:
+    if state is None or at_edge or not length:
         old = init_state(rule, initial) if state is None else state
         return _read_from_edge(rule, initial, inputs, old)
     grid, active = lay_on_grid(inputs, state.position, rule.grid)
@@ -351,9 +354,12 @@ def _tokens(rule, initial, inputs, raw, active):
         open_gate = _at_least_float32(raw["alpha"]) if rule.retention == "gate" else log_alpha
         log_alpha = jax.nn.log_sigmoid(open_gate + initial.alpha_bias)
     log_theta = inputs.log_theta
+    gamma = raw["gamma"] if rule.memory.window > 1 else None
     if active is not None:
         eta, log_alpha = (jnp.where(active, gate, 0) for gate in (eta, log_alpha))
-        log_theta = None if log_theta is None else jnp.where(active, log_theta, 0)
+        log_theta, gamma = (
+            None if gate is None else jnp.where(active, gate, 0) for gate in (log_theta, gamma)
+        )
     beta = None
     if rule.memory.projector != "none":
         # Delta Gradient Descent (Eq. 88): the projector's strength is the step size.
@@ -362,7 +368,7 @@ def _tokens(rule, initial, inputs, raw, active):
         # Summed undamped, equal writes come to 1 / (1 - theta) of one, while the projector that has
         # to balance them stays at eta: with repeated keys the state then doubles chunk by chunk.
         eta = eta * -jnp.expm1(log_theta)
-    gates = Gates(eta, log_alpha, beta, log_theta)
+    gates = Gates(eta, log_alpha, beta, log_theta, gamma)
     return Tokens(key.astype(dtype), value, gates, query.astype(dtype), inputs.reset)
 
 

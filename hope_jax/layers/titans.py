@@ -1,6 +1,7 @@
 """Self-modifying Titans as a Flax layer: convolution, projections, heads, memories."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -58,7 +59,8 @@ class TitansConfig:
     # DGD on every map, on the first, or plain descent ("none"). A fresh layer overflowed within 1,000
     # tokens without it (random inputs too) and with it on the first map alone (constant and
     # alternating inputs): start eta far lower there.
-    projector: Literal["per_map", "first_map", "none"] = "per_map"
+    # "values" is Oja's rule: a matrix, the dot-product objective, and a projector along the value.
+    projector: Literal["per_map", "first_map", "values", "none"] = "per_map"
     momentum: Literal["gate", "learned", "none"] = "gate"  # its decay: per token, one number a head
     dampening: bool = True  # weight writes by 1 - theta; without, repeated keys overflow the state
     projector_decays: bool = False  # the projector's strength is alpha eta in place of eta
@@ -79,10 +81,11 @@ class TitansConfig:
     initial_theta: float = 0.5  # where the momentum's decay starts
     output_norm: bool = False  # normalise what each head reads, before the output projection
     convolution: int = 4  # tokens that the causal convolution sees; 1 is none
+    window: int = 1  # tokens whose errors each token writes (the Omega rule, Eq. 68)
     states_every: int = 1  # keep every n-th chunk's state for the backward pass
 
     def __post_init__(self):
-        for name in ("width", "num_heads", "memory_chunk", "others_chunk", "convolution"):
+        for name in ("width", "num_heads", "memory_chunk", "others_chunk", "convolution", "window"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a positive integer, got {value!r}")
@@ -145,6 +148,22 @@ class TitansConfig:
                 "learned_initial=False needs network='matrix' and adaptive=(): an MLP of zeros, or a "
                 "memory that generates zeros, learns nothing"
             )
+        if self.window > 1 and (self.adaptive or self.projector != "none"):
+            raise ValueError(
+                f"window={self.window} needs projector='none' and adaptive=(): a projector would erase "
+                f"along the last of the window's keys alone, and memories that generate keys write theirs "
+                f"once"
+            )
+        if self.projector == "values" and (
+            (self.network, self.objective) != ("matrix", "dot")
+            or self.adaptive
+            or self.generated_target
+            or not self.unit_values
+        ):
+            raise ValueError(
+                "projector='values' is Oja's rule and needs network='matrix', objective='dot', "
+                "adaptive=(), generated_target=False and unit_values=True"
+            )
         _ = self.rule
 
     @property
@@ -188,6 +207,7 @@ class TitansConfig:
             read=self.read,
             generated_target=self.generated_target,
             chunk_size=self.memory_chunk,
+            window=self.window,
             states_every=self.states_every,
         )
         return SelfModifyingRule(
@@ -251,6 +271,7 @@ class SelfModifyingTitans(nn.Module):
         x: Float[Array, "B T D"],
         state: TitansState | None = None,
         reset: Bool[Array, "B T"] | None = None,
+        at_edge: bool = False,
     ) -> tuple[Float[Array, "B T D"], TitansState]:
         """Reads T tokens of each sequence, learning from them.
 
@@ -258,6 +279,8 @@ class SelfModifyingTitans(nn.Module):
           x: inputs, shape (B, T, D).
           state: to continue from; `None` begins a context.
           reset: True where a token begins a new document, shape (B, T).
+          at_edge: whether the state is known to have no open chunk, as where whole chunks are read
+            at a time; such calls are faster.
 
         Returns:
           Outputs, shape (B, T, D), and the state after the last token.
@@ -276,8 +299,8 @@ class SelfModifyingTitans(nn.Module):
         )(x, None if state is None else state.tail, reset)
         inputs = self._inputs(x, reset)
         initial = self._initial()
-        function: Callable[..., Any] = read_sequence
-        if state is not None and x.shape[1] == 1:
+        function: Callable[..., Any] = functools.partial(read_sequence, at_edge=at_edge)
+        if state is not None and x.shape[1] == 1 and not at_edge:
             function = _read_one
         call = jax.vmap(  # over heads, then over sequences, which share only the initial weights
             jax.vmap(
@@ -336,6 +359,10 @@ class SelfModifyingTitans(nn.Module):
         static |= {
             name: numbers(name) for name in GATES if name not in config.adaptive and gates[name]
         }
+        if config.window > 1:
+            # At first each write descends the mean error of its window.
+            bias = self._bias("gamma_bias", 1 / config.window)[:, None]
+            static["gamma"] = jax.nn.sigmoid(numbers("gamma") + bias)
         log_theta = None
         if config.momentum != "none":
             bias = self._bias("theta_bias", config.initial_theta)[:, None]
@@ -409,7 +436,7 @@ class SelfModifyingTitans(nn.Module):
         logit = jnp.log(value) - jnp.log1p(-value)
         init = nn.with_logical_partitioning(nn.initializers.constant(logit), ("heads",))
         bias = self.param(name, init, (self.config.num_heads,), self.param_dtype)
-        return bias.astype(jnp.promote_types(bias.dtype, jnp.float32))
+        return self._wide(bias)
 
 
 def _read_one(rule, initial, inputs, state):

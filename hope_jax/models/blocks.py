@@ -1,6 +1,7 @@
 """The residual block that every language model here is a stack of (section 8.3)."""
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -10,6 +11,8 @@ from jaxtyping import Array, Bool, Float
 from hope_jax.layers.attention import Attention
 from hope_jax.layers.continuum import ContinuumMemory, ContinuumState
 from hope_jax.layers.level_learning import Adaptation, FastWeights
+from hope_jax.layers.memory_and_attention import MemoryAsGate, MemoryAsLayer
+from hope_jax.layers.memory_as_context import MemoryAsContext
 from hope_jax.layers.normalization import RMSNorm
 from hope_jax.layers.titans import SelfModifyingTitans
 from hope_jax.models.config import LanguageModelConfig
@@ -25,6 +28,37 @@ class BlockState(NamedTuple):
 
     sequence: Any
     continuum: ContinuumState | tuple[()]
+
+
+def _sequence_layer(config: LanguageModelConfig, **dtypes: Any) -> nn.Module:
+    """The layer that `config.sequence_layer` names, which is its name among the parameters too."""
+    memory = functools.partial(SelfModifyingTitans, config.titans_config, **dtypes)
+    attention = functools.partial(
+        Attention,
+        num_heads=config.num_heads,
+        num_kv_heads=config.num_kv_heads,
+        window=config.attention_window,
+        rope_base=config.rope_base,
+        rope_scaling=config.rotary_scaling,
+        persistent=config.persistent_tokens,
+        **dtypes,
+    )
+    name = config.sequence_layer
+    if name == "titans":
+        return memory(name=name)
+    if name == "attention":
+        return attention(name=name)
+    if name == "memory_as_context":
+        return MemoryAsContext(
+            config.titans_config,
+            config.attention_window,
+            config.persistent_tokens,
+            config.rope_base,
+            name=name,
+            **dtypes,
+        )
+    joined = MemoryAsGate if name == "memory_as_gate" else MemoryAsLayer
+    return joined(attention, memory, name=name, **dtypes)
 
 
 class BlockGroup(nn.Module):
@@ -92,19 +126,7 @@ class Block(nn.Module):
             "dtype": jnp.dtype(config.dtype),
             "param_dtype": jnp.dtype(config.param_dtype),
         }
-        sequence: nn.Module
-        if config.sequence_layer == "titans":
-            sequence = SelfModifyingTitans(config.titans_config, name="titans", **dtypes)
-        else:
-            sequence = Attention(
-                num_heads=config.num_heads,
-                num_kv_heads=config.num_kv_heads,
-                window=config.attention_window,
-                rope_base=config.rope_base,
-                rope_scaling=config.rotary_scaling,
-                name="attention",
-                **dtypes,
-            )
+        sequence = _sequence_layer(config, **dtypes)
         continuum = ContinuumMemory(
             levels=config.cms_levels,
             hidden=config.mlp_width,

@@ -9,10 +9,13 @@ from flax.core import FrozenDict
 
 from hope_jax.layers.continuum import Connection
 from hope_jax.layers.level_learning import InContextConfig
+from hope_jax.layers.memory_as_context import check_segment
 from hope_jax.layers.rotary import RotaryScaling
 from hope_jax.layers.titans import TitansConfig
 
-SequenceLayer = Literal["titans", "attention"]
+SequenceLayer = Literal[
+    "titans", "attention", "memory_as_context", "memory_as_gate", "memory_as_layer"
+]
 LevelOrder = Literal["fast_to_slow", "slow_to_fast"]
 DtypeName = Literal["float32", "bfloat16", "float64"]  # the last with jax_enable_x64
 RematPolicy = Literal["none", "block", "dots"]
@@ -30,7 +33,10 @@ class LanguageModelConfig:
     """A language model: embedding, blocks of a sequence layer and a chain of MLPs, logits.
 
     `sequence_layer="titans"` is Hope, `"attention"` with several levels is Hope-Attention, and
-    `"attention"` with one level is a Transformer++.
+    `"attention"` with one level is a Transformer++. The others are Titans' ways of joining the two: with
+    `"memory_as_context"` attention sees segments of `attention_window` tokens, beside what the memory
+    recalls for them; with `"memory_as_gate"` memory gates attention; with `"memory_as_layer"` it lies
+    below.
     """
 
     vocab_size: int  # number of token ids
@@ -50,6 +56,8 @@ class LanguageModelConfig:
     in_context: Mapping[str, Any] | None = None
     num_kv_heads: int | None = None  # heads of attention's keys and values; None for num_heads
     attention_window: int = 1024  # tokens an attention layer sees and keeps
+    # Learned tokens that every query of attention sees (the persistent memory of Titans).
+    persistent_tokens: int = 0
     rope_base: float = 10_000.0  # of the rotary frequencies
     # Settings of RotaryScaling, if the frequencies are lowered for longer contexts.
     rope_scaling: Mapping[str, Any] | None = None
@@ -106,10 +114,8 @@ class LanguageModelConfig:
                 f"width {self.width} does not split into {self.num_heads} heads; make width a "
                 f"multiple of num_heads"
             )
-        if (
-            "attention" in (self.pattern or (self.sequence_layer,))
-            and (self.width // self.num_heads) % 2
-        ):
+        used = self.pattern or (self.sequence_layer,)
+        if set(used) != {"titans"} and (self.width // self.num_heads) % 2:
             raise ValueError(
                 f"rotary embedding turns pairs of channels, so width / num_heads must be even; "
                 f"got {self.width} / {self.num_heads} = {self.width // self.num_heads}"
@@ -119,6 +125,8 @@ class LanguageModelConfig:
             raise ValueError(
                 f"num_kv_heads must be None or divide num_heads; got {kv_heads} and {self.num_heads}"
             )
+        if self.persistent_tokens < 0:
+            raise ValueError(f"persistent_tokens must not be negative, got {self.persistent_tokens}")
         if not self.norm_epsilon > 0:
             raise ValueError(f"norm_epsilon must be positive, got {self.norm_epsilon}")
         if self.rope_scaling is not None:
@@ -132,6 +140,13 @@ class LanguageModelConfig:
         object.__setattr__(self, "titans", _frozen(self.titans))
         _refuse_unknown("titans", self.titans, _TITANS_SETTINGS)
         _ = self.titans_config
+        if "memory_as_context" in used:
+            check_segment(self.titans_config, self.attention_window)
+            if self.num_kv_heads not in (None, self.num_heads) or self.rope_scaling is not None:
+                raise ValueError(
+                    "memory_as_context attends with the memory's heads within a segment: leave out "
+                    "num_kv_heads and rope_scaling"
+                )
         if self.in_context is not None:
             object.__setattr__(self, "in_context", _frozen(self.in_context))
             _refuse_unknown(

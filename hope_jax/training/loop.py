@@ -262,7 +262,7 @@ class _Run:
                 self.console.print(f"  a {order}-gram on the whole validation part: {baseline:.3f}")
                 result[f"{order}_gram_bits_per_byte"] = baseline
             self.console.print(f"losses drawn in {plot_losses(self.workdir)}")
-        if jax.process_count() == 1:
+        if jax.process_count() == 1 and self.config.evaluate.sample_tokens:
             prompt = tokenizer.encode(self.config.evaluate.prompt)
             context = read(self.model, state.params, np.asarray(prompt)[None])
             ids, _ = generate(

@@ -1,0 +1,207 @@
+"""Titans' three ways of joining memory and attention, each against its equations written out."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from hope_jax.layers.attention import Attention
+from hope_jax.layers.memory_and_attention import MemoryAsGate, MemoryAsLayer
+from hope_jax.layers.memory_as_context import MemoryAsContext
+from hope_jax.layers.titans import SelfModifyingTitans, TitansConfig
+
+BATCH, LENGTH, WIDTH, HEADS, SEGMENT, PERSISTENT = 2, 11, 8, 2, 4, 3
+SIZE = WIDTH // HEADS
+CONFIG = TitansConfig(WIDTH, HEADS, memory_chunk=2, others_chunk=4, initial_eta=0.5)
+FLOATS = {"dtype": jnp.float64, "param_dtype": jnp.float64}
+RESET = np.zeros((BATCH, LENGTH), bool)
+RESET[0, 5] = RESET[1, [4, 9]] = True  # within a segment, and where one begins
+KINDS = ("context", "gate", "layer")
+
+
+@functools.cache
+def make(kind):
+    attention = functools.partial(
+        Attention, num_heads=HEADS, window=SEGMENT, persistent=PERSISTENT, **FLOATS
+    )
+    memory = functools.partial(SelfModifyingTitans, CONFIG, **FLOATS)
+    if kind == "context":
+        layer = MemoryAsContext(CONFIG, SEGMENT, PERSISTENT, **FLOATS)
+    else:
+        joined = MemoryAsGate if kind == "gate" else MemoryAsLayer
+        layer = joined(attention, memory, **FLOATS)
+    x = jax.random.normal(jax.random.key(0), (BATCH, LENGTH, WIDTH), jnp.float64)
+    params = nn.unbox(jax.jit(layer.init)(jax.random.key(1), x))
+    call = jax.jit(lambda p, x, s, r: layer.apply(p, x, s, r))
+    return params, x, call
+
+
+def rms(x, part):
+    return x / np.sqrt(np.mean(x * x, -1, keepdims=True) + 1e-6) * np.asarray(part["scale"])
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def memory_layer(params, x, reset):
+    y, state = SelfModifyingTitans(CONFIG, **FLOATS).apply({"params": params}, x, None, reset)
+    return np.asarray(y), state
+
+
+def turned(rows, positions):
+    """Rotary embedding at base 10,000, by complex numbers."""
+    half = rows.shape[-1] // 2
+    turn = np.exp(1j * positions[:, None] * 10_000.0 ** (-np.arange(half) / half))
+    z = (rows[..., :half] + 1j * rows[..., half:]) * turn[:, None]
+    return np.concatenate([z.real, z.imag], -1)
+
+
+def attend(params, x, context, see):
+    """Rows of x, (T, D), to `context`, a list of (rows, positions), and the persistent tokens.
+
+    `see(t, j)`: whether x_t sees row j of each part of the context.
+    """
+    to_heads = lambda rows, name: np.einsum(
+        "td,dhn->thn", rows, np.asarray(params[name]["kernel"], np.float64)
+    )
+    persistent = np.asarray(params["persistent"], np.float64)
+    query = to_heads(x, "query")
+    turned_query = turned(query, np.arange(len(x)))
+    out = np.zeros_like(x)
+    for t in range(len(x)):
+        for h in range(HEADS):
+            scores = list(to_heads(persistent, "key")[:, h] @ query[t, h])
+            values = list(to_heads(persistent, "value")[:, h])
+            for rows, positions in context:
+                keys = turned(to_heads(rows, "key"), positions)
+                seen = [j for j in range(len(rows)) if see(t, j)]
+                scores += [keys[j, h] @ turned_query[t, h] for j in seen]
+                values += [to_heads(rows, "value")[j, h] for j in seen]
+            weights = np.exp(np.array(scores) / np.sqrt(SIZE))
+            mixed = weights @ np.stack(values) / weights.sum()
+            out[t] += mixed @ np.asarray(params["out"]["kernel"][h])
+    return out
+
+
+def starts(reset):
+    """First token of the document of each token."""
+    return np.maximum.accumulate(np.where(reset, np.arange(len(reset)), 0))
+
+
+def window_attention(params, x, reset):
+    rows = []
+    for b in range(BATCH):
+        first, places = starts(reset[b]), np.arange(LENGTH)
+        see = lambda t, j, first=first: max(first[t], t - SEGMENT + 1) <= j <= t
+        rows.append(attend(params, x[b], [(x[b], places)], see))
+    return np.stack(rows)
+
+
+def by_hand(kind, params, x, reset):
+    x = np.asarray(x)
+    if kind == "layer":
+        far = memory_layer(params["memory"], x, reset)[0]
+        return window_attention(params["attention"], rms(far, params["memory_norm"]), reset)
+    if kind == "gate":
+        near = window_attention(params["attention"], x, reset)
+        far = memory_layer(params["memory"], x, reset)[0]
+    else:
+        params = params["piece"]
+        near = np.zeros_like(x)
+        initial = memory_layer(params["memory"], near[:, :0], reset[:, :0])[1]
+        for begin in range(0, LENGTH, SEGMENT):
+            own = slice(begin, min(begin + SEGMENT, LENGTH))
+            # The memory as it is once it has read all segments before.
+            state = memory_layer(params["memory"], near[:, :begin], reset[:, :begin])[1]
+            for b in range(BATCH):
+                segment, count = x[b, own], len(x[b, own])
+                first = starts(reset[b, own])
+                recalled = np.zeros_like(segment)
+                for t in range(count):
+                    source = initial if reset[b, own][: t + 1].any() else state
+                    weights = source.heads.memory.weights
+                    for h in range(HEADS):
+                        q = segment[t] @ np.asarray(params["recall"]["kernel"][:, h])
+                        q = q / np.linalg.norm(q)
+                        hidden = jax.nn.gelu(q @ np.asarray(weights.first[b, h]))
+                        found = q + np.asarray(hidden) @ np.asarray(weights.values[b, h, 0])
+                        recalled[t] += found @ np.asarray(params["recalled"]["kernel"][h])
+                places = np.arange(count)
+                see = lambda t, j, first=first: first[t] <= j <= t
+                context = [(recalled, places), (segment, places)]
+                near[b, own] = attend(params, segment, context, see)
+        far = memory_layer(params["memory"], near, reset)[0]
+    return rms(near, params["attention_norm"]) * sigmoid(rms(far, params["memory_norm"]))
+
+
+@pytest.mark.parametrize("reset", [np.zeros_like(RESET), RESET], ids=["one_document", "documents"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_equals_its_equations(kind, reset, x64):
+    params, x, call = make(kind)
+    y, _ = call(params, x, None, reset)
+    # Rotary angles are float32 everywhere.
+    expected = by_hand(kind, params["params"], x, reset)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pieces_give_what_one_call_gives(kind, x64):
+    params, x, call = make(kind)
+    whole, end = call(params, x, None, RESET)
+    nothing = call(params, x[:, :0], None, RESET[:, :0])[1]
+    for cuts in (range(LENGTH + 1), (0, 3, 3, 8, LENGTH)):
+        state, parts = nothing, []
+        for i, j in zip(cuts[:-1], cuts[1:], strict=True):
+            y, state = call(params, x[:, i:j], state, RESET[:, i:j])
+            parts.append(y)
+        # JAX forms the softmax in float32.
+        np.testing.assert_allclose(jnp.concatenate(parts, 1), whole, atol=1e-5)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), state, end)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_causal_and_independent(kind, x64):
+    params, x, call = make(kind)
+    y = call(params, x, None, RESET)[0]
+    for t in (2, 6):  # within segments: what is recalled for a token is seen by none before it
+        changed = call(params, x.at[:, t].add(1.0), None, RESET)[0]
+        np.testing.assert_allclose(changed[:, :t], y[:, :t], atol=1e-14)
+        assert np.abs(changed[:, t:] - y[:, t:]).max() > 1e-3
+    changed = call(params, x.at[1].add(1.0), None, RESET)[0]
+    np.testing.assert_allclose(changed[0], y[0], atol=1e-14)
+    changed = call(params, x.at[0, :5].add(1.0), None, RESET)[0]
+    np.testing.assert_allclose(changed[0, 5:], y[0, 5:], atol=1e-14)
+    # The memory carries what attention's window no longer sees.
+    changed = call(params, x.at[0, 0].add(1.0), None, None)[0] - call(params, x, None, None)[0]
+    assert np.abs(changed[0, 2 * SEGMENT :]).max() > 1e-6
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_parameter_is_trained(kind, x64):
+    params, x, call = make(kind)
+    weights = jax.random.normal(jax.random.key(3), x.shape, jnp.float64)
+    loss = lambda params: jnp.sum(call(params, x, None, RESET)[0] * weights)
+    gradient = jax.jit(jax.grad(loss))(params)
+    step = 1e-3  # well above the rounding of a softmax in float32
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
+        assert np.abs(leaf).max() > 0, jax.tree_util.keystr(path)
+    name = {"context": "piece", "gate": "attention", "layer": "attention"}[kind]
+    nudged = lambda sign: jax.tree_util.tree_map_with_path(
+        lambda path, w: (
+            w.at[(0,) * w.ndim].add(sign * step)
+            if jax.tree_util.keystr(path).endswith(f"['{name}']['persistent']")
+            else w
+        ),
+        params,
+    )
+    slope = (loss(nudged(1)) - loss(nudged(-1))) / (2 * step)
+    np.testing.assert_allclose(gradient["params"][name]["persistent"][0, 0], slope, rtol=1e-2)
+
+
+def test_segments_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="segment of 6 tokens is no multiple of the memory's chunk"):
+        MemoryAsContext(CONFIG, 6).init(jax.random.key(0), jnp.zeros((1, 2, WIDTH)))
