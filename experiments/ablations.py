@@ -6,12 +6,14 @@
 
 Rows of the paper's Table 6: `hope`, `no_dgd`, `no_momentum`, `no_decay`, `no_cms`, `no_inner_k`,
 `no_inner_v`, `no_inner_q`. Further: `no_convolution`, `matrix_memory`, `chunks_4_16`, `chunks_64_64`,
-`one_head`, `eight_heads`, `read_after`, `read_chunk`, `fixed_gates`, `no_inner`. And the family:
+`one_head`, `eight_heads`, `read_after`, `read_chunk`, `fixed_gates`, `no_inner`, `plain_memory`,
+`no_normalization`. And the family:
 `transformer`, `hope_attention`, `hybrid` (Titans and attention in turn), the names in
 `hope_jax.layers.family`, and `memory_as_context`, `memory_as_gate`, `memory_as_layer` (attention over 64
-tokens, joined with `titans_lmm`). All have the parameters of `hope` within 2%, by the width of their MLPs, and
-the quickstart's data. There is no row without L2 normalisation: memories that generate keys overflow
-without it, and are refused.
+tokens, joined with `titans_lmm`). All have the parameters of `hope` within 2%, by the width of their
+MLPs, and the quickstart's data. Memories that generate keys overflow without L2 normalisation, and are
+refused; what it is worth is seen between `no_normalization` and `plain_memory`, which is the same with
+it: static projections and plain descent.
 """
 
 import pathlib
@@ -49,6 +51,7 @@ def without(name: str) -> tuple[str, ...]:
     return tuple(part for part in ALL if part != name)
 
 
+PLAIN = {"adaptive": (), "generated_target": False, "projector": "none", "initial_eta": 0.01}
 # What differs from Hope, in its Titans layers.
 TITANS: dict[str, dict[str, Any]] = {
     "hope": {},
@@ -66,6 +69,8 @@ TITANS: dict[str, dict[str, Any]] = {
     "chunks_64_64": {"memory_chunk": 64, "others_chunk": 64},
     "read_after": {"read": "after"},
     "read_chunk": {"read": "chunk"},
+    "plain_memory": PLAIN,
+    "no_normalization": {**PLAIN, "unit_keys": False, "unit_values": False},
     "fixed_gates": {"step": "one", "retention": "fixed", "adaptive": ("k", "v", "q")},
 }
 # What differs in the model.

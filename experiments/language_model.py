@@ -2,15 +2,15 @@
 
     python -m hope_jax.train --config=experiments/language_model.py:hope-tiny --workdir=runs/tiny
     python -m hope_jax.train --config=experiments/language_model.py:hope-760m --workdir=runs/760m \
-        --config.data.tokens=DIR --config.mesh.fsdp=16
+        --config.data.tokens=DIR --config.data.tokenizer=tokenizer.model --config.mesh.fsdp=16
 
 Variants are `layer-size`. Sizes: `tiny` (bytes of the Python library, for trying things out), `15m`,
 `60m`, `170m`, `340m`, `760m`, `1.3b`. Layers: `transformer`, `hope`, `hope_attention`, `hybrid` (two of
 Titans to one of attention), `memory_as_context`, `memory_as_gate`, `memory_as_layer`, and the names in
 `hope_jax.layers.family`. Widths of MLPs bring every model within 2% of its size.
 
-`760m` and `1.3b` are the paper's: 30B and 100B tokens of FineWeb-Edu and long documents, in a vocabulary
-of 32,000, with AdamW. Depth, width and heads are ours, since the paper prints none; the smaller sizes have
+`760m` and `1.3b` are the paper's: 30B and 100B tokens of FineWeb-Edu and long documents, in a
+vocabulary of 32,000, with AdamW. Depth, width, heads and rates are this file's; the smaller sizes have
 20 tokens a parameter. The text is made into tokens once, beforehand:
 
     python -m hope_jax.tokenize --files='fineweb-edu/*.parquet' --files='books/**/*.txt' \
@@ -113,6 +113,7 @@ def get_config(variant: str = "hope-tiny") -> ConfigDict:
     config.data.batch_size = numbers.batch_size
     if size != "tiny":
         config.data.tokens = "tokens"  # a folder that hope_jax.tokenize has written
+        config.data.tokenizer = "tokenizer.model"  # with which it has
 
     config.optimizer.name = "adamw"
     config.optimizer.learning_rate = numbers.learning_rate

@@ -69,6 +69,7 @@ def get_config(variant: str = "hope") -> ConfigDict:
     config.data = ConfigDict()
     config.data.files = ""  # pattern such as 'corpus/**/*.txt'; '' is the standard library
     config.data.tfds = ""  # or the name of a TFDS data set
+    config.data.tokens = ""  # or a folder that hope_jax.tokenize has written
     config.data.tokenizer = "bytes"  # or a SentencePiece .model or tokenizers .json file
     config.data.validation_fraction = 0.1  # share of documents held out
     config.data.sequence_length = 2048 if variant == "learning" else 512

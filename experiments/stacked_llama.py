@@ -8,21 +8,17 @@ Sizes come from the checkpoint. The blocks of the last quarter learn in context,
 every 64 tokens and those above at every 512; training tunes their steps, and all weights, for it.
 """
 
-import importlib.util
 import pathlib
 
 from ml_collections import ConfigDict
+
+from hope_jax.training.config_file import load_config_file
 
 
 def get_config() -> ConfigDict:
     """Returns the config; of its model, the sizes are placeholders."""
     path = pathlib.Path(__file__).with_name("quickstart.py")
-    spec = importlib.util.spec_from_file_location("quickstart", path)
-    assert spec is not None and spec.loader is not None
-    quickstart = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(quickstart)
-
-    config = quickstart.get_config("transformer")
+    config = load_config_file(path).get_config("transformer")
     config.model.attention_window = 1024  # what attention sees; the levels are for the rest
     config.model.in_context = ConfigDict(dict(chunks=(64, 512), step_size=0.1))
     config.model.remat = "block"

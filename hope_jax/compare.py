@@ -115,7 +115,7 @@ def compare(
     """
     runs: list[Run] = []
     costs = {variant: _cost(config) for variant, config in configs.items()}
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         # Seeds of a variant run the same programs.
         jax.config.update("jax_compilation_cache_dir", str(workdir / "programs"))
 

@@ -151,8 +151,8 @@ class TitansConfig:
         if self.window > 1 and (self.adaptive or self.projector != "none"):
             raise ValueError(
                 f"window={self.window} needs projector='none' and adaptive=(): a projector would erase "
-                f"along the last of the window's keys alone, and memories that generate keys write theirs "
-                f"once"
+                f"along the last of the window's keys alone, and memories that generate keys write "
+                f"theirs once"
             )
         if self.projector == "values" and (
             (self.network, self.objective) != ("matrix", "dot")

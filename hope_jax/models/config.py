@@ -126,7 +126,9 @@ class LanguageModelConfig:
                 f"num_kv_heads must be None or divide num_heads; got {kv_heads} and {self.num_heads}"
             )
         if self.persistent_tokens < 0:
-            raise ValueError(f"persistent_tokens must not be negative, got {self.persistent_tokens}")
+            raise ValueError(
+                f"persistent_tokens must not be negative, got {self.persistent_tokens}"
+            )
         if not self.norm_epsilon > 0:
             raise ValueError(f"norm_epsilon must be positive, got {self.norm_epsilon}")
         if self.rope_scaling is not None:

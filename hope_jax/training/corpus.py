@@ -52,12 +52,19 @@ def load_documents(files: str = "", tfds: str = "", validation_fraction: float =
         )
     if tfds:
         return _tfds_documents(tfds, validation_fraction)
-    named = [(name, pathlib.Path(path).read_bytes()) for name, path in _paths(files)]
+    named = [(name, pathlib.Path(path).read_bytes()) for name, path in named_paths(files)]
     return _split(iter(named), validation_fraction, f"data.files={files!r}")
 
 
-def _paths(files: str) -> list[tuple[str, str]]:
-    """Files by a name that does not depend on where the corpus lies."""
+def named_paths(files: str = "") -> list[tuple[str, str]]:
+    """Files by a name that does not depend on where the corpus lies.
+
+    Args:
+      files: a pattern, or empty for the sources of the standard library.
+
+    Raises:
+      ValueError: if nothing matches.
+    """
     if files:
         paths = sorted(path for path in glob.glob(files, recursive=True) if os.path.isfile(path))
         if not paths:
@@ -104,6 +111,12 @@ def _text(name: str, example: dict[str, Any]) -> bytes:
     return text.encode() if isinstance(text, str) else text
 
 
+def is_held_out(name: str, fraction: float) -> bool:
+    """Whether a document of this name belongs to the validation part; such are a given share."""
+    digest = hashlib.sha256(name.encode()).digest()
+    return int.from_bytes(digest[:8], "big") < fraction * 2**64
+
+
 def _split(
     named: Iterator[tuple[str, bytes]], validation_fraction: float, source: str
 ) -> Documents:
@@ -112,9 +125,7 @@ def _split(
     for name, document in named:
         if not document:
             continue
-        digest = hashlib.sha256(name.encode()).digest()
-        held_out = int.from_bytes(digest[:8], "big") < validation_fraction * 2**64
-        (validation if held_out else train).append(document)
+        (validation if is_held_out(name, validation_fraction) else train).append(document)
     if not train or not validation:
         raise ValueError(
             f"{source} gives {len(train)} training and {len(validation)} validation documents that "

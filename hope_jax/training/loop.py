@@ -21,7 +21,7 @@ from hope_jax.training.corpus import Documents, load_documents
 from hope_jax.training.metrics import MetricsWriter, plot_losses
 from hope_jax.training.ngram import witten_bell_bits_per_byte
 from hope_jax.training.optimizer import make_optimizer, needs_layer_inputs
-from hope_jax.training.pipeline import train_iterator, validation_batches
+from hope_jax.training.pipeline import ValidationBatches, train_iterator
 from hope_jax.training.sharding import check_batch, make_mesh
 from hope_jax.training.step import (
     Metrics,
@@ -31,6 +31,12 @@ from hope_jax.training.step import (
     make_eval_step,
     make_train_step,
     put_batch,
+)
+from hope_jax.training.token_stream import (
+    PARTS,
+    TokenStream,
+    encode_documents,
+    read_tokens,
 )
 from hope_jax.training.tokenizers import Tokenizer, load_tokenizer
 
@@ -100,23 +106,22 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float] | None:
     model_config = LanguageModelConfig.from_config_dict(config.model)
     model = LanguageModel(model_config)
     optimizer = make_optimizer(config.optimizer, config.steps)
-    checkpoints = Checkpoints(workdir, config, config.checkpoint.keep)
-    documents = load_documents(config.data.files, config.data.tfds, config.data.validation_fraction)
+    documents, streams = _load_corpus(config, tokenizer)
     batches = train_iterator(
-        documents.train,
-        tokenizer,
+        streams[0],
         sequence_length=config.data.sequence_length,
         batch_size=config.data.batch_size,
         seed=config.seed,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    validation = validation_batches(
-        documents.validation,
-        tokenizer,
+    validation = ValidationBatches(
+        streams[1],
         sequence_length=config.data.sequence_length,
         batch_size=config.data.batch_size,
     )
+    # Only now, so that settings that do not fit leave no run behind.
+    checkpoints = Checkpoints(workdir, config, config.checkpoint.keep)
     restored = checkpoints.restore(abstract_state(model, optimizer, mesh))
     if restored is None:
         state = init_state(model, optimizer, mesh, config.seed)
@@ -138,10 +143,31 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float] | None:
         if run.stopped:
             console.print(f"stopped and saved at step {int(state.step)}; run again to continue")
             return None
-        return run.finish(state, documents, tokenizer)
+        return run.finish(state, documents, streams[1], tokenizer)
     finally:
         checkpoints.close()
         run.writer.close()
+
+
+def _load_corpus(
+    config: ConfigDict, tokenizer: Tokenizer
+) -> tuple[Documents | None, list[TokenStream]]:
+    """The documents, where they are in memory, and the streams of the training and validation part."""
+    data = config.data
+    folder = data.get("tokens", "")  # runs of before there was this setting go on
+    if not folder:
+        documents = load_documents(data.files, data.tfds, data.validation_fraction)
+        return documents, [encode_documents(part, tokenizer) for part in documents]
+    if data.files or data.tfds:
+        raise ValueError(
+            f"data.tokens={folder!r} is given, and data.files={data.files!r} or data.tfds={data.tfds!r}"
+            f" too; set the others to ''"
+        )
+    if config.evaluate.ngram_orders:
+        raise ValueError(
+            "n-gram models read text, which data.tokens has not; set evaluate.ngram_orders to ()"
+        )
+    return None, [read_tokens(folder, part, data.tokenizer) for part in PARTS]
 
 
 class _Run:
@@ -245,19 +271,21 @@ class _Run:
         clock.restart()
 
     def finish(
-        self, state: TrainState, documents: Documents, tokenizer: Tokenizer
+        self,
+        state: TrainState,
+        documents: Documents | None,
+        validation: TokenStream,
+        tokenizer: Tokenizer,
     ) -> dict[str, float]:
         """Evaluates on the validation part, and shows what the model has become."""
         loss = self.evaluate(state.params, self.config.evaluate.final_batches)
-        tokens = sum(len(tokenizer.encode(document)) for document in documents.validation)
-        size = sum(len(document) for document in documents.validation)
-        bits = loss / math.log(2) * tokens / size
+        bits = loss / math.log(2) * len(validation.tokens) / validation.num_bytes
         step = int(state.step)
         self.writer.write(step, validation_loss=loss, bits_per_byte=bits)
         result = {"validation_loss": loss, "bits_per_byte": bits}
         if jax.process_index() == 0:
             self.console.print(f"validation: {bits:.3f} bits per byte after {step} steps")
-            for order in self.config.evaluate.ngram_orders:
+            for order in self.config.evaluate.ngram_orders if documents is not None else ():
                 baseline = witten_bell_bits_per_byte(documents.train, documents.validation, order)
                 self.console.print(f"  a {order}-gram on the whole validation part: {baseline:.3f}")
                 result[f"{order}_gram_bits_per_byte"] = baseline

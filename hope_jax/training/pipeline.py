@@ -5,55 +5,75 @@ from typing import Any
 
 import grain
 import numpy as np
-from jaxtyping import Bool, Int
 
-from hope_jax.training.tokenizers import Tokenizer
+from hope_jax.training.token_stream import TokenStream
 
 
 class PackedWindows:
-    """Documents set one after the other and cut into windows, as Grain wants a data source.
+    """A stream of documents cut into windows, as Grain wants a data source.
 
     Window i holds tokens i T to i T + T; its targets are the tokens one further on. A document's
     first token carries a reset, so that nothing is carried over from the document before.
 
     Attributes:
-      tokens: all documents' ids, int32, shape (total,).
-      starts: True at documents' first tokens, shape (total,).
+      stream: the documents.
       length: T.
     """
 
-    def __init__(self, documents: Sequence[bytes], tokenizer: Tokenizer, length: int):
-        ids = [tokenizer.encode(document) for document in documents]
-        ids = [document for document in ids if len(document)]
-        self.tokens: Int[np.ndarray, " total"] = np.concatenate(ids) if ids else np.zeros(0, int)
-        self.starts: Bool[np.ndarray, " total"] = np.zeros(len(self.tokens), bool)
-        if ids:
-            self.starts[np.cumsum([0, *(len(document) for document in ids[:-1])])] = True
-        self.length = length
-        if len(self.tokens) < length + 1:
+    def __init__(self, stream: TokenStream, length: int):
+        self.stream, self.length = stream, length
+        if len(stream.tokens) < length + 1:
             raise ValueError(
-                f"the corpus part has {len(self.tokens)} tokens, fewer than the {length + 1} of one "
+                f"the corpus part has {len(stream.tokens)} tokens, fewer than the {length + 1} of one "
                 f"sequence and its last target; add text or lower data.sequence_length={length}"
             )
 
     def __len__(self) -> int:
-        return (len(self.tokens) - 1) // self.length
+        return (len(self.stream.tokens) - 1) // self.length
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        window = slice(index * self.length, (index + 1) * self.length)
-        following = slice(window.start + 1, window.stop + 1)
+        first = index * self.length
+        ids = self.stream.tokens[first : first + self.length + 1].astype(np.int32)
+        starts = np.zeros(self.length + 1, bool)
+        begin, end = np.searchsorted(self.stream.starts, (first, first + self.length + 1))
+        starts[self.stream.starts[begin:end] - first] = True
         return {
-            "tokens": self.tokens[window].astype(np.int32),
-            "targets": self.tokens[following].astype(np.int32),
-            "reset": self.starts[window],
+            "tokens": ids[:-1],
+            "targets": ids[1:],
+            "reset": starts[:-1],
             # The first token of the next document cannot be told from this one.
-            "weights": (~self.starts[following]).astype(np.float32),
+            "weights": (~starts[1:]).astype(np.float32),
         }
 
 
+class ValidationBatches(Sequence[dict[str, np.ndarray]]):
+    """Every window once, in order, made when asked for.
+
+    Attributes:
+      windows: of the validation part.
+      batch_size: B.
+    """
+
+    def __init__(self, stream: TokenStream, *, sequence_length: int, batch_size: int):
+        self.windows, self.batch_size = PackedWindows(stream, sequence_length), batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self.windows) // self.batch_size)
+
+    def __getitem__(self, index: Any) -> Any:
+        """A batch as those of `train_iterator`, the last one filled up by rows of weight 0."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        first = index * self.batch_size
+        end = min(first + self.batch_size, len(self.windows))
+        rows = [self.windows[i] for i in range(first, end)]
+        filler = {**rows[0], "weights": np.zeros_like(rows[0]["weights"])}
+        rows += [filler] * (self.batch_size - len(rows))
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
 def train_iterator(
-    documents: Sequence[bytes],
-    tokenizer: Tokenizer,
+    stream: TokenStream,
     *,
     sequence_length: int,
     batch_size: int,
@@ -67,8 +87,7 @@ def train_iterator(
     `set_state` take it up exactly where it was.
 
     Args:
-      documents: to learn from.
-      tokenizer: of their text.
+      stream: documents to learn from.
       sequence_length: T.
       batch_size: B over all processes.
       seed: of the order.
@@ -87,7 +106,7 @@ def train_iterator(
             f"data.batch_size={batch_size} does not divide among {process_count} processes; make it "
             f"a multiple"
         )
-    windows = PackedWindows(documents, tokenizer, sequence_length)
+    windows = PackedWindows(stream, sequence_length)
     if len(windows) < batch_size:
         raise ValueError(
             f"the training part has {len(windows)} sequences of {sequence_length} tokens, fewer than "
@@ -107,27 +126,3 @@ def train_iterator(
     )
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
     return iter(dataset.to_iter_dataset(options))
-
-
-def validation_batches(
-    documents: Sequence[bytes], tokenizer: Tokenizer, *, sequence_length: int, batch_size: int
-) -> list[dict[str, np.ndarray]]:
-    """Makes the validation batches: every window once, in order, the last batch filled up.
-
-    Args:
-      documents: to evaluate on.
-      tokenizer: of their text.
-      sequence_length: T.
-      batch_size: B.
-
-    Returns:
-      Batches as above, with `weights` 0 at rows that only fill up the last one.
-    """
-    windows = PackedWindows(documents, tokenizer, sequence_length)
-    batches = []
-    for first in range(0, len(windows), batch_size):
-        rows = [windows[i] for i in range(first, min(first + batch_size, len(windows)))]
-        filler = {**rows[0], "weights": np.zeros_like(rows[0]["weights"])}
-        rows += [filler] * (batch_size - len(rows))
-        batches.append({name: np.stack([row[name] for row in rows]) for name in rows[0]})
-    return batches

@@ -92,13 +92,13 @@ def by_hand(name, params, x, reset):
             else:
                 kt, qt, eta = unit(kt), unit(qt), gate("eta", h)[t]
 
-                def loss(maps, t=t, kt=kt, vt=vt, document=document):
-                    if name != "omega":
-                        return objective(name, network(maps, kt), vt)
-                    return sum(
-                        gate("gamma", h)[i] * objective(name, network(maps, unit(k[i])), v[i])
-                        for i in range(max(document, t - WINDOW + 1), t + 1)
-                    )
+                written = [(1.0, kt, vt)]
+                if name == "omega":
+                    seen = range(max(document, t - WINDOW + 1), t + 1)
+                    written = [(gate("gamma", h)[i], unit(k[i]), v[i]) for i in seen]
+
+                def loss(maps, written=written):
+                    return sum(g * objective(name, network(maps, k), v) for g, k, v in written)
 
                 gradient = jax.grad(loss)(start)
                 a = gate("alpha", h)[t] if name not in ("ttt_linear", "ttt_mlp") else 1.0

@@ -203,5 +203,7 @@ def test_every_parameter_is_trained(kind, x64):
 
 
 def test_segments_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="segment of 6 tokens is no multiple of the memory's chunk"):
+    with pytest.raises(
+        ValueError, match="segment of 6 tokens is no multiple of the memory's chunk"
+    ):
         MemoryAsContext(CONFIG, 6).init(jax.random.key(0), jnp.zeros((1, 2, WIDTH)))

@@ -45,7 +45,7 @@ def loop(
     start = [w.copy() for w in initial]
     moving = [np.zeros_like(w) for w in initial]
     outputs, document = [], 0
-    for t, (k, q) in enumerate(zip(keys, queries, strict=True)):
+    for t, q in enumerate(queries):
         if reset is not None and reset[t]:
             weights = [w.copy() for w in initial]
             start = [w.copy() for w in initial]

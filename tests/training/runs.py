@@ -1,19 +1,17 @@
 """A tiny run for the tests of training: three files of text and a Transformer of one layer."""
 
-import importlib.util
 import pathlib
 
 from ml_collections import ConfigDict
+
+from hope_jax.training.config_file import load_config_file
 
 QUICKSTART = pathlib.Path(__file__).parents[2] / "experiments" / "quickstart.py"
 
 
 def load_config(variant: str = "transformer") -> ConfigDict:
     """The quickstart's config, whole."""
-    spec = importlib.util.spec_from_file_location("quickstart", QUICKSTART)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(variant)
+    return load_config_file(QUICKSTART).get_config(variant)
 
 
 def tiny_config(folder: pathlib.Path, **changes) -> ConfigDict:

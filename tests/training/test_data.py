@@ -7,7 +7,8 @@ import pytest
 
 from hope_jax.training.corpus import load_documents
 from hope_jax.training.ngram import witten_bell_bits_per_byte
-from hope_jax.training.pipeline import train_iterator, validation_batches
+from hope_jax.training.pipeline import ValidationBatches, train_iterator
+from hope_jax.training.token_stream import encode_documents
 from hope_jax.training.tokenizers import ByteTokenizer, load_tokenizer
 
 DOCUMENTS = [bytes([65 + i] * (5 + 3 * i)) + b"\n" for i in range(12)]
@@ -15,7 +16,7 @@ DOCUMENTS = [bytes([65 + i] * (5 + 3 * i)) + b"\n" for i in range(12)]
 
 def batches(seed=0, **settings):
     settings = {"sequence_length": 8, "batch_size": 4, **settings}
-    return train_iterator(DOCUMENTS, ByteTokenizer(), seed=seed, **settings)
+    return train_iterator(encode_documents(DOCUMENTS, ByteTokenizer()), seed=seed, **settings)
 
 
 def test_standard_library_is_a_corpus():
@@ -79,7 +80,8 @@ def test_a_tfds_validation_split_is_kept_and_test_is_not_read(monkeypatch):
 def test_windows_follow_each_other_and_mark_documents():
     """Every token but the first is a target once; resets and weights lie at document starts."""
     text = b"".join(DOCUMENTS)
-    found = validation_batches(DOCUMENTS, ByteTokenizer(), sequence_length=8, batch_size=4)
+    stream = encode_documents(DOCUMENTS, ByteTokenizer())
+    found = list(ValidationBatches(stream, sequence_length=8, batch_size=4))
     rows = {name: np.concatenate([batch[name] for batch in found]) for name in found[0]}
     count = (len(text) - 1) // 8
     np.testing.assert_array_equal(rows["tokens"][:count].ravel(), list(text[: count * 8]))

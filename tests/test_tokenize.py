@@ -1,0 +1,121 @@
+"""Text made into token files, and trained on from there."""
+
+import gzip
+import json
+
+import numpy as np
+import pytest
+
+from hope_jax.tokenize import read_documents, tokenize
+from hope_jax.training.loop import train
+from hope_jax.training.pipeline import PackedWindows
+from hope_jax.training.token_stream import PARTS, encode_documents, read_tokens, write_tokens
+from hope_jax.training.tokenizers import ByteTokenizer
+from tests.training.runs import tiny_config
+
+
+@pytest.fixture
+def corpus(tmp_path, monkeypatch):
+    """Forty documents in four kinds of files."""
+    monkeypatch.chdir(tmp_path)
+    texts = [f"text number {i} ü\n" * (1 + i % 3) for i in range(40)]
+    lines = "".join(json.dumps({"text": text, "id": 7}) + "\n" for text in texts[:20])
+    (tmp_path / "a.jsonl").write_text(lines)
+    with gzip.open(tmp_path / "b.jsonl.gz", "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps({"text": text}) + "\n" for text in texts[20:30])
+    for i in range(30, 40):
+        (tmp_path / f"{i}.txt").write_text(texts[i])
+    return [text.encode() for text in texts]
+
+
+PATTERNS = ["*.jsonl", "*.jsonl.gz", "*.txt"]
+
+
+def test_every_kind_of_file_is_read_whole_and_in_order(corpus):
+    named = list(read_documents(PATTERNS))
+    assert [text for _, text in named] == corpus
+    assert len({name for name, _ in named}) == 40
+    assert named[3][0] == "a.jsonl:3"
+
+
+def test_rows_of_parquet(tmp_path, monkeypatch):
+    arrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    monkeypatch.chdir(tmp_path)
+    parquet.write_table(arrow.table({"text": ["one", "two"], "url": ["", ""]}), "x.parquet")
+    assert list(read_documents(["x.parquet"])) == [("x.parquet:0", b"one"), ("x.parquet:1", b"two")]
+    with pytest.raises(ValueError, match=r"no column 'body'; it has \['text', 'url'\]"):
+        list(read_documents(["x.parquet"], "body"))
+
+
+def test_files_hold_what_memory_would(corpus):
+    counts = tokenize(PATTERNS, "bytes", "out", validation_fraction=0.2)
+    assert sum(count["documents"] for count in counts.values()) == 40
+    streams = [read_tokens("out", part, "bytes") for part in PARTS]
+    assert all(isinstance(stream.tokens, np.memmap) for stream in streams)
+    assert streams[0].tokens.dtype == np.uint16
+    held = []
+    for stream in streams:
+        ends = [*stream.starts[1:], len(stream.tokens)]
+        cut = [bytes(stream.tokens[i:j].tolist()) for i, j in zip(stream.starts, ends, strict=True)]
+        held += cut
+        same = encode_documents(cut, ByteTokenizer())
+        assert same.num_bytes == stream.num_bytes
+        mapped, here = (PackedWindows(part, 16) for part in (stream, same))
+        assert len(mapped) == len(here) > 3
+        for i in range(len(here)):
+            for name, row in here[i].items():
+                np.testing.assert_array_equal(mapped[i][name], row, strict=True)
+    assert sorted(held) == sorted(corpus)
+    several = tokenize(PATTERNS, "bytes", "two", validation_fraction=0.2, processes=2)
+    assert several == counts
+    for part in PARTS:
+        for a, b in zip(read_tokens("two", part, "bytes"), read_tokens("out", part, "bytes")):  # noqa: B905
+            np.testing.assert_array_equal(a, b)
+
+
+def test_large_vocabularies_take_four_bytes(tmp_path):
+    documents = [("train", 1, np.array([70_000], np.int32)), ("validation", 1, np.array([1]))]
+    write_tokens(tmp_path / "out", documents, "bytes", 100_000)
+    assert read_tokens(tmp_path / "out", "train", "bytes").tokens.tolist() == [70_000]
+
+
+def test_training_from_files_is_training_from_text(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    from_text = tiny_config(tmp_path, steps=2)
+    from_text.evaluate.ngram_orders = ()
+    expected = train(from_text, str(tmp_path / "a"))
+    tokenize(["text/*.txt"], "bytes", "tokens", validation_fraction=0.2)
+    from_files = tiny_config(tmp_path, steps=2)
+    from_files.evaluate.ngram_orders = ()
+    from_files.data.files, from_files.data.tokens = "", "tokens"
+    assert train(from_files, str(tmp_path / "b")) == expected
+    from_files.data.files = "text/*.txt"
+    with pytest.raises(ValueError, match="set the others to ''"):
+        train(from_files, str(tmp_path / "c"))
+    from_files.data.files, from_files.evaluate.ngram_orders = "", (3,)
+    with pytest.raises(ValueError, match=r"evaluate.ngram_orders to \(\)"):
+        train(from_files, str(tmp_path / "c"))
+
+
+def test_what_does_not_fit_is_refused(corpus, tmp_path):
+    with pytest.raises(
+        ValueError, match="no tokens.json; make it with python -m hope_jax.tokenize"
+    ):
+        read_tokens("nowhere", "train", "bytes")
+    with pytest.raises(ValueError, match="matches no file"):
+        tokenize(["*.md"], "bytes", "out")
+    with pytest.raises(ValueError, match="no document for validation"):
+        tokenize(["39.txt"], "bytes", "one", validation_fraction=1e-9)
+    with pytest.raises(ValueError, match="no tokens.json"):
+        read_tokens("one", "train", "bytes")  # what is not whole is not read
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "x.jsonl").write_text('{"text": "a"}\n{"body": "b"}\n')
+    with pytest.raises(ValueError, match="line 2: there is no text in a field 'text'"):
+        tokenize(["bad/*.jsonl"], "bytes", "out")
+    tokenize(PATTERNS, "bytes", "out2", validation_fraction=0.2)
+    with pytest.raises(ValueError, match="holds tokens already"):
+        tokenize(PATTERNS, "bytes", "out2", validation_fraction=0.2)
+    (tmp_path / "other.model").write_text("x")
+    with pytest.raises(ValueError, match="another tokenizer"):
+        read_tokens("out2", "train", str(tmp_path / "other.model"))
