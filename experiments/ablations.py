@@ -5,15 +5,17 @@
     python -m hope_jax.train --config=experiments/ablations.py:no_cms --workdir=runs/no_cms
 
 Rows of the paper's Table 6: `hope`, `no_dgd`, `no_momentum`, `no_decay`, `no_cms`, `no_inner_k`,
-`no_inner_v`, `no_inner_q`. Further: `no_convolution`, `matrix_memory`, `chunks_4_16`, `chunks_64_64`,
-`one_head`, `eight_heads`, `read_after`, `read_chunk`, `fixed_gates`, `no_inner`, `plain_memory`,
-`no_normalization`. And the family:
-`transformer`, `hope_attention`, `hybrid` (Titans and attention in turn), the names in
-`hope_jax.layers.family`, and `memory_as_context`, `memory_as_gate`, `memory_as_layer` (attention over 64
-tokens, joined with `titans_lmm`). All have the parameters of `hope` within 2%, by the width of their
-MLPs, and the quickstart's data. Memories that generate keys overflow without L2 normalisation, and are
-refused; what it is worth is seen between `no_normalization` and `plain_memory`, which is the same with
-it: static projections and plain descent.
+`no_inner_v`, `no_inner_q`. Further settings of Hope: `delta_objective`, `no_convolution`,
+`matrix_memory`, `chunks_4_16`, `chunks_64_64`, `one_head`, `eight_heads`, `read_after`, `read_chunk`,
+`fixed_gates`, `no_inner`, `plain_memory`, `no_normalization`. And the family: `transformer`,
+`hope_attention`, `hybrid` (Titans and attention in turn), the names in `hope_jax.layers.family`, and
+`memory_as_context`, `memory_as_gate`, `memory_as_layer` (attention over 64 tokens, joined with
+`titans_lmm`).
+
+All have the parameters of `hope` within 2%, by the width of their MLPs, and the quickstart's data.
+Memories that generate keys overflow without L2 normalisation, and are refused; what it is worth is seen
+between `no_normalization` and `plain_memory`, which is the same with it: static projections and plain
+descent.
 """
 
 import pathlib
@@ -51,12 +53,21 @@ def without(name: str) -> tuple[str, ...]:
     return tuple(part for part in ALL if part != name)
 
 
-PLAIN = {"adaptive": (), "generated_target": False, "projector": "none", "initial_eta": 0.01}
+PLAIN = {
+    "adaptive": (),
+    "generated_target": False,
+    "projector": "none",
+    "initial_eta": 0.01,
+    "eta_max": 1 / 64,
+}
 # What differs from Hope, in its Titans layers.
 TITANS: dict[str, dict[str, Any]] = {
     "hope": {},
-    # Plain descent overflows at Hope's step size (see TitansConfig.projector).
-    "no_dgd": {"projector": "none", "initial_eta": 0.01},
+    # Plain descent overflows at Hope's step size (see TitansConfig.projector): a chunk of equal keys
+    # must not step over its goal, so the step is at most one over the chunk's tokens.
+    "no_dgd": {"projector": "none", "initial_eta": 0.01, "eta_max": 1 / 64},
+    # The projector and the L2 objective both erase along the key; this erases once (the delta rule).
+    "delta_objective": {"objective": "dot"},
     "no_momentum": {"momentum": "none"},
     "no_decay": {"retention": "none", "adaptive": without("alpha")},
     "no_inner_k": {"adaptive": without("k")},

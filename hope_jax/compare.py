@@ -4,8 +4,9 @@
         --seeds=3 --learning_rates=2e-3,4e-3,8e-3 --set=steps=300 --set=data.batch_size=4
 
 Every variant sees the same tokens with the same seeds, at the learning rate that is best for it: all
-are tried with the first seed, by validation loss. Run again, it goes on where it stopped. The table,
-`table.md`, and the figure, `losses.png`, are written anew after every run.
+are tried with the first seed, by validation loss. Losses in the table are of the runs that did not
+diverge; its last column says how many did, at any rate. Run again, it goes on where it stopped. The
+table, `table.md`, and the figure, `losses.png`, are written anew after every run.
 """
 
 import ast
@@ -14,6 +15,7 @@ import dataclasses
 import io
 import json
 import logging
+import math
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -175,7 +177,7 @@ def _best_rate(runs: Sequence[Run]) -> float:
 
 def _write(costs: Mapping[str, Cost], runs: Sequence[Run], workdir: Path) -> None:
     heads = ["variant", "parameters", "MFLOPs a token", "state bytes", "tokens/s", "learning rate"]
-    heads += ["validation loss", "spread over seeds", "seeds"]
+    heads += ["validation loss", "spread over seeds", "seeds", "diverged at any rate"]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
     for variant, cost in costs.items():
@@ -184,19 +186,25 @@ def _write(costs: Mapping[str, Cost], runs: Sequence[Run], workdir: Path) -> Non
             continue
         best = _best_rate(own)
         chosen = [run for run in own if run.rate == best]
-        losses = [run.loss for run in chosen]
+        losses = [run.loss for run in chosen if math.isfinite(run.loss)]
         speed = statistics.median(run.tokens_per_second for run in chosen)
         cells = [variant, f"{cost.parameters:,}", f"{cost.flops / 1e6:.2f}"]
         cells += [f"{cost.state_bytes:,}", f"{speed:,.0f}"]
-        cells += [f"{best:g}", f"{statistics.mean(losses):.4f}"]
-        cells += [f"{max(losses) - min(losses):.4f}", str(len(losses))]
+        cells.append(f"{best:g}")
+        if losses:
+            cells += [f"{statistics.mean(losses):.4f}", f"{max(losses) - min(losses):.4f}"]
+        else:
+            cells += ["diverged", ""]
+        diverged = sum(not math.isfinite(run.loss) for run in own)
+        cells += [str(len(losses)), f"{diverged} of {len(own)}"]
         lines.append("| " + " | ".join(cells) + " |")
-        steps = [step for step, _ in chosen[0].curve]
-        curves = [[loss for _, loss in run.curve] for run in chosen]
+        drawn = [run.curve for run in chosen if math.isfinite(run.loss) or not losses]
+        steps = [step for step, _ in drawn[0]]
+        curves = [[loss for _, loss in curve] for curve in drawn]
         mean = [statistics.mean(part) for part in zip(*curves, strict=False)]
         axes.plot(steps[: len(mean)], mean, label=variant)
     axes.set(xlabel="step", ylabel="training loss (nats per token), mean over seeds")
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, ncols=2)
     figure.savefig(workdir / "losses.png", dpi=120)
     plt.close(figure)
     (workdir / "table.md").write_text("\n".join(lines) + "\n")

@@ -5,11 +5,13 @@
 
 Forward and backward of one layer, batch 1, width 128, 2 heads, float32: tokens a second, bytes of
 temporaries, FLOPs of matrix products, by length. `attention` is softmax over the whole context,
-`window` over 512 tokens; the rest are the names in `hope_jax.layers.family`. All layers of a length are
+`window` over 512 tokens, `memory_as_context`, `memory_as_gate` and `memory_as_layer` are that window
+joined with `titans_lmm`; the rest are the names in `hope_jax.layers.family`. All layers of a length are
 timed in turn, so that all see the same machine; the last lines are ratios of those times.
 """
 
 import argparse
+import functools
 import json
 import statistics
 import time
@@ -20,17 +22,28 @@ from flax import linen as nn
 
 from hope_jax.layers.attention import Attention
 from hope_jax.layers.family import FAMILY
+from hope_jax.layers.memory_and_attention import MemoryAsGate, MemoryAsLayer
+from hope_jax.layers.memory_as_context import MemoryAsContext
 from hope_jax.layers.titans import SelfModifyingTitans, TitansConfig
 from hope_jax.models.flops import count_flops
 
 WIDTH, HEADS = 128, 2
+JOINED = ("context", "gate", "layer")
 RATIOS = (("hope", "delta_net"), ("hope", "ttt_mlp"), ("hope", "attention"))
 
 
 def layer_of(name: str, length: int) -> nn.Module:
     if name in ("attention", "window"):
         return Attention(HEADS, length if name == "attention" else 512)
-    return SelfModifyingTitans(TitansConfig(WIDTH, HEADS, **FAMILY[name]))
+    if name in FAMILY:
+        return SelfModifyingTitans(TitansConfig(WIDTH, HEADS, **FAMILY[name]))
+    memory = TitansConfig(WIDTH, HEADS, **FAMILY["titans_lmm"])
+    if name == "memory_as_context":
+        return MemoryAsContext(memory, 512)
+    joined = MemoryAsGate if name == "memory_as_gate" else MemoryAsLayer
+    return joined(
+        functools.partial(Attention, HEADS, 512), functools.partial(SelfModifyingTitans, memory)
+    )
 
 
 def prepared(name: str, length: int):
@@ -53,7 +66,7 @@ def main() -> None:
     parser.add_argument(
         "--lengths", type=int, nargs="+", default=[512, 1024, 2048, 4096, 8192, 16384]
     )
-    names = ["attention", "window", *FAMILY]
+    names = ["attention", "window", *FAMILY, *(f"memory_as_{how}" for how in JOINED)]
     parser.add_argument("--layers", nargs="+", choices=names, default=names)
     parser.add_argument("--runs", type=int, default=5)
     given = parser.parse_args()

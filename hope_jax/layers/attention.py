@@ -124,7 +124,7 @@ class Attention(nn.Module):
             mixed, log_weight = _attend_to_window(query, key, value, positions, documents, state)
         if self.persistent and tokens:
             init: Callable[..., Any] = nn.with_logical_partitioning(
-                nn.initializers.normal(1.0), (None, "embed")
+                nn.initializers.normal(1.0), ("persistent", "embed")
             )
             learned = self.param("persistent", init, (self.persistent, width), self.param_dtype)
             rows = project["key"](learned), project["value"](learned)

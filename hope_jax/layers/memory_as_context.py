@@ -207,9 +207,9 @@ class _Piece(nn.Module):
             )
         else:
             mixed, log_weight = plain_query, plain_query[..., 0]
-        if self.persistent:
+        if self.persistent and rows:
             init: Callable[..., Any] = nn.with_logical_partitioning(
-                nn.initializers.normal(1.0), (None, "embed")
+                nn.initializers.normal(1.0), ("persistent", "embed")
             )
             learned = self.param(
                 "persistent", init, (self.persistent, x.shape[-1]), self.param_dtype

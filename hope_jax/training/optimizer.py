@@ -15,15 +15,15 @@ from hope_jax import optim
 MATRICES = optim.dimension_numbers_by_path(
     [
         (
-            r"embedding|norm|bias|convolution|(eta|alpha)_second|theta|(eta|alpha)/kernel"
-            r"|log_step|level_shares",
+            r"embedding|norm|bias|convolution|(eta|alpha)_second|theta|(eta|alpha|gamma)/kernel"
+            r"|log_step|level_shares|persistent",
             None,
         ),
         (r"local_(keys|values)$", MuonDimensionNumbers(reduction_axis=2, output_axis=3)),
         (r"(first|second)$", MuonDimensionNumbers(reduction_axis=2, output_axis=3)),
-        (r"out/kernel$", MuonDimensionNumbers(reduction_axis=(1, 2), output_axis=3)),
+        (r"(out|recalled)/kernel$", MuonDimensionNumbers(reduction_axis=(1, 2), output_axis=3)),
         (
-            r"(in|k|v|q|query|key|value)/kernel$",
+            r"(in|k|v|q|query|key|value|recall)/kernel$",
             MuonDimensionNumbers(reduction_axis=1, output_axis=(2, 3)),
         ),
         (r"(up|gate|down)/kernel$", MuonDimensionNumbers(reduction_axis=1, output_axis=2)),
@@ -157,13 +157,21 @@ def _labels(params: Any, names: Mapping[str, int]) -> Any:
 
 
 def decayed(params: Any) -> Any:
-    """Which parameters decay: maps, but no embeddings, norms, biases, convolutions or steps."""
+    """Which parameters decay: maps, but no embeddings, norms, biases, convolutions, steps, tokens."""
 
     def rule(path, leaf):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
         return leaf.ndim > 1 and not any(
             part in name
-            for part in ("embedding", "norm", "bias", "convolution", "log_step", "level_shares")
+            for part in (
+                "embedding",
+                "norm",
+                "bias",
+                "convolution",
+                "log_step",
+                "level_shares",
+                "persistent",
+            )
         )
 
     return jax.tree_util.tree_map_with_path(rule, params)

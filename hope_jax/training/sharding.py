@@ -24,6 +24,7 @@ RULES = (
     ("length", None),
     ("memory_in", None),
     ("memory_out", None),
+    ("persistent", None),
 )
 
 

@@ -27,6 +27,13 @@ CONFIGS = {
         pattern=("titans", "attention"),
         titans={**FAMILY["gated_delta_net"], "memory_chunk": 4, "convolution": 2},
     ),
+    "joined": dataclasses.replace(
+        SMALL,
+        pattern=("memory_as_context", "memory_as_gate"),
+        attention_window=4,
+        persistent_tokens=2,
+        titans={**FAMILY["delta_net"], "memory_chunk": 4, "convolution": 3},
+    ),
 }
 each_model = pytest.mark.parametrize("name", CONFIGS)
 each_table = pytest.mark.parametrize("name", ["transformer", "hope_attention"])  # tied, and not

@@ -41,6 +41,12 @@ SIZES = dict(vocab_size=32, width=16, num_layers=2, num_heads=2, mlp_width=16, c
 MODELS = {
     "hope": {},
     "hybrid": {"pattern": ("titans", "attention"), "titans": FAMILY["gated_delta_net"]},
+    "joined": {
+        "pattern": ("memory_as_context", "memory_as_gate"),
+        "titans": FAMILY["omega"],
+        "attention_window": 16,
+        "persistent_tokens": 2,
+    },
     "learning": {
         "sequence_layer": "attention",
         "num_kv_heads": 1,
