@@ -15,6 +15,7 @@ from hope_jax.memory.linear_map import (
     LinearMapState,
     Projection,
     Reading,
+    direction,
     dot,
     end_chunk,
     prepare_projection,
@@ -45,6 +46,8 @@ class MemoryRule:
         `after`: just after it; `chunk`: the one at its chunk's start (Eq. 90).
       generated_target: whether the target is the memory's own output for the value, `M(v)` (Eq. 91),
         instead of the value.
+      unit_targets: whether generated targets of value memories are brought to unit length, so that what a
+        memory writes does not grow with what it has written.
       chunk_size: C; local errors are taken at the state of the chunk's start.
       window: tokens whose errors, weighed by `Gates.gamma`, each token writes: its own and those
         before it (the Omega rule, Eq. 68).
@@ -58,6 +61,7 @@ class MemoryRule:
     decay_to: Literal["zero", "initial"] = "zero"
     read: Literal["before", "after", "chunk"] = "before"
     generated_target: bool = False
+    unit_targets: bool = False
     chunk_size: int = 64
     window: int = 1
     states_every: int = 1
@@ -141,6 +145,16 @@ def initial_state(rule: MemoryRule, initial: Weights) -> BankState:
         rows = jnp.zeros((rule.window - 1, initial.first.shape[0]), initial.first.dtype)
         recent = Recent(rows, rows, rows[:, 0])
     return BankState(initial, momentum, recent)
+
+
+def forward_and_targets(
+    rule: MemoryRule, anchor: Anchor, keys: Float[Array, "C N"], values: Float[Array, "C N"]
+) -> tuple[Outputs, Hidden | None, Outputs]:
+    """M(k), what its errors need, and the targets that the memories generate, M(v) (Eq. 91)."""
+    outputs, hidden, targets = rule.bank.forward_pair(anchor, keys, values, keys.dtype)
+    if rule.unit_targets:
+        targets = targets._replace(values=direction(targets.values)[0])
+    return outputs, hidden, targets
 
 
 def write_rows(

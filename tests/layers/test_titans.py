@@ -33,6 +33,7 @@ SETTINGS = {
         memory_chunk=2,
         others_chunk=4,
         dampening=False,
+        unit_targets=False,
         retention="none",
         eta_max=0.5,
         expansion=2,
@@ -131,9 +132,11 @@ def test_chunked_equals_by_token_with_gradients(x64):
     assert_close(measure(read_sequence), measure(read_sequence_by_token), 1e-11)
 
 
-def test_chunk_of_one_equals_the_equations(x64):
+@pytest.mark.parametrize("unit_targets", [False, True])
+def test_chunk_of_one_equals_the_equations(unit_targets, x64):
     """Eq. 83-88 token by token in NumPy: five MLP memories, targets of their own making."""
     settings = dict(memory_chunk=1, others_chunk=1, momentum="none", initial_eta=0.5)
+    settings["unit_targets"] = unit_targets
     rule, initial, inputs = core(settings | dict(adaptive=("k", "v", "eta", "alpha")))
     out = read_sequence(rule, initial, inputs)[0]
     hidden = WIDTH
@@ -162,7 +165,10 @@ def test_chunk_of_one_equals_the_equations(x64):
         np.testing.assert_allclose(out[t], apply("memory", q), rtol=1e-10)
         new = {}
         for name, (inner, outer) in memories.items():
-            d = apply(name, k) - apply(name, v)
+            target = apply(name, v)
+            if unit_targets and name in ("k", "v", "memory"):
+                target = unit(target)
+            d = apply(name, k) - target
             h, slope = gelu(k @ inner)
             new[name] = [
                 (alpha * np.eye(len(z)) - eta * np.outer(z, z) / (z @ z)) @ w - eta * np.outer(z, e)
