@@ -77,7 +77,8 @@ def chunk_decay(
 
     `a_{t,i} = prod_{i<s<=t} alpha_s` is one exponential of a difference of sums, masked before the
     exponential so that nothing overflows. The momentum's `b_{t,i} = sum_j a_{t,j} theta_{j,i}` is
-    one product of two such triangles: the state is the decayed sum of the momenta.
+    one product of two such triangles: the state is the decayed sum of the momenta. That gives the
+    states before each write; those after it follow by one step of the recurrence.
 
     Args:
       log_alpha: logarithm of the retention, shape (C,), float32 or float64.
@@ -99,57 +100,62 @@ def chunk_decay(
     """
     size = log_alpha.shape[0]
     place = jnp.arange(size)
+    alpha = jnp.exp(log_alpha)
     total = jnp.cumsum(log_alpha)
     earlier = jnp.concatenate([jnp.zeros_like(total[:1]), total[:-1]])
     segment = None if reset is None else jnp.cumsum(reset)
+    own = (place[:, None] == place).astype(alpha.dtype)
 
-    momentum = None
+    kept = carried = None  # weights in S_t: of each write, and of S_0
     if log_theta is not None:
         theta_total = jnp.cumsum(log_theta)
-        kept = _triangle(theta_total, theta_total, place[:, None] >= place, segment, segment)
+        kept = _triangle(theta_total, theta_total, place[:, None] >= place, segment)
         carried = jnp.exp(theta_total)
         if segment is not None:
             carried = jnp.where(segment == 0, carried, 0)
-        # One product forms both the weight of S_0 and those of the writes.
-        momentum = jnp.concatenate([kept, carried[:, None]], axis=1)
-        if active is not None:
-            momentum = jnp.where(active[:, None], momentum, 0)
+    last_kept, last_carried = (None, None) if kept is None else (kept[-1], carried[-1])
+    if active is not None and kept is not None:
+        kept = jnp.where(active[:, None], kept, 0)
+        carried = jnp.where(active, carried, 0)
 
-    def decay(row_total, row_segment, seen):
-        erase = _triangle(row_total, total, seen, row_segment, segment)
-        state, restart = jnp.exp(row_total), None
-        if segment is not None:
-            state = jnp.where(row_segment == 0, state, 0)
-            starts = reset & (segment == row_segment[:, None])
-            since = row_total - jnp.sum(jnp.where(starts, earlier, 0), axis=1)
-            restart = jnp.where(row_segment > 0, jnp.exp(since), 0)
-        if momentum is None:
-            return Decay(state, None, restart, erase, erase)
-        both = jnp.matmul(erase, momentum, precision=jax.lax.Precision.HIGHEST)
-        return Decay(state, both[:, -1], restart, erase, both[:, :-1])
+    erase = _triangle(earlier, total, place[:, None] > place, segment)
+    state, restart = jnp.exp(earlier), None
+    if segment is not None:
+        state = jnp.where(segment == 0, state, 0)
+        starts = reset & (segment == segment[:, None])
+        since = earlier - jnp.sum(jnp.where(starts, earlier, 0), axis=1)
+        restart = jnp.where(segment > 0, jnp.exp(since), 0)
+    write, momentum = erase, None
+    if kept is not None:
+        write = jnp.matmul(erase, kept, precision=jax.lax.Precision.HIGHEST)
+        momentum = jnp.sum(erase * carried, axis=1)
+    before = Decay(state, momentum, restart, erase, write)
 
-    before = decay(earlier, segment, place[:, None] > place)
-    after = decay(total, segment, place[:, None] >= place)
-    last_segment = None if segment is None else segment[-1:]
-    end = decay(total[-1:], last_segment, jnp.ones((1, size), bool))
+    def step(rows):
+        """States just after the tokens' own writes, `alpha_t W_{t-1} + S_t`."""
+        held = jax.tree.map(lambda x: x[rows], before)
+        kept_by = alpha[rows]
+        erase = kept_by[:, None] * held.erase + own[rows]
+        restart = None if held.restart is None else kept_by * held.restart
+        if kept is None:
+            return Decay(kept_by * held.state, None, restart, erase, erase)
+        momentum = kept_by * held.momentum + carried[rows]
+        write = kept_by[:, None] * held.write + kept[rows]
+        return Decay(kept_by * held.state, momentum, restart, erase, write)
+
     return ChunkDecay(
         before=before,
-        after=after,
-        end=end,
+        after=step(slice(None)),
+        end=step(slice(-1, None)),
         # Places without a token at the end keep S: their log_theta is 0, so the last row holds.
-        momentum_state=None if log_theta is None else _last_momentum(theta_total, segment),
-        momentum_write=None if log_theta is None else kept[-1],
+        momentum_state=last_carried,
+        momentum_write=last_kept,
         restarted=None if segment is None else segment > 0,
     )
 
 
-def _triangle(row_total, total, seen, row_segment, segment):
+def _triangle(row_total, total, seen, segment):
     if segment is not None:
-        seen = seen & (row_segment[:, None] == segment)
+        seen = seen & (segment[:, None] == segment)
     difference = row_total[:, None] - total
     return jnp.where(seen, jnp.exp(jnp.where(seen, difference, 0)), 0)
-
-
-def _last_momentum(theta_total, segment):
-    carried = jnp.exp(theta_total[-1])
-    return carried if segment is None else jnp.where(segment[-1] == 0, carried, 0)

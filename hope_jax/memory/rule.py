@@ -17,7 +17,7 @@ from hope_jax.memory.linear_map import (
     Reading,
     dot,
     end_chunk,
-    prepare_projection,
+    prepare_projections,
     prepare_reading,
     read_chunk,
     write_chunk,
@@ -200,7 +200,8 @@ def write_bank_chunk(
       writes: from `write_rows`.
       beta: projector strength, shape (C,), or `None`.
       decay: the chunk's coefficients.
-      projection: of the keys, which every first map shares; `None` without projector.
+      projection: of the keys, which every first map shares, if it was prepared for all chunks at
+        once; `None` to prepare it here, together with those of the second maps.
       initial: the initial weights.
 
     Returns:
@@ -210,11 +211,15 @@ def write_bank_chunk(
     shifted = rule.decay_to == "initial"
     # After a reset the state is W_init: nothing of it is left when W - W_init is what decays.
     restart = None if shifted or decay.restarted is None else initial
-    _, second_beta = _betas(rule, beta)
-    second_projection = None
-    if hidden is not None and second_beta is not None:
-        prepare = jax.vmap(lambda inputs: prepare_projection(inputs, second_beta, decay))
-        second_projection = prepare(hidden.activations)
+    second_projection, missing = None, []
+    if rule.projector != "none" and projection is None:
+        missing.append(keys)
+    if rule.projector == "per_map" and hidden is not None:
+        missing.append(hidden.activations)
+    if missing:
+        prepared = prepare_projections(missing, beta, decay)
+        projection = prepared[0] if projection is None else projection
+        second_projection = prepared[-1] if missing[-1].ndim == 3 else None
 
     def write(name, inputs, projection):
         weight = getattr(state.weights, name)
