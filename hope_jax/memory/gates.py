@@ -106,50 +106,45 @@ def chunk_decay(
     segment = None if reset is None else jnp.cumsum(reset)
     own = (place[:, None] == place).astype(alpha.dtype)
 
-    kept = carried = None  # weights in S_t: of each write, and of S_0
+    momentum = last = None  # weights of the writes in every S_t and, in the last column, of S_0
     if log_theta is not None:
         theta_total = jnp.cumsum(log_theta)
         kept = _triangle(theta_total, theta_total, place[:, None] >= place, segment)
         carried = jnp.exp(theta_total)
         if segment is not None:
             carried = jnp.where(segment == 0, carried, 0)
-    last_kept, last_carried = (None, None) if kept is None else (kept[-1], carried[-1])
-    if active is not None and kept is not None:
-        kept = jnp.where(active[:, None], kept, 0)
-        carried = jnp.where(active, carried, 0)
+        momentum = jnp.concatenate([kept, carried[:, None]], axis=1)
+        last = momentum[-1]
+        if active is not None:
+            momentum = jnp.where(active[:, None], momentum, 0)
 
     erase = _triangle(earlier, total, place[:, None] > place, segment)
-    state, restart = jnp.exp(earlier), None
+    state, restart, both = jnp.exp(earlier), None, None
     if segment is not None:
         state = jnp.where(segment == 0, state, 0)
         starts = reset & (segment == segment[:, None])
         since = earlier - jnp.sum(jnp.where(starts, earlier, 0), axis=1)
         restart = jnp.where(segment > 0, jnp.exp(since), 0)
-    write, momentum = erase, None
-    if kept is not None:
-        write = jnp.matmul(erase, kept, precision=jax.lax.Precision.HIGHEST)
-        momentum = jnp.sum(erase * carried, axis=1)
-    before = Decay(state, momentum, restart, erase, write)
+    if momentum is not None:
+        both = jnp.matmul(erase, momentum, precision=jax.lax.Precision.HIGHEST)
 
     def step(rows):
         """States just after the tokens' own writes, `alpha_t W_{t-1} + S_t`."""
-        held = jax.tree.map(lambda x: x[rows], before)
         kept_by = alpha[rows]
-        erase = kept_by[:, None] * held.erase + own[rows]
-        restart = None if held.restart is None else kept_by * held.restart
-        if kept is None:
-            return Decay(kept_by * held.state, None, restart, erase, erase)
-        momentum = kept_by * held.momentum + carried[rows]
-        write = kept_by[:, None] * held.write + kept[rows]
-        return Decay(kept_by * held.state, momentum, restart, erase, write)
+        return _decay(
+            kept_by * state[rows],
+            None if restart is None else kept_by * restart[rows],
+            kept_by[:, None] * erase[rows] + own[rows],
+            None if both is None else kept_by[:, None] * both[rows] + momentum[rows],
+        )
 
     return ChunkDecay(
-        before=before,
+        before=_decay(state, restart, erase, both),
         after=step(slice(None)),
         end=step(slice(-1, None)),
         # Places without a token at the end keep S: their log_theta is 0, so the last row holds.
-        momentum_state=last_carried,
-        momentum_write=last_kept,
+        momentum_state=None if last is None else last[-1],
+        momentum_write=None if last is None else last[:-1],
         restarted=None if segment is None else segment > 0,
     )
 
@@ -159,3 +154,9 @@ def _triangle(row_total, total, seen, segment):
         seen = seen & (segment[:, None] == segment)
     difference = row_total[:, None] - total
     return jnp.where(seen, jnp.exp(jnp.where(seen, difference, 0)), 0)
+
+
+def _decay(state, restart, erase, both):
+    if both is None:
+        return Decay(state, None, restart, erase, erase)
+    return Decay(state, both[:, -1], restart, erase, both[:, :-1])
