@@ -211,15 +211,12 @@ def write_bank_chunk(
     shifted = rule.decay_to == "initial"
     # After a reset the state is W_init: nothing of it is left when W - W_init is what decays.
     restart = None if shifted or decay.restarted is None else initial
-    second_projection, missing = None, []
-    if rule.projector != "none" and projection is None:
-        missing.append(keys)
-    if rule.projector == "per_map" and hidden is not None:
-        missing.append(hidden.activations)
-    if missing:
-        prepared = prepare_projections(missing, beta, decay)
-        projection = prepared[0] if projection is None else projection
-        second_projection = prepared[-1] if missing[-1].ndim == 3 else None
+    # The first maps share the projection of the keys; each second map has inputs of its own.
+    shared = [keys] if rule.projector != "none" and projection is None else []
+    own = [hidden.activations] if rule.projector == "per_map" and hidden is not None else []
+    prepared = prepare_projections([*shared, *own], beta, decay) if shared or own else []
+    projection = prepared[0] if shared else projection
+    second_projection = prepared[-1] if own else None
 
     def write(name, inputs, projection):
         weight = getattr(state.weights, name)
