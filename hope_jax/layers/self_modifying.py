@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from hope_jax.memory.bank import Anchor, Weights
 from hope_jax.memory.chunks import lay_on_grid, resume_chunks, scan_chunks, take_from_grid
 from hope_jax.memory.gates import Gates, chunk_decay
-from hope_jax.memory.linear_map import direction, prepare_projection
+from hope_jax.memory.linear_map import direction
 from hope_jax.memory.memory import (
     MemoryState,
     Tokens,
@@ -298,9 +298,6 @@ def _others_chunk(rule, initial, state, start, inputs, active=None):
     tokens, hidden, writes = _generate(rule, initial, anchor, inputs, active)
     gates = tokens.gates
     decay = chunk_decay(gates.log_alpha, gates.log_theta, inputs.reset, active)
-    projection = None
-    if rule.others.projector != "none":
-        projection = prepare_projection(tokens.keys, gates.beta, decay)
     update = write_bank_chunk(
         rule.others,
         state,
@@ -309,7 +306,7 @@ def _others_chunk(rule, initial, state, start, inputs, active=None):
         writes,
         gates.beta,
         decay,
-        projection,
+        None,
         initial.others,
     )
     state = end_bank_chunk(rule.others, update, decay, initial.others, inputs.x.dtype)

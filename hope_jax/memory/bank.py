@@ -8,6 +8,7 @@ whose output is one number, a gate, have none.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -138,7 +139,7 @@ class Bank:
         product = anchored_dot(anchor, "first", rows, dtype)
         if self.activation is None:
             return self.split(product, rows.shape[-1]), None
-        activations, slope = jax.jvp(self.activation, (product,), (jnp.ones_like(product),))
+        activations, slope = activate(self.activation, product)
         hidden = Hidden(self.split_hidden(activations), slope)
         values = jnp.zeros((0, *rows.shape), product.dtype)
         gates = jnp.zeros((0, rows.shape[0], 1), product.dtype)
@@ -253,3 +254,37 @@ def anchored_dot(
     if anchor.restarted is None:
         return out
     return jnp.where(anchor.restarted[:, None], product(anchor.initial), out)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def activate(
+    activation: Callable[[Array], Array], rows: Float[Array, "*shape"]
+) -> tuple[Float[Array, "*shape"], Float[Array, "*shape"]]:
+    """Applies an elementwise function and its derivative.
+
+    The derivative of both is two factors, slope and curvature, formed in one pass with them. What
+    automatic differentiation keeps instead is every intermediate of the activation, which compilers
+    then compute again for each use.
+
+    Args:
+      activation: sigma, elementwise and twice differentiable.
+      rows: any shape.
+
+    Returns:
+      sigma and its slope at every entry.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> [x.tolist() for x in activate(jnp.square, jnp.array([3.0]))]
+      [[9.0], [6.0]]
+    """
+    return jax.jvp(activation, (rows,), (jnp.ones_like(rows),))
+
+
+@activate.defjvp
+def _activate_jvp(activation, primals, tangents):
+    (rows,), (rows_dot,) = primals, tangents
+    ones = jnp.ones_like(rows)
+    value, slope = activate(activation, rows)
+    curvature = jax.jvp(lambda x: jax.jvp(activation, (x,), (ones,))[1], (rows,), (ones,))[1]
+    return (value, slope), (slope * rows_dot, curvature * rows_dot)

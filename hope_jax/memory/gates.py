@@ -80,7 +80,8 @@ def chunk_decay(
 
     `a_{t,i} = prod_{i<s<=t} alpha_s` is one exponential of a difference of sums, masked before the
     exponential so that nothing overflows. The momentum's `b_{t,i} = sum_j a_{t,j} theta_{j,i}` is
-    one product of two such triangles: the state is the decayed sum of the momenta.
+    one product of two such triangles: the state is the decayed sum of the momenta. That gives the
+    states before each write; those after it follow by one step of the recurrence.
 
     Args:
       log_alpha: logarithm of the retention, shape (C,), float32 or float64.
@@ -102,46 +103,51 @@ def chunk_decay(
     """
     size = log_alpha.shape[0]
     place = jnp.arange(size)
+    alpha = jnp.exp(log_alpha)
     total = jnp.cumsum(log_alpha)
     earlier = jnp.concatenate([jnp.zeros_like(total[:1]), total[:-1]])
     segment = None if reset is None else jnp.cumsum(reset)
+    own = (place[:, None] == place).astype(alpha.dtype)
 
-    momentum = None
+    momentum = last = None  # weights of the writes in every S_t and, in the last column, of S_0
     if log_theta is not None:
         theta_total = jnp.cumsum(log_theta)
-        kept = _triangle(theta_total, theta_total, place[:, None] >= place, segment, segment)
+        kept = _triangle(theta_total, theta_total, place[:, None] >= place, segment)
         carried = jnp.exp(theta_total)
         if segment is not None:
             carried = jnp.where(segment == 0, carried, 0)
-        # One product forms both the weight of S_0 and those of the writes.
         momentum = jnp.concatenate([kept, carried[:, None]], axis=1)
+        last = momentum[-1]
         if active is not None:
             momentum = jnp.where(active[:, None], momentum, 0)
 
-    def decay(row_total, row_segment, seen):
-        erase = _triangle(row_total, total, seen, row_segment, segment)
-        state, restart = jnp.exp(row_total), None
-        if segment is not None:
-            state = jnp.where(row_segment == 0, state, 0)
-            starts = reset & (segment == row_segment[:, None])
-            since = row_total - jnp.sum(jnp.where(starts, earlier, 0), axis=1)
-            restart = jnp.where(row_segment > 0, jnp.exp(since), 0)
-        if momentum is None:
-            return Decay(state, None, restart, erase, erase)
+    erase = _triangle(earlier, total, place[:, None] > place, segment)
+    state, restart, both = jnp.exp(earlier), None, None
+    if segment is not None:
+        state = jnp.where(segment == 0, state, 0)
+        starts = reset & (segment == segment[:, None])
+        since = earlier - jnp.sum(jnp.where(starts, earlier, 0), axis=1)
+        restart = jnp.where(segment > 0, jnp.exp(since), 0)
+    if momentum is not None:
         both = jnp.matmul(erase, momentum, precision=jax.lax.Precision.HIGHEST)
-        return Decay(state, both[:, -1], restart, erase, both[:, :-1])
 
-    before = decay(earlier, segment, place[:, None] > place)
-    after = decay(total, segment, place[:, None] >= place)
-    last_segment = None if segment is None else segment[-1:]
-    end = decay(total[-1:], last_segment, jnp.ones((1, size), bool))
+    def step(rows):
+        """States just after the tokens' own writes, `alpha_t W_{t-1} + S_t`."""
+        kept_by = alpha[rows]
+        return _decay(
+            kept_by * state[rows],
+            None if restart is None else kept_by * restart[rows],
+            kept_by[:, None] * erase[rows] + own[rows],
+            None if both is None else kept_by[:, None] * both[rows] + momentum[rows],
+        )
+
     return ChunkDecay(
-        before=before,
-        after=after,
-        end=end,
+        before=_decay(state, restart, erase, both),
+        after=step(slice(None)),
+        end=step(slice(-1, None)),
         # Places without a token at the end keep S: their log_theta is 0, so the last row holds.
-        momentum_state=None if log_theta is None else _last_momentum(theta_total, segment),
-        momentum_write=None if log_theta is None else kept[-1],
+        momentum_state=None if last is None else last[-1],
+        momentum_write=None if last is None else last[:-1],
         restarted=None if segment is None else segment > 0,
     )
 
@@ -193,13 +199,14 @@ def windowed_decay(
     )
 
 
-def _triangle(row_total, total, seen, row_segment, segment):
+def _triangle(row_total, total, seen, segment):
     if segment is not None:
-        seen = seen & (row_segment[:, None] == segment)
+        seen = seen & (segment[:, None] == segment)
     difference = row_total[:, None] - total
     return jnp.where(seen, jnp.exp(jnp.where(seen, difference, 0)), 0)
 
 
-def _last_momentum(theta_total, segment):
-    carried = jnp.exp(theta_total[-1])
-    return carried if segment is None else jnp.where(segment[-1] == 0, carried, 0)
+def _decay(state, restart, erase, both):
+    if both is None:
+        return Decay(state, None, restart, erase, erase)
+    return Decay(state, both[:, -1], restart, erase, both[:, :-1])

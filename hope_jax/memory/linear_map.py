@@ -10,6 +10,8 @@ Given the write rows the recurrence is linear in (W, S), so a chunk of it has an
 matrix products. Nothing is approximated: the two forms agree to rounding.
 """
 
+import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -38,12 +40,16 @@ class Projection(NamedTuple):
     Attributes:
       directions: u, the inputs at unit length, shape (C, I).
       lengths: |x|, shape (C, 1).
-      inverse: `(I + L)^-1 diag(-beta)`, shape (C, C).
+      beta: strength, shape (C, 1).
+      strict: L, shape (C, C).
+      inverse: `(I + L)^-1`, shape (C, C).
       mixing: weight of write row i in what row t erases, shape (C, C).
     """
 
     directions: Float[Array, "C I"]
     lengths: Float[Array, "C 1"]
+    beta: Float[Array, "C 1"]
+    strict: Float[Array, "C C"]
     inverse: Float[Array, "C C"]
     mixing: Float[Array, "C C"]
 
@@ -155,29 +161,53 @@ def write_token(
 
 
 def prepare_projection(
-    inputs: Float[Array, "C I"], beta: Float[Array, " C"], decay: ChunkDecay
+    inputs: Float[Array, "*m C I"], beta: Float[Array, " C"], decay: ChunkDecay
 ) -> Projection:
-    """Solves the chunk's triangular system, in which each token erases what earlier ones wrote.
+    """Inverts the chunk's triangular system, in which each token erases what earlier ones wrote.
 
     `L_{t,i} = beta_t a_{t-1,i} (u_t . u_i)`. Maps that share inputs and gates share the result.
 
     Args:
-      inputs: x, shape (C, I).
+      inputs: x, shape (C, I), or (M, C, I) for M maps with inputs of their own.
       beta: projector strength, shape (C,).
       decay: the chunk's coefficients.
 
     Returns:
-      A `Projection`, in float32 (float64 for float64 inputs).
+      A `Projection`, in float32 (float64 for float64 inputs), with leading axis M if inputs have it.
     """
-    unit, length = direction(inputs.astype(jnp.promote_types(inputs.dtype, jnp.float32)))
-    similarity = jnp.matmul(unit, unit.T, precision=jax.lax.Precision.HIGHEST)
-    strict = beta[:, None] * decay.before.erase * similarity
-    return Projection(
-        directions=unit,
-        lengths=length,
-        inverse=unit_lower_inverse(strict) * -beta,
-        mixing=decay.before.write * similarity * length[:, 0],
-    )
+    return prepare_projections((inputs,), beta, decay)[0]
+
+
+def prepare_projections(
+    groups: Sequence[Float[Array, "*m C I"]], beta: Float[Array, " C"], decay: ChunkDecay
+) -> list[Projection]:
+    """Prepares several groups of inputs, whose widths may differ, at once.
+
+    The inverse is a chain of small products, as long for many systems as for one.
+
+    Args:
+      groups: each as in `prepare_projection`.
+      beta: projector strength, shape (C,).
+      decay: the chunk's coefficients.
+
+    Returns:
+      A `Projection` for each group.
+    """
+    parts = []
+    for inputs in groups:
+        unit, length = direction(inputs.astype(jnp.promote_types(inputs.dtype, jnp.float32)))
+        similarity = jnp.matmul(unit, unit.mT, precision=jax.lax.Precision.HIGHEST)
+        strict = beta[:, None] * decay.before.erase * similarity
+        mixing = decay.before.write * similarity * length.mT
+        parts.append((unit, length, jnp.broadcast_to(beta[:, None], length.shape), strict, mixing))
+    systems = [strict.reshape(-1, *strict.shape[-2:]) for *_, strict, _ in parts]
+    inverses = unit_lower_inverse(jnp.concatenate(systems))
+    projections, taken = [], 0
+    for system, (unit, length, strength, strict, mixing) in zip(systems, parts, strict=True):
+        inverse = inverses[taken : taken + len(system)].reshape(strict.shape)
+        projections.append(Projection(unit, length, strength, strict, inverse, mixing))
+        taken += len(system)
+    return projections
 
 
 def write_chunk(
@@ -191,8 +221,8 @@ def write_chunk(
 ) -> ChunkUpdate:
     """Finds the rows that the projector erases, E, so that every state inside the chunk is known.
 
-    `E = (I + L)^-1 diag(-beta) (g_{t-1} u_t W_0 + c_{t-1} u_t S_0 + sum_{i<t} b_{t-1,i} (u_t . x_i)
-    U_i)`.
+    `(I + L) E = R` with `R_t = -beta_t (g_{t-1} u_t W_0 + c_{t-1} u_t S_0
+    + sum_{i<t} b_{t-1,i} (u_t . x_i) U_i)`.
 
     Args:
       start: state before the chunk.
@@ -208,9 +238,9 @@ def write_chunk(
     """
     if projection is None:
         return ChunkUpdate(start, initial, inputs, None, None, writes)
-    carried = _carried(start, initial, inputs, decay.before, dtype) / projection.lengths
-    held = carried + dot(projection.mixing, writes, dtype)
-    erased = dot(projection.inverse, held, dtype)
+    held = _carried(start, initial, projection.directions, decay.before, dtype)
+    held += dot(projection.mixing, writes, dtype)
+    erased = _solve(projection.strict, projection.inverse, -projection.beta * held, dtype)
     return ChunkUpdate(start, initial, inputs, projection, erased, writes)
 
 
@@ -337,3 +367,25 @@ def _carried(start, initial, rows, decay, dtype):
     if initial is not None:
         out += decay.restart[:, None] * dot(rows, initial, dtype)
     return out
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
+def _solve(strict, inverse, right, dtype):
+    """Solves `(I + L) E = R` with an inverse that is already there.
+
+    In reverse the derivative of the system costs two products as wide as R; that of the inverse
+    would add two of C x C matrices in full precision, which no derivative of first order needs.
+    """
+    del strict
+    return dot(inverse, right, dtype)
+
+
+@_solve.defjvp
+def _solve_jvp(dtype, primals, tangents):
+    strict, inverse, right = primals
+    strict_dot, _, right_dot = tangents
+    erased = _solve(strict, inverse, right, dtype)
+    # (I + L) dE = dR - dL E. The inverse is a function of L, so that its own tangent adds nothing;
+    # it stays differentiable for derivatives of this one.
+    residual = right_dot - dot(strict_dot, erased, dtype)
+    return erased, _solve(strict, inverse, residual, dtype)

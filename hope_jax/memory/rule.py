@@ -18,7 +18,7 @@ from hope_jax.memory.linear_map import (
     direction,
     dot,
     end_chunk,
-    prepare_projection,
+    prepare_projections,
     prepare_reading,
     read_chunk,
     read_chunk_of_transpose,
@@ -258,7 +258,8 @@ def write_bank_chunk(
       writes: from `write_rows`.
       beta: projector strength, shape (C,), or `None`.
       decay: the chunk's coefficients.
-      projection: of the keys, which every first map shares; `None` without projector.
+      projection: of the keys, which every first map shares, if it was prepared for all chunks at
+        once; `None` to prepare it here, together with those of the second maps.
       initial: the initial weights.
 
     Returns:
@@ -270,11 +271,12 @@ def write_bank_chunk(
     shifted = rule.decay_to == "initial"
     # After a reset the state is W_init: nothing of it is left when W - W_init is what decays.
     restart = None if shifted or decay.restarted is None else initial
-    _, second_beta = _betas(rule, beta)
-    second_projection = None
-    if hidden is not None and second_beta is not None:
-        prepare = jax.vmap(lambda inputs: prepare_projection(inputs, second_beta, decay))
-        second_projection = prepare(hidden.activations)
+    # The first maps share the projection of the keys; each second map has inputs of its own.
+    shared = [keys] if rule.projector != "none" and projection is None else []
+    own = [hidden.activations] if rule.projector == "per_map" and hidden is not None else []
+    prepared = prepare_projections([*shared, *own], beta, decay) if shared or own else []
+    projection = prepared[0] if shared else projection
+    second_projection = prepared[-1] if own else None
 
     def write(name, inputs, projection):
         weight = getattr(state.weights, name)

@@ -40,8 +40,10 @@ def unit_lower_inverse(strict: Float[Array, "... C C"]) -> Float[Array, "... C C
       >>> unit_lower_inverse(jnp.array([[0.0, 0.0], [0.5, 0.0]])).tolist()
       [[1.0, 0.0], [-0.5, 1.0]]
     """
-    # One axis holds the blocks of all depths: XLA's CPU backend ends the process at rank 8.
-    return _inverse(jnp.tril(strict, -1)[..., None, :, :])[..., 0, :, :]
+    # One axis holds all matrices and their blocks of all depths: XLA's CPU backend ends the process
+    # at rank 8, and its TPU backend lays axes of length 1 out as if they were long.
+    size = strict.shape[-1]
+    return _inverse(jnp.tril(strict, -1).reshape(-1, size, size)).reshape(strict.shape)
 
 
 @jax.custom_jvp

@@ -223,6 +223,21 @@ def test_gradient_equals_finite_differences_of_numpy_loop(x64):
     np.testing.assert_allclose(of_tokens.keys[1, 1], slope, rtol=1e-5, atol=1e-8)
 
 
+def test_second_derivatives_equal_those_by_token(x64):
+    """A model that learns by gradients through its memories is itself trained through them."""
+    rule = make_rule()
+    initial, tokens = make_inputs(rule)
+
+    def twice(form):
+        loss = lambda keys: jnp.sum(jnp.sin(form(rule, initial, tokens._replace(keys=keys))[0]))
+        slope = lambda keys: jnp.sum(jnp.sin(jax.grad(loss)(keys)))
+        return jax.jit(jax.grad(slope))(tokens.keys)
+
+    np.testing.assert_allclose(
+        twice(update_and_read), twice(update_and_read_by_token), rtol=1e-9, atol=1e-9
+    )
+
+
 @pytest.mark.parametrize("momentum", [False, True])
 def test_equal_keys_in_float32(momentum):
     """The chunk's triangular system is at its worst when all keys are the same."""
