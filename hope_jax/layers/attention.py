@@ -1,7 +1,8 @@
 """Causal softmax attention over a sliding window, with a ring-buffer cache."""
 
+import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from hope_jax.layers.projection import Projection
 from hope_jax.layers.rotary import RotaryScaling, apply_rotary, rotary_frequencies
+
+Kernel = Literal["xla", "cudnn"]
 
 
 class AttentionState(NamedTuple):
@@ -46,6 +49,8 @@ class Attention(nn.Module):
       rope_scaling: how they are lowered, if at all.
       persistent: learned tokens that every query sees beside the window (the persistent memory of
         Titans). They have no position: their keys are not rotated, and no distance counts.
+      kernel: implementation of `jax.nn.dot_product_attention`; `cudnn` is the fused one of NVIDIA
+        GPUs, which wants a dtype of 16 bits. None leaves the choice to JAX.
       dtype: dtype of the computation; the softmax is formed in float32.
       param_dtype: dtype of the parameters.
     """
@@ -56,6 +61,7 @@ class Attention(nn.Module):
     rope_base: float = 10_000.0
     rope_scaling: RotaryScaling | None = None
     persistent: int = 0
+    kernel: Kernel | None = None
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
 
@@ -111,17 +117,21 @@ class Attention(nn.Module):
         query = apply_rotary(plain_query, positions, frequencies)
         key = apply_rotary(key, positions, frequencies)
 
+        attend = functools.partial(
+            softmax_attention, kernel=self.kernel, weights=self.persistent > 0
+        )
+        log_weight = None
         if tokens == 0:
             mixed = query
         elif fresh and tokens <= self.window:
             same_document = None
             if reset is not None:
                 same_document = positions[:, None, None, :] >= documents[:, None, :, None]
-            mixed, log_weight = jax.nn.dot_product_attention(
-                query, key, value, mask=same_document, is_causal=True, return_residual=True
-            )
+            mixed, log_weight = attend(query, key, value, mask=same_document, is_causal=True)
         else:
-            mixed, log_weight = _attend_to_window(query, key, value, positions, documents, state)
+            mixed, log_weight = _attend_to_window(
+                attend, query, key, value, positions, documents, state
+            )
         if self.persistent and tokens:
             init: Callable[..., Any] = nn.with_logical_partitioning(
                 nn.initializers.normal(1.0), ("persistent", "embed")
@@ -157,14 +167,49 @@ def _document_starts(
     return jax.lax.cummax(starts, axis=1)
 
 
+def softmax_attention(
+    query: Float[Array, "B T H N"],
+    key: Float[Array, "B S K N"],
+    value: Float[Array, "B S K N"],
+    mask: Bool[Array, "B #H T S"] | None,
+    *,
+    is_causal: bool = False,
+    kernel: Kernel | None = None,
+    weights: bool = False,
+) -> tuple[Float[Array, "B T H N"], Float[Array, "B T H"] | None]:
+    """JAX's fused attention, and if wanted the logarithm of the sum of its exponentials.
+
+    Args:
+      query: queries.
+      key: keys, in as many heads or fewer.
+      value: values.
+      mask: True where a query sees a key; None for everywhere.
+      is_causal: whether a query sees only the keys up to its own place.
+      kernel: of `jax.nn.dot_product_attention`.
+      weights: whether `add_persistent` will want the sums.
+    """
+    attention: Any = jax.nn.dot_product_attention  # its overloads know no flag that varies
+    found = attention(
+        query,
+        key,
+        value,
+        mask=mask,
+        is_causal=is_causal,
+        implementation=kernel,
+        return_residual=weights,
+    )
+    return found if weights else (found, None)
+
+
 def _attend_to_window(
+    attend: Callable[..., Any],
     query: Float[Array, "B T H N"],
     key: Float[Array, "B T K N"],
     value: Float[Array, "B T K N"],
     positions: Int[Array, "B T"],
     documents: Int[Array, "B T"],
     state: AttentionState,
-) -> tuple[Float[Array, "B T H N"], Float[Array, "B T H"]]:
+) -> tuple[Float[Array, "B T H N"], Float[Array, "B T H"] | None]:
     """Attention in pieces of at most a window: a piece sees itself and the W tokens before it.
 
     The pieces are a batch axis and no score outside the band of two windows is formed. Before the
@@ -201,17 +246,12 @@ def _attend_to_window(
         & (key_position > query_position - window)
         & (key_position >= flat(documents)[:, None, :, None])
     )
-    found = jax.nn.dot_product_attention(
-        flat(query),
-        with_previous(state.keys, key),
-        with_previous(state.values, value),
-        mask=visible,
-        return_residual=True,
+    found = attend(
+        flat(query), with_previous(state.keys, key), with_previous(state.values, value), visible
     )
-    mixed, log_weight = (
-        part.reshape(batch, count * size, *part.shape[2:])[:, :tokens] for part in found
+    return jax.tree.map(
+        lambda part: part.reshape(batch, count * size, *part.shape[2:])[:, :tokens], found
     )
-    return mixed, log_weight
 
 
 def add_persistent(

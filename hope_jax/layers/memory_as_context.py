@@ -9,7 +9,7 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from hope_jax.layers.attention import add_persistent
+from hope_jax.layers.attention import Kernel, add_persistent, softmax_attention
 from hope_jax.layers.memory_and_attention import gate
 from hope_jax.layers.projection import Projection
 from hope_jax.layers.rotary import apply_rotary, rotary_frequencies
@@ -52,6 +52,7 @@ class MemoryAsContext(nn.Module):
       segment: S, tokens of a segment; a multiple of the memory's chunk sizes.
       persistent: learned rows that every query sees.
       rope_base: base of the rotary frequencies; a recalled row has the position of its token.
+      kernel: of attention, as in `Attention`.
       dtype: of activations; the softmax is formed in float32.
       param_dtype: of parameters.
 
@@ -73,6 +74,7 @@ class MemoryAsContext(nn.Module):
     segment: int
     persistent: int = 0
     rope_base: float = 10_000.0
+    kernel: Kernel | None = None
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
 
@@ -102,6 +104,7 @@ class MemoryAsContext(nn.Module):
             self.segment,
             self.persistent,
             self.rope_base,
+            self.kernel,
             self.dtype,
             self.param_dtype,
             name="piece",
@@ -146,6 +149,7 @@ class _Piece(nn.Module):
     segment: int
     persistent: int
     rope_base: float
+    kernel: Kernel | None
     dtype: DTypeLike
     param_dtype: DTypeLike
 
@@ -197,16 +201,16 @@ class _Piece(nn.Module):
         places = jnp.arange(self.segment)
         visible = (places <= slots[..., None]) & (places >= documents[..., None])
         flat = lambda x: x.reshape(x.shape[0], 2 * self.segment, heads, size)
+        mixed, log_weight = plain_query, None
         if rows:
-            mixed, log_weight = jax.nn.dot_product_attention(
+            mixed, log_weight = softmax_attention(
                 rotated(plain_query),
                 flat(keys),
                 flat(values),
-                mask=jnp.tile(visible, 2)[:, None],
-                return_residual=True,
+                jnp.tile(visible, 2)[:, None],
+                kernel=self.kernel,
+                weights=self.persistent > 0,
             )
-        else:
-            mixed, log_weight = plain_query, plain_query[..., 0]
         if self.persistent and rows:
             init: Callable[..., Any] = nn.with_logical_partitioning(
                 nn.initializers.normal(1.0), ("persistent", "embed")

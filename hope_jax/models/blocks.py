@@ -41,6 +41,7 @@ def _sequence_layer(config: LanguageModelConfig, **dtypes: Any) -> nn.Module:
         rope_base=config.rope_base,
         rope_scaling=config.rotary_scaling,
         persistent=config.persistent_tokens,
+        kernel=config.attention_kernel,
         **dtypes,
     )
     name = config.sequence_layer
@@ -54,6 +55,7 @@ def _sequence_layer(config: LanguageModelConfig, **dtypes: Any) -> nn.Module:
             config.attention_window,
             config.persistent_tokens,
             config.rope_base,
+            config.attention_kernel,
             name=name,
             **dtypes,
         )

@@ -7,6 +7,7 @@ from typing import Any, Literal, Self, get_args
 
 from flax.core import FrozenDict
 
+from hope_jax.layers.attention import Kernel
 from hope_jax.layers.continuum import Connection
 from hope_jax.layers.level_learning import InContextConfig
 from hope_jax.layers.memory_as_context import check_segment
@@ -56,6 +57,8 @@ class LanguageModelConfig:
     in_context: Mapping[str, Any] | None = None
     num_kv_heads: int | None = None  # heads of attention's keys and values; None for num_heads
     attention_window: int = 1024  # tokens an attention layer sees and keeps
+    # Implementation of jax.nn.dot_product_attention: "xla", or on GPUs, at 16 bits, "cudnn".
+    attention_kernel: Kernel | None = None
     # Learned tokens that every query of attention sees (the persistent memory of Titans).
     persistent_tokens: int = 0
     rope_base: float = 10_000.0  # of the rotary frequencies
@@ -89,10 +92,12 @@ class LanguageModelConfig:
             ("dtype", get_args(DtypeName)),
             ("param_dtype", get_args(DtypeName)),
             ("remat", get_args(RematPolicy)),
+            ("attention_kernel", (None, *get_args(Kernel))),
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(
-                    f"{name} must be one of {', '.join(choices)}; got {getattr(self, name)!r}"
+                    f"{name} must be one of {', '.join(map(str, choices))}; "
+                    f"got {getattr(self, name)!r}"
                 )
         object.__setattr__(self, "pattern", tuple(self.pattern))
         layers = get_args(SequenceLayer)

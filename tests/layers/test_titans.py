@@ -273,6 +273,8 @@ def test_a_hundred_thousand_tokens(kind, chunks):
         (dict(momentum="yes"), "momentum must be one of gate, learned, none"),
         (dict(initial_alpha=1.0), "initial_alpha must lie between 0 and 1"),
         (dict(read="later"), "read='later' is not known"),
+        (dict(window=2), "window=2 needs projector='none' and adaptive="),
+        (dict(projector="values"), "is Oja's rule and needs network='matrix'"),
     ],
 )
 def test_errors_say_what_does_not_fit(settings, message):

@@ -340,6 +340,16 @@ def test_errors_say_what_does_not_fit():
         make_rule(chunk_size=0)
     with pytest.raises(ValueError, match=r"projector='all'"):
         make_rule(projector="all")
+    with pytest.raises(ValueError, match=r"window=2, but Gates.gamma is missing"):
+        update_and_read(
+            make_rule(projector="none", window=2),
+            initial,
+            tokens._replace(gates=tokens.gates._replace(beta=None)),
+        )
+    with pytest.raises(ValueError, match=r"window=2 writes errors of several tokens"):
+        make_rule(window=2)
+    with pytest.raises(ValueError, match=r"needs a matrix memory"):
+        make_rule(objective="dot", projector="values", network="mlp")
 
 
 def test_a_zero_row_has_no_derivatives_of_any_order():

@@ -28,7 +28,7 @@ def test_a_config_dict_becomes_a_hashable_config():
         ({"mlp_width": 12.0}, "mlp_width must be a positive integer, got 12.0"),
         (
             {"sequence_layer": "titan"},
-            "sequence_layer must be one of titans, attention; got 'titan'",
+            "sequence_layer must be one of titans, attention, memory_as_context, .*; got 'titan'",
         ),
         ({"cms_order": "slow"}, "cms_order must be one of"),
         ({"dtype": "float16"}, "dtype must be one of float32, bfloat16"),
@@ -47,6 +47,17 @@ def test_a_config_dict_becomes_a_hashable_config():
         ({"titans": {"width": 4}}, "unknown titans setting 'width'; known: adaptive"),
         ({"titans": {"memory_chunk": 5}}, "memory_chunk 5 and others_chunk 64: one must divide"),
         ({"width": 6, "sequence_layer": "attention"}, "must be even; got 6 / 2 = 3"),
+        ({"width": 6, "sequence_layer": "memory_as_gate"}, "must be even; got 6 / 2 = 3"),
+        (
+            {"sequence_layer": "memory_as_context", "attention_window": 96},
+            "segment of 96 tokens is no multiple of the memory's chunk of 64",
+        ),
+        (
+            {"sequence_layer": "memory_as_context", "num_kv_heads": 1},
+            "leave out num_kv_heads and rope_scaling",
+        ),
+        ({"persistent_tokens": -1}, "persistent_tokens must not be negative, got -1"),
+        ({"attention_kernel": "flash"}, "must be one of None, xla, cudnn; got 'flash'"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
