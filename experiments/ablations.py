@@ -5,7 +5,7 @@
     python -m hope_jax.train --config=experiments/ablations.py:no_cms --workdir=runs/no_cms
 
 Rows of the paper's Table 6: `hope`, `no_dgd`, `no_momentum`, `no_decay`, `no_cms`, `no_inner_k`,
-`no_inner_v`, `no_inner_q`. Further settings of Hope: `delta_objective`, `long_targets`,
+`no_inner_v`, `no_inner_q`. Further settings of Hope: `delta_objective`, `unbounded_step`,
 `no_convolution`, `matrix_memory`, `chunks_4_16`, `chunks_64_64`, `one_head`, `eight_heads`,
 `read_after`, `read_chunk`, `fixed_gates`, `no_inner`, `plain_memory`, `no_normalization`. And the
 family: `transformer`, `hope_attention`, `hybrid` (Titans and attention in turn), the names in
@@ -67,8 +67,8 @@ TITANS: dict[str, dict[str, Any]] = {
     "no_dgd": {"projector": "none", "initial_eta": 0.01, "eta_max": 1 / 64},
     # The projector and the L2 objective both erase along the key; this erases once (the delta rule).
     "delta_objective": {"objective": "dot"},
-    # Unsteady on repetitive text: a memory whose goals are its own outputs can feed itself.
-    "long_targets": {"unit_targets": False},
+    # As printed: overflows on repetitive text once the memories' maps have grown.
+    "unbounded_step": {"bounded_step": False},
     "no_momentum": {"momentum": "none"},
     "no_decay": {"retention": "none", "adaptive": without("alpha")},
     "no_inner_k": {"adaptive": without("k")},

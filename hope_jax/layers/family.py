@@ -23,6 +23,7 @@ _STATIC: dict[str, Any] = {
     "read": "after",
     "memory_chunk": 64,
     "output_norm": True,
+    "bounded_step": False,
 }
 _MATRIX = {**_STATIC, "network": "matrix", "learned_initial": False}
 # A chunk's writes are summed at errors of its start: with long chunks equal keys overshoot.

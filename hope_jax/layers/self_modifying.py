@@ -31,7 +31,6 @@ from hope_jax.memory.rule import (
     BankState,
     MemoryRule,
     end_bank_chunk,
-    forward_and_targets,
     initial_state,
     write_bank_chunk,
     write_bank_token,
@@ -322,7 +321,7 @@ def _generate(rule, initial, anchor, inputs, active):
     names = [name for name in GATES if name in rule.adaptive]
     generated |= dict(zip(names, outputs.gates[..., 0], strict=True))
     tokens = _tokens(rule, initial, inputs, generated | inputs.static, active)
-    outputs, hidden, targets = forward_and_targets(rule.others, anchor, tokens.keys, tokens.values)
+    outputs, hidden, targets = bank.forward_pair(anchor, tokens.keys, tokens.values, dtype)
     writes = write_rows(
         rule.others, anchor, tokens.keys, outputs, hidden, targets, tokens.gates.eta
     )

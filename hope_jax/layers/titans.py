@@ -73,8 +73,9 @@ class TitansConfig:
     decay_to: Literal["zero", "initial"] = "zero"
     read: Literal["before", "after", "chunk"] = "before"  # the state that a token reads
     generated_target: bool = True  # memories generate their own target values (Eq. 91)
-    # Generated targets at unit length: a memory whose goals are its own long outputs feeds itself.
-    unit_targets: bool = True
+    # Writes to an MLP undo at most their own error. Its maps grow with training, and then a step of
+    # eta overshoots on repetitive text, more with every chunk, until the state overflows.
+    bounded_step: bool = True
     unit_keys: bool = True  # keys and queries at unit length
     unit_values: bool = True  # values at unit length; without, the state can overflow
     eta_max: float = 1.0  # largest step size; beyond 1 a write can overshoot
@@ -208,7 +209,7 @@ class TitansConfig:
             decay_to=self.decay_to,
             read=self.read,
             generated_target=self.generated_target,
-            unit_targets=self.unit_targets,
+            bounded_step=self.bounded_step,
             chunk_size=self.memory_chunk,
             window=self.window,
             states_every=self.states_every,

@@ -28,7 +28,6 @@ from hope_jax.memory.rule import (
     MemoryRule,
     Recent,
     end_bank_chunk,
-    forward_and_targets,
     initial_state,
     read_bank_chunk,
     write_bank_chunk,
@@ -425,7 +424,7 @@ def _recent(recent, tokens, last):
 def _evaluate(rule, anchor, keys, values):
     """M(k), what its errors need, and what it should have been: v, or the memory's own M(v)."""
     if rule.generated_target:
-        return forward_and_targets(rule, anchor, keys, values)
+        return rule.bank.forward_pair(anchor, keys, values, keys.dtype)
     outputs, hidden = rule.bank.forward(anchor, keys, keys.dtype)
     targets = Outputs(values[None], jnp.zeros((0, values.shape[0], 1), values.dtype))
     return outputs, hidden, targets

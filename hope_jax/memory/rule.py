@@ -15,7 +15,6 @@ from hope_jax.memory.linear_map import (
     LinearMapState,
     Projection,
     Reading,
-    direction,
     dot,
     end_chunk,
     prepare_projections,
@@ -46,8 +45,9 @@ class MemoryRule:
         `after`: just after it; `chunk`: the one at its chunk's start (Eq. 90).
       generated_target: whether the target is the memory's own output for the value, `M(v)` (Eq. 91),
         instead of the value.
-      unit_targets: whether generated targets of value memories are brought to unit length, so that what a
-        memory writes does not grow with what it has written.
+      bounded_step: whether a write to an MLP is scaled down where it would change the answer to its own
+        key by more than its error, as it does once the maps have grown: eta then counts in errors undone,
+        as it does for a matrix and a key of unit length.
       chunk_size: C; local errors are taken at the state of the chunk's start.
       window: tokens whose errors, weighed by `Gates.gamma`, each token writes: its own and those
         before it (the Omega rule, Eq. 68).
@@ -61,7 +61,7 @@ class MemoryRule:
     decay_to: Literal["zero", "initial"] = "zero"
     read: Literal["before", "after", "chunk"] = "before"
     generated_target: bool = False
-    unit_targets: bool = False
+    bounded_step: bool = False
     chunk_size: int = 64
     window: int = 1
     states_every: int = 1
@@ -147,16 +147,6 @@ def initial_state(rule: MemoryRule, initial: Weights) -> BankState:
     return BankState(initial, momentum, recent)
 
 
-def forward_and_targets(
-    rule: MemoryRule, anchor: Anchor, keys: Float[Array, "C N"], values: Float[Array, "C N"]
-) -> tuple[Outputs, Hidden | None, Outputs]:
-    """M(k), what its errors need, and the targets that the memories generate, M(v) (Eq. 91)."""
-    outputs, hidden, targets = rule.bank.forward_pair(anchor, keys, values, keys.dtype)
-    if rule.unit_targets:
-        targets = targets._replace(values=direction(targets.values)[0])
-    return outputs, hidden, targets
-
-
 def write_rows(
     rule: MemoryRule,
     anchor: Anchor,
@@ -185,11 +175,30 @@ def write_rows(
     first = rule.bank.errors(anchor, hidden, errors, keys.dtype)
     if hidden is None:
         return Weights(first, None, None)
+    if rule.bounded_step:
+        first, errors = _bounded(rule.bank, keys, hidden, first, errors)
     return Weights(
         first,
         errors.values if rule.bank.num_values else None,
         errors.gates if rule.bank.num_gates else None,
     )
+
+
+def _bounded(bank, keys, hidden, first, errors):
+    """Scales each memory's rows so that a write undoes at most its own error.
+
+    With h the input of the second map and z that of the activation, a write changes the answer to its
+    own key by `eta n d` along the error d, with `n = |h|^2 + |k|^2 |dL/dz|^2 / |d|^2`.
+    """
+    squared = lambda rows: jnp.sum(jnp.square(rows), axis=-1)
+    size = jnp.concatenate([squared(part) for part in errors])
+    back = bank.split_hidden(first)
+    some = size > jnp.finfo(size.dtype).tiny
+    ratio = jnp.where(some, squared(back) / jnp.where(some, size, 1), 0)
+    gain = squared(hidden.activations) + squared(keys.astype(size.dtype)) * ratio
+    scale = 1 / jnp.maximum(1, gain)[..., None]
+    cut = bank.num_values
+    return bank.join(back * scale), Outputs(errors.values * scale[:cut], errors.gates * scale[cut:])
 
 
 def write_bank_token(

@@ -33,7 +33,7 @@ SETTINGS = {
         memory_chunk=2,
         others_chunk=4,
         dampening=False,
-        unit_targets=False,
+        bounded_step=False,
         retention="none",
         eta_max=0.5,
         expansion=2,
@@ -132,11 +132,11 @@ def test_chunked_equals_by_token_with_gradients(x64):
     assert_close(measure(read_sequence), measure(read_sequence_by_token), 1e-11)
 
 
-@pytest.mark.parametrize("unit_targets", [False, True])
-def test_chunk_of_one_equals_the_equations(unit_targets, x64):
+@pytest.mark.parametrize("bounded", [False, True])
+def test_chunk_of_one_equals_the_equations(bounded, x64):
     """Eq. 83-88 token by token in NumPy: five MLP memories, targets of their own making."""
     settings = dict(memory_chunk=1, others_chunk=1, momentum="none", initial_eta=0.5)
-    settings["unit_targets"] = unit_targets
+    settings["bounded_step"] = bounded
     rule, initial, inputs = core(settings | dict(adaptive=("k", "v", "eta", "alpha")))
     out = read_sequence(rule, initial, inputs)[0]
     hidden = WIDTH
@@ -157,6 +157,7 @@ def test_chunk_of_one_equals_the_equations(unit_targets, x64):
         residual = z if name in ("k", "v", "memory") else 0.0
         return residual + gelu(z @ memories[name][0])[0] @ memories[name][1]
 
+    gains = []
     for t, x in enumerate(np.asarray(inputs.x)):
         k, v = unit(apply("k", x)), unit(apply("v", x))
         eta = sigmoid(apply("eta", x)[0] + float(initial.eta_bias))
@@ -165,16 +166,20 @@ def test_chunk_of_one_equals_the_equations(unit_targets, x64):
         np.testing.assert_allclose(out[t], apply("memory", q), rtol=1e-10)
         new = {}
         for name, (inner, outer) in memories.items():
-            target = apply(name, v)
-            if unit_targets and name in ("k", "v", "memory"):
-                target = unit(target)
-            d = apply(name, k) - target
+            d = apply(name, k) - apply(name, v)
             h, slope = gelu(k @ inner)
+            back = (outer @ d) * slope
+            step = eta
+            if bounded:
+                gains.append(h @ h + (k @ k) * (back @ back) / (d @ d))
+                step = eta / max(1, gains[-1])
             new[name] = [
-                (alpha * np.eye(len(z)) - eta * np.outer(z, z) / (z @ z)) @ w - eta * np.outer(z, e)
-                for w, z, e in ((inner, k, (outer @ d) * slope), (outer, h, d))
+                (alpha * np.eye(len(z)) - eta * np.outer(z, z) / (z @ z)) @ w
+                - step * np.outer(z, e)
+                for w, z, e in ((inner, k, back), (outer, h, d))
             ]
         memories = new
+    assert not bounded or min(gains) < 1 < max(gains)
 
 
 @pytest.mark.slow
