@@ -56,15 +56,11 @@ PLAIN = {
     "adaptive": (),
     "generated_target": False,
     "projector": "none",
-    "initial_eta": 0.01,
-    "eta_max": 1 / 64,
 }
 # What differs from Hope, in its Titans layers.
 TITANS: dict[str, dict[str, Any]] = {
     "hope": {},
-    # Plain descent overflows at Hope's step size (see TitansConfig.projector): a chunk of equal keys
-    # must not step over its goal, so the step is at most one over the chunk's tokens.
-    "no_dgd": {"projector": "none", "initial_eta": 0.01, "eta_max": 1 / 64},
+    "no_dgd": {"projector": "none"},
     # The projector and the L2 objective both erase along the key; this erases once (the delta rule).
     "delta_objective": {"objective": "dot"},
     # As printed: overflows on repetitive text once the memories' maps have grown.
@@ -110,7 +106,9 @@ def model_config(row: str) -> LanguageModelConfig:
     elif row in MODEL:
         settings = {**HOPE, **MODEL[row]}
     elif row in FAMILY or row in JOINED:
-        titans = {**FAMILY["titans_lmm" if row in JOINED else row], "initial_alpha": 0.999}
+        titans = dict(FAMILY["titans_lmm" if row in JOINED else row], initial_alpha=0.999)
+        # As published, all of these with an MLP overflowed here.
+        titans["bounded_step"] = True
         if titans["objective"] != "dot":
             titans["eta_max"] = ETA_MAX
         settings = {**HOPE, "titans": titans, "cms_levels": 1}

@@ -53,7 +53,9 @@ SIZES = {
     "760m": Size(760_000_000, 24, 1536, 16, 30_000_000_000, 1e-3),
     "1.3b": Size(1_300_000_000, 24, 2048, 16, 100_000_000_000, 7e-4),
 }
-TITANS = FAMILY["titans_lmm"]
+# As published, those with an MLP for a memory overflow when trained on repetitive text.
+STABLE = {name: {**titans, "bounded_step": True} for name, titans in FAMILY.items()}
+TITANS = STABLE["titans_lmm"]
 LAYERS: dict[str, dict[str, Any]] = {
     "transformer": {"sequence_layer": "attention"},
     "hope": {"cms_levels": 2, "titans": {"memory_chunk": 64, "others_chunk": 64}},
@@ -67,7 +69,7 @@ LAYERS: dict[str, dict[str, Any]] = {
         }
         for place in ("context", "gate", "layer")
     },
-    **{name: {"titans": titans} for name, titans in FAMILY.items() if name != "hope"},
+    **{name: {"titans": titans} for name, titans in STABLE.items() if name != "hope"},
 }
 
 

@@ -2,7 +2,8 @@
 
 Each is a mapping of `TitansConfig` settings that are not its defaults: a memory, an objective, a
 projector, a decay, a momentum. Keys, values and gates are static projections of the input in all but
-Hope's own.
+Hope's own. All are as published; those whose memory is an MLP are trained with `bounded_step=True`
+beside them, since their steps grow with it.
 
     >>> from hope_jax.layers.titans import TitansConfig
     >>> TitansConfig(width=128, num_heads=2, **FAMILY["delta_net"]).objective

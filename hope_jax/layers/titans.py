@@ -56,9 +56,9 @@ class TitansConfig:
     objective: Literal["l2", "dot", "lp", "huber"] = "l2"  # Eq. 93, Eq. 92, or those of Miras
     objective_power: float = 3.0  # p of "lp", sum |e|^p / p
     huber_delta: float = 1.0  # of "huber": errors beyond it count linearly
-    # DGD on every map, on the first, or plain descent ("none"). A fresh layer overflowed within 1,000
-    # tokens without it (random inputs too) and with it on the first map alone (constant and
-    # alternating inputs): start eta far lower there.
+    # DGD on every map, on the first, or plain descent ("none"). With bounded_step off, a fresh layer
+    # overflowed within 1,000 tokens without it (random inputs too) and with it on the first map alone
+    # (constant and alternating inputs): start eta far lower there.
     # "values" is Oja's rule: a matrix, the dot-product objective, and a projector along the value.
     projector: Literal["per_map", "first_map", "values", "none"] = "per_map"
     momentum: Literal["gate", "learned", "none"] = "gate"  # its decay: per token, one number a head
@@ -73,8 +73,8 @@ class TitansConfig:
     decay_to: Literal["zero", "initial"] = "zero"
     read: Literal["before", "after", "chunk"] = "before"  # the state that a token reads
     generated_target: bool = True  # memories generate their own target values (Eq. 91)
-    # Writes to an MLP undo at most their own error. Its maps grow with training, and then a step of
-    # eta overshoots on repetitive text, more with every chunk, until the state overflows.
+    # Writes to an MLP undo at most their own error (docs/equations.md). Its maps grow with training,
+    # and then eta overshoots on repetitive text, more with every chunk, until the state overflows.
     bounded_step: bool = True
     unit_keys: bool = True  # keys and queries at unit length
     unit_values: bool = True  # values at unit length; without, the state can overflow

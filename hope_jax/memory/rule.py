@@ -45,9 +45,9 @@ class MemoryRule:
         `after`: just after it; `chunk`: the one at its chunk's start (Eq. 90).
       generated_target: whether the target is the memory's own output for the value, `M(v)` (Eq. 91),
         instead of the value.
-      bounded_step: whether a write to an MLP is scaled down where it would change the answer to its own
-        key by more than its error, as it does once the maps have grown: eta then counts in errors undone,
-        as it does for a matrix and a key of unit length.
+      bounded_step: whether writes to an MLP are scaled down where they would change the answer to their
+        own key by more than their error, as they do once the maps have grown. With a projector on every
+        map that is asked of each write, else of a chunk of equal keys.
       chunk_size: C; local errors are taken at the state of the chunk's start.
       window: tokens whose errors, weighed by `Gates.gamma`, each token writes: its own and those
         before it (the Omega rule, Eq. 68).
@@ -176,7 +176,9 @@ def write_rows(
     if hidden is None:
         return Weights(first, None, None)
     if rule.bounded_step:
-        first, errors = _bounded(rule.bank, keys, hidden, first, errors)
+        # Writes of a chunk add up, unless the projector takes away what earlier ones have put there.
+        count = 1 if rule.projector == "per_map" else rule.chunk_size * eta
+        first, errors = _bounded(rule.bank, keys, hidden, first, errors, count)
     return Weights(
         first,
         errors.values if rule.bank.num_values else None,
@@ -184,18 +186,19 @@ def write_rows(
     )
 
 
-def _bounded(bank, keys, hidden, first, errors):
-    """Scales each memory's rows so that a write undoes at most its own error.
+def _bounded(bank, keys, hidden, first, errors, count):
+    """Scales each memory's rows so that writes undo at most their own error.
 
     With h the input of the second map and z that of the activation, a write changes the answer to its
-    own key by `eta n d` along the error d, with `n = |h|^2 + |k|^2 |dL/dz|^2 / |d|^2`.
+    own key by `eta n d` along the error d, with `n = |h|^2 + |k|^2 |dL/dz|^2 / |d|^2`. Rows are divided
+    by `max(1, count n)`.
     """
     squared = lambda rows: jnp.sum(jnp.square(rows), axis=-1)
     size = jnp.concatenate([squared(part) for part in errors])
     back = bank.split_hidden(first)
     some = size > jnp.finfo(size.dtype).tiny
     ratio = jnp.where(some, squared(back) / jnp.where(some, size, 1), 0)
-    gain = squared(hidden.activations) + squared(keys.astype(size.dtype)) * ratio
+    gain = count * (squared(hidden.activations) + squared(keys.astype(size.dtype)) * ratio)
     scale = 1 / jnp.maximum(1, gain)[..., None]
     cut = bank.num_values
     return bank.join(back * scale), Outputs(errors.values * scale[:cut], errors.gates * scale[cut:])
