@@ -196,7 +196,8 @@ def _bounded(bank, keys, hidden, first, errors, count):
     squared = lambda rows: jnp.sum(jnp.square(rows), axis=-1)
     size = jnp.concatenate([squared(part) for part in errors])
     back = bank.split_hidden(first)
-    some = size > jnp.finfo(size.dtype).tiny
+    # Smaller steps than 1e-6 do no harm, and the derivative of their ratio would overflow.
+    some = size > 1e-12
     ratio = jnp.where(some, squared(back) / jnp.where(some, size, 1), 0)
     gain = count * (squared(hidden.activations) + squared(keys.astype(size.dtype)) * ratio)
     scale = 1 / jnp.maximum(1, gain)[..., None]

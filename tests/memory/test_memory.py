@@ -1,5 +1,6 @@
 """The chunk-parallel memory against its token form and against a NumPy loop."""
 
+import dataclasses
 import functools
 import itertools
 
@@ -81,7 +82,14 @@ def test_chunked_equals_by_token_values_and_gradients(
     variants = list(itertools.product(("before", "after", "chunk"), ("zero", "initial")))
     rules = [
         make_rule(
-            objective, projector, momentum, network, read=read, decay_to=decay_to, window=window
+            objective,
+            projector,
+            momentum,
+            network,
+            read=read,
+            decay_to=decay_to,
+            window=window,
+            bounded_step=decay_to == "initial",
         )
         for read, decay_to in variants
     ]
@@ -325,6 +333,39 @@ def test_states_every_changes_memory_not_gradients():
     state_bytes = 2 * width * width * 4
     growth = double_memory.temp_size_in_bytes - one_memory.temp_size_in_bytes
     assert growth < 3 * (512 / chunk) * state_bytes  # a state a token would be twelve times this
+
+
+@pytest.mark.parametrize("projector", ["per_map", "none"])
+def test_bounded_steps_stay_bounded_where_others_overflow(projector):
+    """Repetitive tokens and grown maps; outside of that the bound changes nothing."""
+    rule = make_rule(projector=projector, momentum=False, chunk_size=16, generated_target=True)
+    bounded = dataclasses.replace(rule, bounded_step=True)
+    initial, tokens = make_inputs(rule, length=640, dtype=jnp.float32)
+    rows = [direction(jnp.tile(x[:5], (128, 1)))[0] for x in (tokens.keys, tokens.values)]
+    gates = tokens.gates._replace(log_alpha=jnp.full(640, -1e-3))
+    tokens = Tokens(*rows, gates, rows[0])
+    grown = jax.tree.map(lambda w: 3 * w, initial)
+    call = jax.jit(update_and_read, static_argnums=0)
+    assert not bool(jnp.isfinite(call(rule, grown, tokens)[0]).all())
+    read_out, state = call(bounded, grown, tokens)
+    assert all(float(jnp.linalg.norm(w)) < 100 for w in jax.tree.leaves(state.bank.weights))
+    assert float(jnp.abs(read_out).max()) < 100
+    small = jax.tree.map(lambda w: 0.1 * w, initial)
+    short = jax.tree.map(lambda x: x[:8], tokens._replace(gates=gates._replace(eta=gates.eta / 16)))
+    np.testing.assert_array_equal(call(bounded, small, short)[0], call(rule, small, short)[0])
+
+
+def test_bounded_steps_of_errors_that_vanish_have_derivatives():
+    """The bound divides by the error, whose fourth power is no float32 number."""
+    rule = make_rule(bounded_step=True)
+    initial, tokens = make_inputs(rule, dtype=jnp.float32)
+
+    def loss(initial, eta):
+        given = tokens._replace(gates=tokens.gates._replace(eta=eta))
+        return jnp.sum(update_and_read(rule, initial, given)[0])
+
+    gradients = jax.jit(jax.grad(loss, argnums=(0, 1)))(initial, jnp.full(LENGTH, 1e-11))
+    assert all(bool(jnp.isfinite(g).all()) for g in jax.tree.leaves(gradients))
 
 
 def test_errors_say_what_does_not_fit():
