@@ -172,6 +172,7 @@ class _Piece(nn.Module):
         reset: Bool[Array, "B R"] | None,
         at_edge: bool,
     ) -> tuple[Float[Array, "B R D"], SegmentState]:
+        """Reads R tokens that lie in one segment; `at_edge`, from where it begins."""
         dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         heads, size = self.config.num_heads, self.config.head_width
 
