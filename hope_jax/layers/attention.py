@@ -117,28 +117,21 @@ class Attention(nn.Module):
         query = apply_rotary(plain_query, positions, frequencies)
         key = apply_rotary(key, positions, frequencies)
 
-        attend = functools.partial(
-            softmax_attention, kernel=self.kernel, weights=self.persistent > 0
-        )
-        log_weight = None
+        persistent = None
+        if self.persistent:
+            learned = persistent_tokens(self, self.persistent, width)
+            persistent = project["key"](learned), project["value"](learned)
+            query = jnp.concatenate([query, plain_query], axis=-1)
+        attend = functools.partial(softmax_attention, kernel=self.kernel, persistent=persistent)
         if tokens == 0:
-            mixed = query
+            mixed = plain_query
         elif fresh and tokens <= self.window:
             same_document = None
             if reset is not None:
                 same_document = positions[:, None, None, :] >= documents[:, None, :, None]
-            mixed, log_weight = attend(query, key, value, mask=same_document, is_causal=True)
+            mixed = attend(query, key, value, same_document, is_causal=True)
         else:
-            mixed, log_weight = _attend_to_window(
-                attend, query, key, value, positions, documents, state
-            )
-        if self.persistent and tokens:
-            init: Callable[..., Any] = nn.with_logical_partitioning(
-                nn.initializers.normal(1.0), ("persistent", "embed")
-            )
-            learned = self.param("persistent", init, (self.persistent, width), self.param_dtype)
-            rows = project["key"](learned), project["value"](learned)
-            mixed = add_persistent(plain_query, *rows, mixed, log_weight)
+            mixed = _attend_to_window(attend, query, key, value, positions, documents, state)
 
         y = Projection(
             (width,),
@@ -167,38 +160,65 @@ def _document_starts(
     return jax.lax.cummax(starts, axis=1)
 
 
+def persistent_tokens(module: nn.Module, count: int, width: int) -> Float[Array, "P D"]:
+    """The parameter of that name of a compact module: learned rows that every query sees."""
+    init: Callable[..., Any] = nn.with_logical_partitioning(
+        nn.initializers.normal(1.0), ("persistent", "embed")
+    )
+    return module.param("persistent", init, (count, width), module.param_dtype)
+
+
 def softmax_attention(
-    query: Float[Array, "B T H N"],
+    query: Float[Array, "B T H Q"],
     key: Float[Array, "B S K N"],
     value: Float[Array, "B S K N"],
     mask: Bool[Array, "B #H T S"] | None,
     *,
+    persistent: tuple[Float[Array, "P K N"], Float[Array, "P K N"]] | None = None,
     is_causal: bool = False,
     kernel: Kernel | None = None,
-    weights: bool = False,
-) -> tuple[Float[Array, "B T H N"], Float[Array, "B T H"] | None]:
-    """JAX's fused attention, and if wanted the logarithm of the sum of its exponentials.
+) -> Float[Array, "B T H N"]:
+    """JAX's fused attention, with rows beside that every query sees wherever it stands.
+
+    A score with a key is of rotated vectors, one with a persistent row of plain ones. Vectors of twice
+    the width, of which either half of every key is zero, give both in one softmax.
 
     Args:
-      query: queries.
-      key: keys, in as many heads or fewer.
+      query: rotated queries; with persistent rows, these and the plain ones, Q = 2 N.
+      key: rotated keys, in as many heads or fewer.
       value: values.
       mask: True where a query sees a key; None for everywhere.
+      persistent: keys and values of the persistent rows.
       is_causal: whether a query sees only the keys up to its own place.
       kernel: of `jax.nn.dot_product_attention`.
-      weights: whether `add_persistent` will want the sums.
     """
-    attention: Any = jax.nn.dot_product_attention  # its overloads know no flag that varies
-    found = attention(
+    size = key.shape[-1]
+    if persistent is not None:
+        if is_causal:
+            causal = jnp.tril(jnp.ones((query.shape[1], key.shape[1]), bool))[None, None]
+            mask, is_causal = causal if mask is None else mask & causal, False
+        count = persistent[0].shape[0]
+        if mask is not None:
+            mask = jnp.pad(mask, ((0, 0), (0, 0), (0, 0), (0, count)), constant_values=True)
+
+        def beside(rows: Array, always: Array, half: tuple[int, int]) -> Array:
+            rows = jnp.pad(rows, ((0, 0), (0, 0), (0, 0), (0, size)))
+            always = jnp.pad(always, ((0, 0), (0, 0), half)).astype(rows.dtype)
+            always = jnp.broadcast_to(always, (rows.shape[0], *always.shape))
+            return jnp.concatenate([rows, always], axis=1)
+
+        key = beside(key, persistent[0], (size, 0))
+        value = beside(value, persistent[1], (0, size))
+    mixed = jax.nn.dot_product_attention(
         query,
         key,
         value,
         mask=mask,
+        scale=size**-0.5,
         is_causal=is_causal,
         implementation=kernel,
-        return_residual=weights,
     )
-    return found if weights else (found, None)
+    return mixed[..., :size]
 
 
 def _attend_to_window(
@@ -209,7 +229,7 @@ def _attend_to_window(
     positions: Int[Array, "B T"],
     documents: Int[Array, "B T"],
     state: AttentionState,
-) -> tuple[Float[Array, "B T H N"], Float[Array, "B T H"] | None]:
+) -> Float[Array, "B T H N"]:
     """Attention in pieces of at most a window: a piece sees itself and the W tokens before it.
 
     The pieces are a batch axis and no score outside the band of two windows is formed. Before the
@@ -246,43 +266,10 @@ def _attend_to_window(
         & (key_position > query_position - window)
         & (key_position >= flat(documents)[:, None, :, None])
     )
-    found = attend(
+    mixed = attend(
         flat(query), with_previous(state.keys, key), with_previous(state.values, value), visible
     )
-    return jax.tree.map(
-        lambda part: part.reshape(batch, count * size, *part.shape[2:])[:, :tokens], found
-    )
-
-
-def add_persistent(
-    query: Float[Array, "B T H N"],
-    key: Float[Array, "P K N"],
-    value: Float[Array, "P K N"],
-    mixed: Float[Array, "B T H N"],
-    log_weight: Float[Array, "B T H"],
-) -> Float[Array, "B T H N"]:
-    """Widens a softmax that has been formed already by rows that every query sees.
-
-    Args:
-      query: queries, not rotated.
-      key: of the P further rows.
-      value: of the P further rows.
-      mixed: result of the softmax over the other rows.
-      log_weight: logarithm of the sum of their exponentials.
-
-    Returns:
-      Result of the softmax over all rows, in the dtype of `mixed`.
-    """
-    batch, tokens, heads, size = query.shape
-    grouped = query.reshape(batch, tokens, key.shape[1], -1, size)
-    wide = jnp.promote_types(query.dtype, jnp.float32)
-    scores = jnp.einsum("btkgn,pkn->btkgp", grouped, key, preferred_element_type=wide) / size**0.5
-    scores = scores.reshape(batch, tokens, heads, -1)
-    total = jnp.logaddexp(log_weight, jax.nn.logsumexp(scores, axis=-1))
-    weights = jnp.exp(scores - total[..., None]).reshape(*grouped.shape[:-1], -1)
-    persistent = jnp.einsum("btkgp,pkn->btkgn", weights, value.astype(wide)).reshape(query.shape)
-    rest = jnp.exp(log_weight - total)[..., None] * mixed
-    return (persistent + rest).astype(mixed.dtype)
+    return mixed.reshape(batch, count * size, *mixed.shape[2:])[:, :tokens]
 
 
 def _remember(

@@ -71,7 +71,9 @@ class MemoryAsGate(nn.Module):
         near, of_attention = self.attention(name="attention")(x, of_attention, reset)
         far, of_memory = self.memory(name="memory")(x, of_memory, reset)
         dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        return gate(near, far, **dtypes), JoinedState(of_memory, of_attention)
+        near = RMSNorm(name="attention_norm", **dtypes)(near)
+        gate = jax.nn.sigmoid(RMSNorm(name="memory_norm", **dtypes)(far))
+        return near * gate, JoinedState(of_memory, of_attention)
 
 
 class MemoryAsLayer(nn.Module):
@@ -105,12 +107,3 @@ class MemoryAsLayer(nn.Module):
         y = RMSNorm(name="memory_norm", **dtypes)(far)
         y, of_attention = self.attention(name="attention")(y, of_attention, reset)
         return y, JoinedState(of_memory, of_attention)
-
-
-def gate(
-    near: Float[Array, "B T D"], far: Float[Array, "B T D"], **dtypes: Any
-) -> Float[Array, "B T D"]:
-    """`norm(near) * sigmoid(norm(far))`; called within a compact module, which has the norms."""
-    near = RMSNorm(name="attention_norm", **dtypes)(near)
-    far = RMSNorm(name="memory_norm", **dtypes)(far)
-    return near * jax.nn.sigmoid(far)

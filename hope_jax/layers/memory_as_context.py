@@ -1,6 +1,5 @@
 """Memory as context: attention within a segment, to what the memory recalls for it (Titans' MAC)."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -9,8 +8,8 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from hope_jax.layers.attention import Kernel, add_persistent, softmax_attention
-from hope_jax.layers.memory_and_attention import gate
+from hope_jax.layers.attention import Kernel, persistent_tokens, softmax_attention
+from hope_jax.layers.normalization import RMSNorm
 from hope_jax.layers.projection import Projection
 from hope_jax.layers.rotary import apply_rotary, rotary_frequencies
 from hope_jax.layers.titans import SelfModifyingTitans, TitansConfig, TitansState
@@ -43,9 +42,11 @@ class MemoryAsContext(nn.Module):
 
     For each segment X, with M the memory as it was at the segment's start,
 
-        H = M(X W_q)                                  one recalled row for each token
-        Y = Attention(X; [persistent, H, X])          causal: row i sees H_j and X_j for j <= i
-        O = norm(Y) * sigmoid(norm(Memory(Y)))        the memory learns from Y, token by token
+        H = norm(M(X W_q) W_h)                        one recalled row for each token
+        Y = norm(Attention(X; [persistent, H, X]))    causal: row i sees H_j and X_j for j <= i
+        O = Y * sigmoid(norm(Memory(Y)))              the memory learns from Y, token by token
+
+    The norms keep what the memory reads from growing with what it gives.
 
     Attributes:
       config: of the memory.
@@ -191,6 +192,7 @@ class _Piece(nn.Module):
             documents = jax.lax.cummax(jnp.where(reset, slots, documents), axis=1)
         restarted = None if at_edge and reset is None else documents >= 0
         recalled = joined("recalled")(self._recall(vectors("recall")(x), state, restarted))
+        recalled = RMSNorm(name="recalled_norm", **dtypes)(recalled)
 
         both = jnp.stack([recalled.astype(self.dtype), x.astype(self.dtype)], axis=1)
         key, value, plain_query = vectors("key"), vectors("value"), vectors("query")(x)
@@ -202,29 +204,27 @@ class _Piece(nn.Module):
         places = jnp.arange(self.segment)
         visible = (places <= slots[..., None]) & (places >= documents[..., None])
         flat = lambda x: x.reshape(x.shape[0], 2 * self.segment, heads, size)
-        mixed, log_weight = plain_query, None
+        query, persistent = rotated(plain_query), None
+        if self.persistent:
+            learned = persistent_tokens(self, self.persistent, x.shape[-1])
+            persistent = key(learned), value(learned)
+            query = jnp.concatenate([query, plain_query], axis=-1)
+        mixed = plain_query
         if rows:
-            mixed, log_weight = softmax_attention(
-                rotated(plain_query),
+            mixed = softmax_attention(
+                query,
                 flat(keys),
                 flat(values),
                 jnp.tile(visible, 2)[:, None],
+                persistent=persistent,
                 kernel=self.kernel,
-                weights=self.persistent > 0,
             )
-        if self.persistent and rows:
-            init: Callable[..., Any] = nn.with_logical_partitioning(
-                nn.initializers.normal(1.0), ("persistent", "embed")
-            )
-            learned = self.param(
-                "persistent", init, (self.persistent, x.shape[-1]), self.param_dtype
-            )
-            mixed = add_persistent(plain_query, key(learned), value(learned), mixed, log_weight)
-        near = joined("out")(mixed)
+        near = RMSNorm(name="attention_norm", **dtypes)(joined("out")(mixed))
         far, memory = self.memory(near, state.memory, reset, at_edge)
+        gate = jax.nn.sigmoid(RMSNorm(name="memory_norm", **dtypes)(far))
         last = documents[:, -1] if rows else state.document
         state = SegmentState(memory, state.recalled, keys, values, state.slot + rows, last)
-        return gate(near, far, **dtypes), state
+        return near * gate, state
 
     def _opened(self, state: SegmentState, at_edge: bool) -> SegmentState:
         """A new segment in place of a full one."""
