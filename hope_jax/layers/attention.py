@@ -192,8 +192,9 @@ def softmax_attention(
       is_causal: whether a query sees only the keys up to its own place.
       kernel: of `jax.nn.dot_product_attention`.
     """
-    size = key.shape[-1]
+    size, options = key.shape[-1], {}
     if persistent is not None:
+        options["scale"] = size**-0.5  # what JAX takes from the width of the vectors
         if is_causal:
             causal = jnp.tril(jnp.ones((query.shape[1], key.shape[1]), bool))[None, None]
             mask, is_causal = causal if mask is None else mask & causal, False
@@ -214,9 +215,9 @@ def softmax_attention(
         key,
         value,
         mask=mask,
-        scale=size**-0.5,
         is_causal=is_causal,
         implementation=kernel,
+        **options,
     )
     return mixed[..., :size]
 

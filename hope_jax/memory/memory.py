@@ -238,9 +238,9 @@ def token_step(
     keys, values, step = _written(rule, bank, row)
     anchor = Anchor(start)
     outputs, hidden, targets = _evaluate(rule, anchor, keys, values)
-    if rule.window > 1:
-        step = gates.eta * step
     writes = write_rows(rule, anchor, keys, outputs, hidden, targets, step)
+    if rule.window > 1:
+        writes = jax.tree.map(lambda row: gates.eta * row, writes)
     theta = None if gates.log_theta is None else jnp.exp(gates.log_theta)
     new = write_bank_token(
         rule, bank, keys, hidden, writes, jnp.exp(gates.log_alpha), gates.beta, theta, initial
