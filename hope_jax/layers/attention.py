@@ -112,7 +112,7 @@ class Attention(nn.Module):
         if state is None:
             state = _empty_state(batch, self.window, key)
         positions = state.position[:, None] + jnp.arange(tokens, dtype=jnp.int32)
-        documents = _document_starts(state.document, positions, reset)
+        documents = document_starts(state.document, positions, reset)
         frequencies = rotary_frequencies(head_dim, self.rope_base, self.rope_scaling)
         query = apply_rotary(plain_query, positions, frequencies)
         key = apply_rotary(key, positions, frequencies)
@@ -150,7 +150,7 @@ def _empty_state(batch: int, window: int, key: Float[Array, "B T K N"]) -> Atten
     return AttentionState(ring, ring, count, count)
 
 
-def _document_starts(
+def document_starts(
     carried: Int[Array, " B"], positions: Int[Array, "B T"], reset: Bool[Array, "B T"] | None
 ) -> Int[Array, "B T"]:
     """Position of the first token of every token's document."""
@@ -224,7 +224,7 @@ def softmax_attention(
 
 def _attend_to_window(
     attend: Callable[..., Any],
-    query: Float[Array, "B T H N"],
+    query: Float[Array, "B T H Q"],
     key: Float[Array, "B T K N"],
     value: Float[Array, "B T K N"],
     positions: Int[Array, "B T"],

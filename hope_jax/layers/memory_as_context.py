@@ -8,7 +8,12 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from hope_jax.layers.attention import Kernel, persistent_tokens, softmax_attention
+from hope_jax.layers.attention import (
+    Kernel,
+    document_starts,
+    persistent_tokens,
+    softmax_attention,
+)
 from hope_jax.layers.normalization import RMSNorm
 from hope_jax.layers.projection import Projection
 from hope_jax.layers.rotary import apply_rotary, rotary_frequencies
@@ -187,9 +192,7 @@ class _Piece(nn.Module):
         state = self._opened(state, at_edge)
         rows = x.shape[1]
         slots = state.slot[:, None] + jnp.arange(rows, dtype=jnp.int32)
-        documents = jnp.broadcast_to(state.document[:, None], slots.shape)
-        if reset is not None:
-            documents = jax.lax.cummax(jnp.where(reset, slots, documents), axis=1)
+        documents = document_starts(state.document, slots, reset)
         restarted = None if at_edge and reset is None else documents >= 0
         recalled = joined("recalled")(self._recall(vectors("recall")(x), state, restarted))
         recalled = RMSNorm(name="recalled_norm", **dtypes)(recalled)
