@@ -178,6 +178,8 @@ def write_rows(
     if rule.bounded_step:
         # Writes of a chunk add up, unless the projector takes away what earlier ones have put there.
         count = 1 if rule.projector == "per_map" else rule.chunk_size * eta
+        steepness = [_steepness(rule.error, *pair) for pair in zip(outputs, targets, strict=True)]
+        count = count * jnp.concatenate(steepness)
         first, errors = _bounded(rule.bank, keys, hidden, first, errors, count)
     return Weights(
         first,
@@ -191,7 +193,7 @@ def _bounded(bank, keys, hidden, first, errors, count):
 
     With h the input of the second map and z that of the activation, a write changes the answer to its
     own key by `eta n d` along the error d, with `n = |h|^2 + |k|^2 |dL/dz|^2 / |d|^2`. Rows are divided
-    by `max(1, count n)`.
+    by `max(1, count n)`; `count`, shape (M + G, C), holds how many writes add up, times the steepness.
     """
     squared = lambda rows: jnp.sum(jnp.square(rows), axis=-1)
     size = jnp.concatenate([squared(part) for part in errors])
@@ -203,6 +205,16 @@ def _bounded(bank, keys, hidden, first, errors, count):
     scale = 1 / jnp.maximum(1, gain)[..., None]
     cut = bank.num_values
     return bank.join(back * scale), Outputs(errors.values * scale[:cut], errors.gates * scale[cut:])
+
+
+def _steepness(error, output, target):
+    """How much faster than its output the error of a memory grows at most, at least 1; shape (M, C).
+
+    That of L_3, `e |e|`, is 2 |e|: a write that undoes a small error overshoots a large one.
+    """
+    of_output = lambda output: error(output, target)
+    slope = jax.jvp(of_output, (output,), (jnp.ones_like(output),))[1]
+    return jnp.maximum(1, jnp.max(slope, axis=-1, initial=0))
 
 
 def write_bank_token(

@@ -23,6 +23,7 @@ from hope_jax.memory import (
     update_and_read_by_token,
 )
 from hope_jax.memory.linear_map import direction
+from hope_jax.memory.objectives import LpError
 from tests.memory.reference import loop, network
 
 WIDTH, HIDDEN, LENGTH, CHUNK = 3, 4, 8, 3
@@ -353,6 +354,24 @@ def test_bounded_steps_stay_bounded_where_others_overflow(projector):
     small = jax.tree.map(lambda w: 0.1 * w, initial)
     short = jax.tree.map(lambda x: x[:8], tokens._replace(gates=gates._replace(eta=gates.eta / 16)))
     np.testing.assert_array_equal(call(bounded, small, short)[0], call(rule, small, short)[0])
+
+
+def test_bounded_steps_of_a_steep_objective_converge():
+    """An error of L_3 is the square of how far off a memory is: a full step from far off explodes."""
+    rule = make_rule(projector="none", momentum=False, chunk_size=1)
+    rule = dataclasses.replace(rule, error=LpError(3.0))
+    initial, tokens = make_inputs(rule, length=40, dtype=jnp.float32)
+    key, value = tokens.keys[:1] / jnp.linalg.norm(tokens.keys[0]), 20 * tokens.values[:1]
+    gates = Gates(jnp.full(40, 0.5), jnp.zeros(40))
+    tokens = Tokens(jnp.tile(key, (40, 1)), jnp.tile(value, (40, 1)), gates, jnp.tile(key, (40, 1)))
+
+    def distances(rule):
+        return jnp.linalg.norm(update_and_read(rule, initial, tokens)[0] - value, axis=1)
+
+    assert float(distances(rule).max()) > 1e4
+    bounded = distances(dataclasses.replace(rule, bounded_step=True))
+    assert float(bounded.max()) < 2 * float(bounded[0])  # the map is bent, the bound is linear
+    assert float(bounded[-1]) < 0.1
 
 
 def test_bounded_steps_of_errors_that_vanish_have_derivatives():
