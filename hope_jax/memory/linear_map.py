@@ -95,6 +95,17 @@ def dot(left: Array, right: Array, dtype: jnp.dtype) -> Array:
     )
 
 
+def triangle_precision(dtype: jnp.dtype) -> jax.lax.Precision:
+    """Precision of the products between tokens of a chunk, whose operands are always float32.
+
+    Args:
+      dtype: of the operands of the large products. Next to those of bfloat16, three passes of it lose
+        nothing; else nothing less than float32 will do.
+    """
+    small = jnp.dtype(dtype).itemsize < 4
+    return jax.lax.Precision.HIGH if small else jax.lax.Precision.HIGHEST
+
+
 def direction(inputs: Float[Array, "C I"]) -> tuple[Float[Array, "C I"], Float[Array, "C 1"]]:
     """Splits rows into directions and lengths; a zero row has direction zero.
 
@@ -161,7 +172,7 @@ def write_token(
 
 
 def prepare_projection(
-    inputs: Float[Array, "*m C I"], beta: Float[Array, " C"], decay: ChunkDecay
+    inputs: Float[Array, "*m C I"], beta: Float[Array, " C"], decay: ChunkDecay, dtype: jnp.dtype
 ) -> Projection:
     """Inverts the chunk's triangular system, in which each token erases what earlier ones wrote.
 
@@ -171,15 +182,19 @@ def prepare_projection(
       inputs: x, shape (C, I), or (M, C, I) for M maps with inputs of their own.
       beta: projector strength, shape (C,).
       decay: the chunk's coefficients.
+      dtype: of the operands of products whose size grows with the memory.
 
     Returns:
       A `Projection`, in float32 (float64 for float64 inputs), with leading axis M if inputs have it.
     """
-    return prepare_projections((inputs,), beta, decay)[0]
+    return prepare_projections((inputs,), beta, decay, dtype)[0]
 
 
 def prepare_projections(
-    groups: Sequence[Float[Array, "*m C I"]], beta: Float[Array, " C"], decay: ChunkDecay
+    groups: Sequence[Float[Array, "*m C I"]],
+    beta: Float[Array, " C"],
+    decay: ChunkDecay,
+    dtype: jnp.dtype,
 ) -> list[Projection]:
     """Prepares several groups of inputs, whose widths may differ, at once.
 
@@ -189,19 +204,21 @@ def prepare_projections(
       groups: each as in `prepare_projection`.
       beta: projector strength, shape (C,).
       decay: the chunk's coefficients.
+      dtype: as there.
 
     Returns:
       A `Projection` for each group.
     """
+    precision = triangle_precision(dtype)
     parts = []
     for inputs in groups:
         unit, length = direction(inputs.astype(jnp.promote_types(inputs.dtype, jnp.float32)))
-        similarity = jnp.matmul(unit, unit.mT, precision=jax.lax.Precision.HIGHEST)
+        similarity = jnp.matmul(unit, unit.mT, precision=precision)
         strict = beta[:, None] * decay.before.erase * similarity
         mixing = decay.before.write * similarity * length.mT
         parts.append((unit, length, jnp.broadcast_to(beta[:, None], length.shape), strict, mixing))
     systems = [strict.reshape(-1, *strict.shape[-2:]) for *_, strict, _ in parts]
-    inverses = unit_lower_inverse(jnp.concatenate(systems))
+    inverses = unit_lower_inverse(jnp.concatenate(systems), precision)
     projections, taken = [], 0
     for system, (unit, length, strength, strict, mixing) in zip(systems, parts, strict=True):
         inverse = inverses[taken : taken + len(system)].reshape(strict.shape)

@@ -22,7 +22,13 @@ from jaxtyping import Array, Bool, Float, Int
 from hope_jax.memory.bank import Anchor, Outputs, Weights
 from hope_jax.memory.chunks import lay_on_grid, resume_chunks, scan_chunks, take_from_grid
 from hope_jax.memory.gates import ChunkDecay, Gates, chunk_decay, windowed_decay
-from hope_jax.memory.linear_map import Projection, Reading, prepare_projection, prepare_reading
+from hope_jax.memory.linear_map import (
+    Projection,
+    Reading,
+    prepare_projection,
+    prepare_reading,
+    triangle_precision,
+)
 from hope_jax.memory.rule import (
     BankState,
     MemoryRule,
@@ -261,12 +267,13 @@ def prepare_chunk(
     rule: MemoryRule, tokens: Tokens, active: Bool[Array, " C"] | None = None
 ) -> Prepared:
     """Computes what a chunk needs from its tokens alone: products of gates, and the projector."""
-    gates = tokens.gates
-    decay = chunk_decay(gates.log_alpha, gates.log_theta, tokens.reset, active)
+    gates, dtype = tokens.gates, tokens.keys.dtype
+    precision = triangle_precision(dtype)
+    decay = chunk_decay(gates.log_alpha, gates.log_theta, tokens.reset, active, precision)
     projection, reading, recent = None, None, None
     if rule.projector != "none":
         along = tokens.values if rule.projector == "values" else tokens.keys
-        projection = prepare_projection(along, gates.beta, decay)
+        projection = prepare_projection(along, gates.beta, decay, dtype)
     if rule.window > 1:
         decay = windowed_decay(decay, gates.eta, rule.window, tokens.reset, active)
         recent = _last_tokens(rule.window - 1, tokens.keys.shape[0], tokens.reset, active)

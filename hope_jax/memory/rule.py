@@ -299,7 +299,7 @@ def write_bank_chunk(
     # The first maps share the projection of the keys; each second map has inputs of its own.
     shared = [keys] if rule.projector != "none" and projection is None else []
     own = [hidden.activations] if rule.projector == "per_map" and hidden is not None else []
-    prepared = prepare_projections([*shared, *own], beta, decay) if shared or own else []
+    prepared = prepare_projections([*shared, *own], beta, decay, dtype) if shared or own else []
     projection = prepared[0] if shared else projection
     second_projection = prepared[-1] if own else None
 

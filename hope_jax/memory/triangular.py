@@ -1,36 +1,41 @@
 """The inverse of a unit lower triangular matrix, as matrix products only."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-# Inside a block of this size the product form below is used. Its powers grow binomially with the
-# block's size when the rows of a chunk resemble each other; at 8 they are still harmless in float32.
-_BLOCK = 8
+# Up to this size a matrix is inverted whole, above it by its two halves. A TPU multiplies matrices
+# smaller than its registers no faster than those that fill them, and spends most of its time on
+# cutting them out; a CPU counts every multiplication.
+_WHOLE_ON_TPU, _WHOLE = 128, 8
 
 # Name under which rematerialisation can keep an inverse: it is small, and a chain of dependent
 # products to form again.
 INVERSE = "unit_lower_inverse"
 
 
-def unit_lower_inverse(strict: Float[Array, "... C C"]) -> Float[Array, "... C C"]:
+def unit_lower_inverse(
+    strict: Float[Array, "... C C"], precision: jax.lax.Precision = jax.lax.Precision.HIGHEST
+) -> Float[Array, "... C C"]:
     r"""Inverts `I + L` for a strictly lower triangular `L`.
 
-    Blocks of 8 are inverted by `(I - L)(I + L^2)(I + L^4)`, which is exact because `L` is
-    nilpotent; then the block size doubles with
+    Blocks of two have the inverse `I - L`; then the block size doubles with
 
     .. math:: \begin{pmatrix} A & 0 \\ N & B \end{pmatrix}^{-1} =
         \begin{pmatrix} A^{-1} & 0 \\ -B^{-1} N A^{-1} & B^{-1} \end{pmatrix}
 
     until one block is left. Everything is a batched matrix product, which every accelerator likes
-    better than a substitution, and no power of the whole matrix is ever formed: with all keys of a
+    better than a substitution, and no power of the matrix is ever formed: with all keys of a
     chunk equal the result stays within float32 rounding. The derivative is the closed form
     `dT = -T dL T` (and its transpose), not that of the steps above.
 
     Args:
       strict: L, shape (..., C, C), float32 or float64, any C. Entries on and above the diagonal
         are ignored.
+      precision: of the products.
 
     Returns:
       `(I + L)^-1`, same shape and dtype.
@@ -43,43 +48,63 @@ def unit_lower_inverse(strict: Float[Array, "... C C"]) -> Float[Array, "... C C
     # One axis holds all matrices and their blocks of all depths: XLA's CPU backend ends the process
     # at rank 8, and its TPU backend lays axes of length 1 out as if they were long.
     size = strict.shape[-1]
-    return _inverse(jnp.tril(strict, -1).reshape(-1, size, size)).reshape(strict.shape)
+    flat = jnp.tril(strict, -1).reshape(-1, size, size)
+    return _inverse(flat, precision).reshape(strict.shape)
 
 
-@jax.custom_jvp
-def _inverse(strict):
-    size = strict.shape[-1]
-    padded = _BLOCK
-    while padded < size:
-        padded *= 2
-    if _BLOCK < size < padded:
-        missing = padded - size
-        strict = jnp.pad(strict, [(0, 0)] * (strict.ndim - 2) + [(0, missing), (0, missing)])
-        return _inverse(strict)[..., :size, :size]
-    if size <= _BLOCK:
-        identity = jnp.eye(size, dtype=strict.dtype)
-        square = _dot(strict, strict)
-        fourth = _dot(square, square)
-        return _dot(_dot(identity - strict, identity + square), identity + fourth)
-    half = size // 2
-    diagonal = [strict[..., :half, :half], strict[..., half:, half:]]
-    top, bottom = jnp.split(_inverse(jnp.concatenate(diagonal, axis=-3)), 2, axis=-3)
-    corner = -_dot(_dot(bottom, strict[..., half:, :half]), top)
-    return jnp.concatenate(
-        [
-            jnp.concatenate([top, jnp.zeros_like(top)], axis=-1),
-            jnp.concatenate([corner, bottom], axis=-1),
-        ],
-        axis=-2,
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _inverse(strict, precision):
+    form = functools.partial(inverse_by_blocks, precision=precision)
+    return jax.lax.platform_dependent(
+        strict,
+        tpu=functools.partial(form, whole=_WHOLE_ON_TPU),
+        default=functools.partial(form, whole=_WHOLE),
     )
 
 
 @_inverse.defjvp
-def _inverse_jvp(primals, tangents):
-    inverse = checkpoint_name(_inverse(*primals), INVERSE)
-    return inverse, -_dot(_dot(inverse, jnp.tril(tangents[0], -1)), inverse)
+def _inverse_jvp(precision, primals, tangents):
+    inverse = checkpoint_name(_inverse(*primals, precision), INVERSE)
+    dot = functools.partial(jnp.matmul, precision=precision)
+    return inverse, -dot(dot(inverse, jnp.tril(tangents[0], -1)), inverse)
 
 
-def _dot(left, right):
-    # The inverse is needed to float32 accuracy whatever the default precision of the platform.
-    return jnp.matmul(left, right, precision=jax.lax.Precision.HIGHEST)
+def inverse_by_blocks(
+    strict: Float[Array, "B C C"], whole: int, precision: jax.lax.Precision
+) -> Float[Array, "B C C"]:
+    """Inverts `I + L` by its two halves as long as these are larger than `whole`, a power of two."""
+    dot = functools.partial(jnp.matmul, precision=precision)
+    size = strict.shape[-1]
+    if size <= whole:
+        return _whole_inverse(strict, dot)
+    half = whole
+    while 2 * half < size:
+        half *= 2
+    if 2 * half > size:
+        missing = 2 * half - size
+        strict = jnp.pad(strict, [(0, 0), (0, missing), (0, missing)])
+        return inverse_by_blocks(strict, whole, precision)[:, :size, :size]
+    halves = jnp.concatenate([strict[:, :half, :half], strict[:, half:, half:]])
+    top, bottom = jnp.split(inverse_by_blocks(halves, whole, precision), 2)
+    corner = -dot(dot(bottom, strict[:, half:, :half]), top)
+    above = jnp.concatenate([top, jnp.zeros_like(top)], axis=-1)
+    return jnp.concatenate([above, jnp.concatenate([corner, bottom], axis=-1)], axis=-2)
+
+
+def _whole_inverse(strict, dot):
+    """The same without cutting: the inverses of all blocks of a size lie on one diagonal."""
+    size = strict.shape[-1]
+    place = jnp.arange(size)
+
+    def corners(half, matrices):
+        """What lies below the inverses of blocks of `half` inside blocks of twice that."""
+        block = place // half
+        inside = (block[:, None] > block) & (block[:, None] // 2 == block // 2)
+        return jnp.where(inside, matrices, 0)
+
+    inverse = jnp.eye(size, dtype=strict.dtype) - corners(1, strict)
+    half = 2
+    while half < size:
+        inverse -= dot(corners(half, dot(inverse, strict)), inverse)
+        half *= 2
+    return inverse
