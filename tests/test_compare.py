@@ -39,6 +39,10 @@ def test_flops_are_those_of_the_products():
     inside = jax.jit(jax.checkpoint(lambda x: jax.vmap(lambda row: row @ w)(x)))
     branches = lambda x: jax.lax.cond(x.sum() > 0, inside, lambda x: x @ jnp.ones((4, 5)), x)
     assert count_flops(branches, x) == 2 * 2 * 3 * 4 * 5
+    dearest = lambda x: jax.lax.platform_dependent(
+        x, tpu=lambda x: x @ jnp.ones((4, 4)), default=lambda x: x + 1
+    )
+    assert count_flops(dearest, x) == 0  # no TPU here
 
 
 def test_variants_are_trained_once_and_tabled(tmp_path, monkeypatch):

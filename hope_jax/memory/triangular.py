@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
@@ -94,11 +95,10 @@ def inverse_by_blocks(
 def _whole_inverse(strict, dot):
     """The same without cutting: the inverses of all blocks of a size lie on one diagonal."""
     size = strict.shape[-1]
-    place = jnp.arange(size)
 
     def corners(half, matrices):
         """What lies below the inverses of blocks of `half` inside blocks of twice that."""
-        block = place // half
+        block = np.arange(size) // half
         inside = (block[:, None] > block) & (block[:, None] // 2 == block // 2)
         return jnp.where(inside, matrices, 0)
 

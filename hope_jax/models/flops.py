@@ -12,8 +12,8 @@ from jax.extend import core
 def count_flops(function: Callable[..., Any], *args: Any) -> int:
     """Two for each multiply-add of all matrix products, loops times their trips.
 
-    Elementwise work is left out, as is usual for such counts. A branch counts as its dearest; a loop
-    whose trips are not known beforehand counts once.
+    Elementwise work is left out, as is usual for such counts. A branch counts as its dearest, where
+    platforms have their own as this one's; a loop whose trips are not known beforehand counts once.
 
     Args:
       function: of arrays.
@@ -43,6 +43,11 @@ def _of_equation(equation: Any) -> int:
         inner = math.prod(shape[axis] for axis in summed)
         return 2 * inner * int(np.prod(equation.outvars[0].aval.shape, dtype=np.int64))
     if name == "cond":
+        platforms = parameters.get("branches_platforms")
+        if platforms is not None:  # jax.lax.platform_dependent; None stands for all others
+            here = [names is not None and jax.default_backend() in names for names in platforms]
+            taken = here.index(True) if any(here) else platforms.index(None)
+            return _of_jaxpr(parameters["branches"][taken].jaxpr)
         return max(_of_jaxpr(branch.jaxpr) for branch in parameters["branches"])
     times = parameters["length"] if name == "scan" else 1
     return times * sum(_of_jaxpr(inner) for inner in _inner(parameters))

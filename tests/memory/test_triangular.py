@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax.memory.triangular import unit_lower_inverse
+from hope_jax.memory.triangular import inverse_by_blocks, unit_lower_inverse
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 8, 9, 20, 64])
@@ -18,12 +18,23 @@ def test_equals_numpy(size, x64):
     )
 
 
-def test_equal_keys_in_float32():
+@pytest.mark.parametrize(("size", "whole"), [(16, 2), (100, 128), (64, 64), (20, 16)])
+def test_is_the_same_wherever_matrices_are_no_longer_cut(size, whole, x64):
+    """As other platforms do, which prefer larger products."""
+    strict = jnp.tril(jnp.asarray(np.random.default_rng(1).normal(size=(2, size, size)) * 0.2), -1)
+    out = inverse_by_blocks(strict, whole, jax.lax.Precision.HIGHEST)
+    np.testing.assert_allclose(out, unit_lower_inverse(strict), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("whole", [8, 128])
+def test_equal_keys_in_float32(whole):
     """L of a chunk whose keys are all equal, beta 1: a product of its powers loses every digit."""
-    strict = np.tril(np.ones((64, 64)), -1)
-    expected = np.linalg.inv(np.eye(64) + strict)
-    out = unit_lower_inverse(jnp.asarray(strict, jnp.float32))
-    np.testing.assert_allclose(out, expected, atol=1e-6)
+    strict = np.tril(np.ones((256, 256)), -1)
+    expected = np.linalg.inv(np.eye(256) + strict)
+    out = inverse_by_blocks(
+        jnp.asarray(strict[None], jnp.float32), whole, jax.lax.Precision.HIGHEST
+    )
+    np.testing.assert_allclose(out[0], expected, atol=1e-6)
 
 
 def test_derivative_in_both_modes(x64):
