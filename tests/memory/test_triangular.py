@@ -37,6 +37,30 @@ def test_equal_keys_in_float32(whole):
     np.testing.assert_allclose(out[0], expected, atol=1e-6)
 
 
+def test_three_passes_of_bfloat16_are_far_better_than_one_rounding(monkeypatch):
+    """What `Precision.HIGH` is on a TPU, written out; keys of a chunk that resemble each other."""
+    rows = np.random.default_rng(0).normal(size=(256, 64))
+    keys = 0.3 * rows + rows[:1]
+    keys /= np.linalg.norm(keys, axis=1, keepdims=True)
+    strict = np.tril(keys @ keys.T, -1)
+    expected = np.linalg.inv(np.eye(256) + strict)
+
+    def three_passes(left, right, precision):
+        del precision
+        halves = [
+            (high := x.astype(jnp.bfloat16).astype(x.dtype), (x - high).astype(jnp.bfloat16))
+            for x in (left, right)
+        ]
+        (a, small_a), (b, small_b) = halves
+        product = lambda x, y: jnp.einsum("nij,njk->nik", x, y.astype(x.dtype))
+        return product(a, b) + product(a, small_b) + product(small_a.astype(a.dtype), b)
+
+    monkeypatch.setattr(jnp, "matmul", three_passes)
+    out = inverse_by_blocks(jnp.asarray(strict[None], jnp.float32), 128, jax.lax.Precision.HIGH)
+    rounded = np.asarray(jnp.asarray(expected, jnp.bfloat16), np.float64)
+    assert np.abs(out[0] - expected).max() < np.abs(rounded - expected).max() / 10
+
+
 def test_derivative_in_both_modes(x64):
     matrix, direction = (
         jnp.asarray(x) for x in np.random.default_rng(0).normal(size=(2, 9, 9)) * 0.3
