@@ -180,6 +180,8 @@ def _write(costs: Mapping[str, Cost], runs: Sequence[Run], workdir: Path) -> Non
     heads += ["validation loss", "spread over seeds", "seeds", "diverged at any rate"]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    colors = plt.cycler(color=plt.colormaps["tab10"].colors)  # type: ignore[attr-defined]
+    axes.set_prop_cycle(plt.cycler(linestyle=["-", "--", ":", "-."]) * colors)  # 40 unlike lines
     for variant, cost in costs.items():
         own = [run for run in runs if run.variant == variant]
         if not own:
