@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 from hope_jax.memory.bank import Anchor, Weights
 from hope_jax.memory.chunks import lay_on_grid, resume_chunks, scan_chunks, take_from_grid
 from hope_jax.memory.gates import Gates, chunk_decay
-from hope_jax.memory.linear_map import direction, triangle_precision
+from hope_jax.memory.linear_map import direction
 from hope_jax.memory.memory import (
     MemoryState,
     Tokens,
@@ -296,8 +296,8 @@ def _others_chunk(rule, initial, state, start, inputs, active=None):
     anchor = Anchor(start, None if restarted is None else initial.others, restarted)
     tokens, hidden, writes = _generate(rule, initial, anchor, inputs, active)
     gates = tokens.gates
-    precision = triangle_precision(inputs.x.dtype)
-    decay = chunk_decay(gates.log_alpha, gates.log_theta, inputs.reset, active, precision)
+    dtype = inputs.x.dtype
+    decay = chunk_decay(gates.log_alpha, gates.log_theta, inputs.reset, active, dtype)
     update = write_bank_chunk(
         rule.others,
         state,
@@ -309,7 +309,7 @@ def _others_chunk(rule, initial, state, start, inputs, active=None):
         None,
         initial.others,
     )
-    state = end_bank_chunk(rule.others, update, decay, initial.others, inputs.x.dtype)
+    state = end_bank_chunk(rule.others, update, decay, initial.others, dtype)
     return state, restarted_start(start, initial.others, decay), tokens
 
 

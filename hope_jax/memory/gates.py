@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Bool, Float
 
+from hope_jax.memory.triangular import triangle_precision
+
 
 class Gates(NamedTuple):
     """What decides, at every token, how a memory is written.
@@ -76,7 +78,7 @@ def chunk_decay(
     log_theta: Float[Array, " C"] | None = None,
     reset: Bool[Array, " C"] | None = None,
     active: Bool[Array, " C"] | None = None,
-    precision: jax.lax.Precision = jax.lax.Precision.HIGHEST,
+    dtype: jnp.dtype = jnp.float32,
 ) -> ChunkDecay:
     """Forms every product of gates that a chunk needs.
 
@@ -93,7 +95,8 @@ def chunk_decay(
       active: False where a place of the chunk holds no token, shape (C,), or `None`. Such places
         change nothing, provided that the caller gives them `log_alpha`, `log_theta`, `eta` and
         `beta` of 0.
-      precision: of the product of two triangles.
+      dtype: of the operands of the memory's large products, which says how exact the product of two
+        triangles has to be.
 
     Returns:
       A `ChunkDecay`, in the dtype of `log_alpha`.
@@ -104,6 +107,7 @@ def chunk_decay(
       >>> decay.after.state.tolist(), decay.before.state.tolist()
       ([0.5, 0.25], [1.0, 0.5])
     """
+    precision = triangle_precision(dtype)
     size = log_alpha.shape[0]
     place = jnp.arange(size)
     alpha = jnp.exp(log_alpha)

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from hope_jax.memory.gates import ChunkDecay, Decay
-from hope_jax.memory.triangular import unit_lower_inverse
+from hope_jax.memory.triangular import triangle_precision, unit_lower_inverse
 
 
 class LinearMapState(NamedTuple):
@@ -93,17 +93,6 @@ def dot(left: Array, right: Array, dtype: jnp.dtype) -> Array:
         right.astype(dtype),
         preferred_element_type=jnp.promote_types(dtype, jnp.float32),
     )
-
-
-def triangle_precision(dtype: jnp.dtype) -> jax.lax.Precision:
-    """Precision of the products between tokens of a chunk, whose operands are always float32.
-
-    Args:
-      dtype: of the operands of the large products. Next to those of bfloat16, three passes of it lose
-        nothing; else nothing less than float32 will do.
-    """
-    small = jnp.dtype(dtype).itemsize < 4
-    return jax.lax.Precision.HIGH if small else jax.lax.Precision.HIGHEST
 
 
 def direction(inputs: Float[Array, "C I"]) -> tuple[Float[Array, "C I"], Float[Array, "C 1"]]:

@@ -22,13 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 from hope_jax.memory.bank import Anchor, Outputs, Weights
 from hope_jax.memory.chunks import lay_on_grid, resume_chunks, scan_chunks, take_from_grid
 from hope_jax.memory.gates import ChunkDecay, Gates, chunk_decay, windowed_decay
-from hope_jax.memory.linear_map import (
-    Projection,
-    Reading,
-    prepare_projection,
-    prepare_reading,
-    triangle_precision,
-)
+from hope_jax.memory.linear_map import Projection, Reading, prepare_projection, prepare_reading
 from hope_jax.memory.rule import (
     BankState,
     MemoryRule,
@@ -268,8 +262,7 @@ def prepare_chunk(
 ) -> Prepared:
     """Computes what a chunk needs from its tokens alone: products of gates, and the projector."""
     gates, dtype = tokens.gates, tokens.keys.dtype
-    precision = triangle_precision(dtype)
-    decay = chunk_decay(gates.log_alpha, gates.log_theta, tokens.reset, active, precision)
+    decay = chunk_decay(gates.log_alpha, gates.log_theta, tokens.reset, active, dtype)
     projection, reading, recent = None, None, None
     if rule.projector != "none":
         along = tokens.values if rule.projector == "values" else tokens.keys
