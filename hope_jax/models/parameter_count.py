@@ -25,7 +25,9 @@ def parameter_count(config: LanguageModelConfig) -> int:
     """
     model = LanguageModel(config)
     tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), tokens)
+    # A real key would start the devices, and processes of a launch must meet before that.
+    key = jax.eval_shape(jax.random.key, 0)
+    shapes = jax.eval_shape(model.init, key, tokens)
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
 
 

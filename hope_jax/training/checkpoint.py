@@ -174,7 +174,11 @@ def _check_config(path: pathlib.Path, config: ConfigDict) -> None:
                 f"{path.parent} holds a run with other settings: {'; '.join(differing)}. Give the same "
                 f"settings to continue it, or another --workdir to start anew"
             )
-    path.write_text(json.dumps(mine, indent=2) + "\n")
+    if jax.process_index() == 0:
+        # In one move: other processes may be reading it.
+        whole = path.with_suffix(".tmp")
+        whole.write_text(json.dumps(mine, indent=2) + "\n")
+        whole.replace(path)
 
 
 def _differences(name: str, old: Any, new: Any):

@@ -1,10 +1,8 @@
 """The training loop: from a config and a folder to a trained model."""
 
 import math
-import signal
 import time
 from collections.abc import Sequence
-from types import FrameType
 from typing import Any
 
 import jax
@@ -22,6 +20,7 @@ from hope_jax.training.metrics import MetricsWriter, plot_losses
 from hope_jax.training.ngram import witten_bell_bits_per_byte
 from hope_jax.training.optimizer import make_optimizer, needs_layer_inputs
 from hope_jax.training.pipeline import ValidationBatches, train_iterator
+from hope_jax.training.processes import StopRequest, join_processes
 from hope_jax.training.sharding import check_batch, make_mesh
 from hope_jax.training.step import (
     Metrics,
@@ -45,30 +44,6 @@ class NonFiniteLossError(RuntimeError):
     """Raised when a loss or gradient is no number; the last checkpoint is from before that."""
 
 
-class _StopRequest:
-    """Turns SIGINT and SIGTERM into a flag, so that a step is finished and saved before the end."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "_StopRequest":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        del frame
-        if self.signal is not None:  # asked twice: at once
-            signal.signal(number, self._before[number])
-            signal.raise_signal(number)
-        self.signal = number
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-
 def train(config: ConfigDict, workdir: str) -> dict[str, float] | None:
     """Trains a language model, continuing the run in `workdir` if there is one.
 
@@ -85,14 +60,8 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float] | None:
       ValueError: if settings do not fit each other, the data or the folder, before compilation.
       NonFiniteLossError: if the loss or gradient is no longer a number.
     """
-    if config.mesh.processes > 1:
-        jax.distributed.initialize()
-        if jax.process_count() != config.mesh.processes:
-            raise ValueError(
-                f"mesh.processes={config.mesh.processes}, but {jax.process_count()} processes are "
-                f"seen; start the same command on every host"
-            )
-    console = Console()
+    join_processes(config.mesh.processes)
+    console = Console(quiet=jax.process_index() > 0)
     mesh = make_mesh(
         config.mesh.data, config.mesh.fsdp, config.mesh.tensor, config.mesh.expect_devices
     )
@@ -198,11 +167,11 @@ class _Run:
         pending: tuple[int, Metrics] | None = None
         interactive = self.console.is_terminal
         with (
-            _StopRequest() as request,
+            StopRequest() as request,
             Progress(*columns, console=self.console, disable=not interactive) as progress,
         ):
             bar = progress.add_task("loss", total=config.steps, completed=first)
-            while step < config.steps and request.signal is None:
+            while step < config.steps and not request.reached(step + 1):
                 batch = put_batch(self._kept(next(batches)), self.mesh)
                 state, metrics = train_step(state, batch)
                 step += 1
