@@ -33,7 +33,8 @@ def load_documents(files: str = "", tfds: str = "", validation_fraction: float =
       files: a pattern such as `corpus/**/*.txt`; empty for the sources of the standard library of
         the Python that runs this, which every machine has.
       tfds: name of a TFDS data set of texts instead, prepared as ArrayRecord. Its `train` split is
-        read, and its `validation` split if it has one; no other.
+        read, and its `validation` split if it has one; no other. The folder is TFDS's own, or that in
+        the environment's `TFDS_DATA_DIR`.
       validation_fraction: share of documents held out.
 
     Returns:
@@ -87,9 +88,15 @@ def named_paths(files: str = "") -> list[tuple[str, str]]:
 def _tfds_documents(name: str, validation_fraction: float) -> Documents:
     # TFDS takes seconds to import and is needed here alone. A data source reads ArrayRecord files
     # without TensorFlow.
-    import tensorflow_datasets
+    import tensorflow_datasets as tfds
 
-    source = tensorflow_datasets.data_source(name)
+    try:
+        source = tfds.data_source(name)
+    except tfds.core.registered.DatasetNotFoundError as error:
+        raise ValueError(
+            f"data.tfds={name!r} is no data set that TFDS knows, nor lies prepared in one of its "
+            f"folders; correct the name, or set TFDS_DATA_DIR to the folder in which it lies"
+        ) from error
     if "train" not in source:
         raise ValueError(f"TFDS data set {name!r} has no split 'train'; it has {sorted(source)}")
     train = [_text(name, example) for example in source["train"]]

@@ -55,26 +55,63 @@ def test_bad_corpora_are_refused(settings, message, tmp_path, monkeypatch):
         load_documents(**settings)
 
 
-def test_texts_of_a_tfds_data_source(monkeypatch):
-    """The reader's interface with a stand-in: preparing a real data set needs TensorFlow."""
+@pytest.fixture(scope="module")
+def tfds(tmp_path_factory):
+    """TFDS with three data sets of its own, prepared as ArrayRecord in its data folder."""
     tfds = pytest.importorskip("tensorflow_datasets")
-    source = {"train": [{"label": 1, "text": f"text {i}".encode()} for i in range(50)]}
-    monkeypatch.setattr(tfds, "data_source", lambda name: source)
-    documents = load_documents(tfds="stand_in")
-    assert sorted(documents.train + documents.validation) == sorted(
-        x["text"] for x in source["train"]
-    )
+    folder = tmp_path_factory.mktemp("tfds")
+
+    class Bottles(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+        SPLITS = ("train", "validation", "test")
+        NAMES = ("title", "text")
+
+        def _info(self):
+            features = {"count": tfds.features.Scalar(dtype=np.int64)}
+            features |= {name: tfds.features.Text() for name in self.NAMES}
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features)
+            )
+
+        def _split_generators(self, dl_manager):
+            return {split: self._generate_examples(split) for split in self.SPLITS}
+
+        def _generate_examples(self, split):
+            for i in range(50):
+                yield i, {"count": i} | {name: f"{name} {split} {i}" for name in self.NAMES}
+
+    class UnsplitBottles(Bottles):
+        SPLITS = ("train",)
+        NAMES = ("only",)
+
+    class TitledBottles(Bottles):
+        NAMES = ("title", "author")
+
+    for kind in (Bottles, UnsplitBottles, TitledBottles):
+        kind(data_dir=folder, file_format="array_record").download_and_prepare()
+    tfds.core.add_data_dir(folder)
+    return tfds
 
 
-def test_a_tfds_validation_split_is_kept_and_test_is_not_read(monkeypatch):
-    tfds = pytest.importorskip("tensorflow_datasets")
-    splits = ("train", "validation", "test")
-    source = {split: [{"id": b"7", "text": split.encode()}] for split in splits}
-    monkeypatch.setattr(tfds, "data_source", lambda name: source)
-    assert load_documents(tfds="stand_in") == ([b"train"], [b"validation"])
-    source["train"] = [{"id": b"7", "title": b"x"}]
-    with pytest.raises(ValueError, match="no feature 'text'"):
-        load_documents(tfds="stand_in")
+def test_texts_of_a_tfds_data_set(tfds):
+    """Without a validation split, documents are held out; any only string feature is the text."""
+    documents = load_documents(tfds="unsplit_bottles")
+    expected = sorted(f"only train {i}".encode() for i in range(50))
+    assert sorted(documents.train + documents.validation) == expected
+    assert 0 < len(documents.validation) < 15
+
+
+def test_a_tfds_validation_split_is_kept_and_test_is_not_read(tfds):
+    documents = load_documents(tfds="bottles")
+    for part, name in zip(documents, documents._fields, strict=True):
+        assert sorted(part) == sorted(f"text {name} {i}".encode() for i in range(50))
+
+
+def test_tfds_data_sets_without_text_are_refused(tfds):
+    with pytest.raises(ValueError, match=r"no feature 'text'.*\['author', 'title'\]"):
+        load_documents(tfds="titled_bottles")
+    with pytest.raises(ValueError, match=r"data.tfds='no_such_bottles'.*TFDS_DATA_DIR"):
+        load_documents(tfds="no_such_bottles")
 
 
 def test_windows_follow_each_other_and_mark_documents():
