@@ -92,7 +92,7 @@ def _tfds_documents(name: str, validation_fraction: float) -> Documents:
 
     try:
         source = tfds.data_source(name)
-    except tfds.core.registered.DatasetNotFoundError as error:
+    except tfds.core.DatasetNotFoundError as error:
         raise ValueError(
             f"data.tfds={name!r} is no data set that TFDS knows, nor lies prepared in one of its "
             f"folders; correct the name, or set TFDS_DATA_DIR to the folder in which it lies"
