@@ -1,8 +1,8 @@
 # Sourced by the other scripts: enters $VENV (default .venv), made with $PYTHON (default python3),
 # and installs the package with the extras named in $1.
 set -euo pipefail
-# A step's buffers come fresh from the kernel, on a CPU sooner in pages of 2 MB than of 4 KB: a step of
-# small memories took 25 ms in place of 37 (glibc 2.35 or newer).
+# A step's buffers come fresh from the kernel, on a CPU sooner in pages of 2 MB than of 4 KB (glibc 2.35 or
+# newer); python experiments/benchmarks/memory.py titans_pytorch shows the difference.
 export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 VENV="${VENV:-.venv}"

@@ -62,19 +62,18 @@ def launch(folder, interrupted):
                 [sys.executable, "-c", code],
                 cwd=ROOT,
                 env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
+                stdout=(folder / f"printed_{number}").open("w"),
+                stderr=subprocess.STDOUT,
             )
         )
     try:
-        printed = [process.communicate(timeout=300) for process in started]
+        codes = [process.wait(timeout=300) for process in started]
     finally:
         for process in started:
             process.kill()
-    for process, (_, errors) in zip(started, printed, strict=True):
-        assert process.returncode == 0, errors[-3000:]
-    return [out.split("result ")[1].strip() for out, _ in printed]
+    printed = [(folder / f"printed_{number}").read_text() for number in (0, 1)]
+    assert codes == [0, 0], "\n".join(text[-3000:] for text in printed)
+    return [text.split("result ")[1].split()[0] for text in printed]
 
 
 def steps_and_losses(folder):
