@@ -47,9 +47,9 @@ def sigmoid(x):
     return 1 / (1 + np.exp(-x))
 
 
+@jax.jit
 def memory_layer(params, x, reset):
-    y, state = SelfModifyingTitans(CONFIG, **FLOATS).apply({"params": params}, x, None, reset)
-    return np.asarray(y), state
+    return SelfModifyingTitans(CONFIG, **FLOATS).apply({"params": params}, x, None, reset)
 
 
 def turned(rows, positions):
@@ -104,11 +104,11 @@ def window_attention(params, x, reset):
 def by_hand(kind, params, x, reset):
     x = np.asarray(x)
     if kind == "layer":
-        far = memory_layer(params["memory"], x, reset)[0]
+        far = np.asarray(memory_layer(params["memory"], x, reset)[0])
         return window_attention(params["attention"], rms(far, params["memory_norm"]), reset)
     if kind == "gate":
         near = window_attention(params["attention"], x, reset)
-        far = memory_layer(params["memory"], x, reset)[0]
+        far = np.asarray(memory_layer(params["memory"], x, reset)[0])
     else:
         params = params["piece"]
         near = np.zeros_like(x)
@@ -136,7 +136,7 @@ def by_hand(kind, params, x, reset):
                 context = [(recalled, places), (segment, places)]
                 mixed = attend(params, segment, context, see)
                 near[b, own] = rms(mixed, params["attention_norm"])
-        far = memory_layer(params["memory"], near, reset)[0]
+        far = np.asarray(memory_layer(params["memory"], near, reset)[0])
         return near * sigmoid(rms(far, params["memory_norm"]))
     return rms(near, params["attention_norm"]) * sigmoid(rms(far, params["memory_norm"]))
 

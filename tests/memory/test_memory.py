@@ -29,6 +29,8 @@ from tests.memory.reference import loop, network
 WIDTH, HIDDEN, LENGTH, CHUNK = 3, 4, 8, 3
 OBJECTIVES = {"l2": l2_error, "dot": dot_error}
 NETWORKS = {"matrix": None, "mlp": jax.nn.gelu}
+in_chunks = jax.jit(update_and_read, static_argnums=0)
+by_token = jax.jit(update_and_read_by_token, static_argnums=0)
 
 
 def make_rule(objective="l2", projector="per_map", momentum=True, network="mlp", **settings):
@@ -141,7 +143,7 @@ def test_chunked_equals_by_token_values_and_gradients(network, projector, moment
 
 @pytest.mark.parametrize("reset", [None, RESET], ids=["one_document", "resets"])
 @pytest.mark.parametrize("network_name", ["matrix", "mlp"])
-@pytest.mark.parametrize("form", [update_and_read, update_and_read_by_token])
+@pytest.mark.parametrize("form", [in_chunks, by_token], ids=["in_chunks", "by_token"])
 def test_equals_numpy_loop(network_name, reset, form, x64):
     """An independent transcription of the equations; each choice of each setting."""
     for objective, projector, momentum, decay_to, read_mode, generated, window in (
@@ -161,7 +163,7 @@ def test_equals_numpy_loop(network_name, reset, form, x64):
         rule = make_rule(objective, projector, momentum, network_name, **settings)
         initial, tokens = make_inputs(rule, seed=3)
         tokens = tokens._replace(reset=None if reset is None else jnp.asarray(reset))
-        out, state = jax.jit(form, static_argnums=0)(rule, initial, tokens)
+        out, state = form(rule, initial, tokens)
         gates = tokens.gates
         expected, weights, moving = loop(
             maps(initial),
@@ -264,8 +266,7 @@ def test_equal_keys_in_float32(momentum):
         log_alpha=jnp.zeros(128, jnp.float32),
     )
     tokens = tokens._replace(keys=key, gates=gates)
-    fast = jax.jit(update_and_read, static_argnums=0)(rule, initial, tokens)
-    slow = jax.jit(update_and_read_by_token, static_argnums=0)(rule, initial, tokens)
+    fast, slow = in_chunks(rule, initial, tokens), by_token(rule, initial, tokens)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), fast, slow)
 
 
@@ -274,12 +275,11 @@ def test_pieces_equal_one_call(x64):
     rule = make_rule()
     initial, tokens = make_inputs(rule)
     tokens = tokens._replace(reset=jnp.asarray(RESET))
-    whole, end = update_and_read(rule, initial, tokens)
-    call = jax.jit(update_and_read, static_argnums=0)
+    whole, end = in_chunks(rule, initial, tokens)
     state, parts = init_state(rule, initial), []
     for first, last in ((0, 1), (1, 5), (5, 5), (5, 7), (7, 8)):
         piece = jax.tree.map(lambda x, i=first, j=last: x[i:j], tokens)
-        out, state = call(rule, initial, piece, state)
+        out, state = in_chunks(rule, initial, piece, state)
         parts.append(out)
     np.testing.assert_allclose(np.concatenate(parts), whole, rtol=1e-12, atol=1e-12)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), state, end)
@@ -288,8 +288,8 @@ def test_pieces_equal_one_call(x64):
 def test_shorter_than_a_chunk_still_learns(x64):
     rule = make_rule(chunk_size=64)
     initial, tokens = make_inputs(rule, length=5)
-    _, fast = update_and_read(rule, initial, tokens)
-    _, slow = update_and_read_by_token(rule, initial, tokens)
+    _, fast = in_chunks(rule, initial, tokens)
+    _, slow = by_token(rule, initial, tokens)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), fast, slow)
     assert np.abs(fast.bank.weights.first - initial.first).max() > 0.01
 
@@ -311,8 +311,8 @@ def test_memories_of_a_batch_are_their_own(x64):
     initial, tokens = make_inputs(rule)
     other = tokens._replace(values=tokens.values + 1)
     both = jax.tree.map(lambda a, b: jnp.stack([a, b]), tokens, other)
-    out, _ = jax.vmap(lambda tokens: update_and_read(rule, initial, tokens))(both)
-    np.testing.assert_allclose(out[0], update_and_read(rule, initial, tokens)[0], rtol=1e-12)
+    out, _ = jax.vmap(lambda tokens: in_chunks(rule, initial, tokens))(both)
+    np.testing.assert_allclose(out[0], in_chunks(rule, initial, tokens)[0], rtol=1e-12)
     assert np.abs(out[0] - out[1]).max() > 0.01
 
 
@@ -351,14 +351,15 @@ def test_bounded_steps_stay_bounded_where_others_overflow(projector):
     gates = tokens.gates._replace(log_alpha=jnp.full(640, -1e-3))
     tokens = Tokens(*rows, gates, rows[0])
     grown = jax.tree.map(lambda w: 3 * w, initial)
-    call = jax.jit(update_and_read, static_argnums=0)
-    assert not bool(jnp.isfinite(call(rule, grown, tokens)[0]).all())
-    read_out, state = call(bounded, grown, tokens)
+    assert not bool(jnp.isfinite(in_chunks(rule, grown, tokens)[0]).all())
+    read_out, state = in_chunks(bounded, grown, tokens)
     assert all(float(jnp.linalg.norm(w)) < 100 for w in jax.tree.leaves(state.bank.weights))
     assert float(jnp.abs(read_out).max()) < 100
     small = jax.tree.map(lambda w: 0.1 * w, initial)
     short = jax.tree.map(lambda x: x[:8], tokens._replace(gates=gates._replace(eta=gates.eta / 16)))
-    np.testing.assert_array_equal(call(bounded, small, short)[0], call(rule, small, short)[0])
+    np.testing.assert_array_equal(
+        in_chunks(bounded, small, short)[0], in_chunks(rule, small, short)[0]
+    )
 
 
 def test_bounded_steps_of_a_steep_objective_converge():
@@ -371,7 +372,7 @@ def test_bounded_steps_of_a_steep_objective_converge():
     tokens = Tokens(jnp.tile(key, (40, 1)), jnp.tile(value, (40, 1)), gates, jnp.tile(key, (40, 1)))
 
     def distances(rule):
-        return jnp.linalg.norm(update_and_read(rule, initial, tokens)[0] - value, axis=1)
+        return jnp.linalg.norm(in_chunks(rule, initial, tokens)[0] - value, axis=1)
 
     assert float(distances(rule).max()) > 1e4
     bounded = distances(dataclasses.replace(rule, bounded_step=True))
