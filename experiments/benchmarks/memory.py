@@ -6,8 +6,9 @@
 Lines: `layer` (forward and exact backward, chunked against token by token), `titans_pytorch` (one
 memory with static projections against that package, if it is installed), `lengths` (time and
 temporaries from 512 to 16,384 tokens), `decode` (time of one token, early and late in a context).
-The first two have the batch split over devices, and each core of a CPU is one: cores that work on
-sequences of their own wait less than cores that share a small product. Times are medians of several
+The first two have the batch split over devices, and each core of a CPU is one, if JAX_NUM_CPU_DEVICES
+does not say otherwise: cores that work on sequences of their own wait less than cores that share a
+small product. Times are medians of several
 runs; `spread` is (largest - smallest) / median. The rate of a 1024 x 1024 product on one device in
 the same run says how fast the machine was.
 """
@@ -223,7 +224,8 @@ def main() -> None:
         if name not in BENCHES:
             parser.error(f"unknown benchmark {name!r}; known are {', '.join(BENCHES)}")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    jax.config.update("jax_num_cpu_devices", cores)
+    if "JAX_NUM_CPU_DEVICES" not in os.environ:
+        jax.config.update("jax_num_cpu_devices", cores)
     emit(bench="machine", gigaflops=round(gigaflops()), backend=jax.default_backend())
     for name in names:
         BENCHES[name]()
