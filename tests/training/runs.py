@@ -1,10 +1,12 @@
-"""A tiny run for the tests of training: three files of text and a Transformer of one layer."""
+"""A tiny run for the tests of training, what it has lost, and a way to disturb it."""
 
 import pathlib
 
 from ml_collections import ConfigDict
 
+from hope_jax.training import loop
 from hope_jax.training.config_file import load_config_file
+from hope_jax.training.metrics import read_metrics
 
 QUICKSTART = pathlib.Path(__file__).parents[2] / "experiments" / "quickstart.py"
 
@@ -38,3 +40,22 @@ def tiny_config(folder: pathlib.Path, **changes) -> ConfigDict:
     for key, value in changes.items():
         config.update_from_flattened_dict({key: value})
     return config
+
+
+def losses(workdir):
+    """Steps and training losses that a run has written."""
+    return [(line["step"], line["loss"]) for line in read_metrics(workdir) if "loss" in line]
+
+
+def change_batch(monkeypatch, count, action):
+    """Does something to the run when it asks for batch number `count + 1`."""
+    real = loop.put_batch
+    calls = []
+
+    def put(batch, mesh):
+        calls.append(None)
+        if len(calls) == count + 1:
+            batch = action(batch) or batch
+        return real(batch, mesh)
+
+    monkeypatch.setattr(loop, "put_batch", put)

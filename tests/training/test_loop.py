@@ -9,12 +9,7 @@ import numpy as np
 import pytest
 
 from hope_jax.training import loop
-from hope_jax.training.metrics import read_metrics
-from tests.training.runs import tiny_config
-
-
-def losses(workdir):
-    return [(line["step"], line["loss"]) for line in read_metrics(workdir) if "loss" in line]
+from tests.training.runs import change_batch, losses, tiny_config
 
 
 def saved_steps(workdir):
@@ -25,20 +20,6 @@ def saved_steps(workdir):
 def inside(tmp_path, monkeypatch):
     """Runs each test from within its folder, where the text lies."""
     monkeypatch.chdir(tmp_path)
-
-
-def change_batch(monkeypatch, count, action):
-    """Does something to the run when it asks for batch number `count + 1`."""
-    real = loop.put_batch
-    calls = []
-
-    def put(batch, mesh):
-        calls.append(None)
-        if len(calls) == count + 1:
-            batch = action(batch) or batch
-        return real(batch, mesh)
-
-    monkeypatch.setattr(loop, "put_batch", put)
 
 
 @pytest.fixture(scope="module")

@@ -14,11 +14,9 @@ import numpy as np
 import pytest
 
 from hope_jax.training import loop
-from hope_jax.training.metrics import read_metrics
 from hope_jax.training.processes import join_processes
-from tests.training.runs import tiny_config
+from tests.training.runs import QUICKSTART, change_batch, losses, tiny_config
 
-ROOT = pathlib.Path(__file__).parents[2]
 STEPS = 16
 
 
@@ -28,18 +26,16 @@ def config_of(folder, processes):
 
 def member(folder: str, interrupted: bool) -> None:
     """Trains as one of two processes; the second may be interrupted in its third step."""
+
+    def interrupt(batch):
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(3)  # in which the other process hears of it, though it be waiting
+
     os.chdir(folder)
-    real, calls = loop.put_batch, []
-
-    def put(batch, mesh):
-        calls.append(None)
-        if len(calls) == 3 and interrupted and os.environ["JAX_PROCESS_ID"] == "1":
-            signal.raise_signal(signal.SIGINT)
-            time.sleep(3)  # in which the other process hears of it, though it be waiting
-        return real(batch, mesh)
-
-    loop.put_batch = put
-    result = loop.train(config_of(pathlib.Path(folder), 2), "run")
+    with pytest.MonkeyPatch.context() as patch:
+        if interrupted and os.environ["JAX_PROCESS_ID"] == "1":
+            change_batch(patch, 2, interrupt)
+        result = loop.train(config_of(pathlib.Path(folder), 2), "run")
     print("result", result and result["validation_loss"])
 
 
@@ -54,31 +50,27 @@ def launch(folder, interrupted):
             "JAX_COORDINATOR_ADDRESS": address,
             "JAX_PROCESS_ID": str(number),
             "JAX_NUM_CPU_DEVICES": "2",
-            "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"),
+            "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
         }
         code = f"from tests.training.test_processes import member; member({str(folder)!r}, {interrupted})"
-        started.append(
-            subprocess.Popen(
-                [sys.executable, "-c", code],
-                cwd=ROOT,
-                env=environment,
-                stdout=(folder / f"printed_{number}").open("w"),
-                stderr=subprocess.STDOUT,
+        with (folder / f"printed_{number}").open("w") as printed:
+            started.append(
+                subprocess.Popen(
+                    [sys.executable, "-c", code],
+                    cwd=QUICKSTART.parents[1],
+                    env=environment,
+                    stdout=printed,
+                    stderr=subprocess.STDOUT,
+                )
             )
-        )
     try:
         codes = [process.wait(timeout=300) for process in started]
     finally:
         for process in started:
             process.kill()
-    printed = [(folder / f"printed_{number}").read_text() for number in (0, 1)]
-    assert codes == [0, 0], "\n".join(text[-3000:] for text in printed)
-    return [text.split("result ")[1].split()[0] for text in printed]
-
-
-def steps_and_losses(folder):
-    lines = [line for line in read_metrics(str(folder / "run")) if "loss" in line]
-    return [line["step"] for line in lines], [line["loss"] for line in lines]
+    texts = [(folder / f"printed_{number}").read_text() for number in (0, 1)]
+    assert codes == [0, 0], "\n".join(text[-3000:] for text in texts)
+    return [text.split("result ")[1].split()[0] for text in texts]
 
 
 @pytest.mark.slow
@@ -88,7 +80,7 @@ def test_two_processes_train_as_one_and_stop_together(tmp_path):
     for folder in (two, one):
         folder.mkdir()
     assert launch(two, interrupted=True) == ["None", "None"]
-    stopped = steps_and_losses(two)[0][-1]
+    stopped = losses(two / "run")[-1][0]
     assert 3 <= stopped < STEPS
     assert (two / "run" / "checkpoints" / str(stopped)).is_dir()
     results = launch(two, interrupted=False)
@@ -96,9 +88,9 @@ def test_two_processes_train_as_one_and_stop_together(tmp_path):
         expected = loop.train(config_of(one, 1), "run")
     assert results[0] == results[1]
     np.testing.assert_allclose(float(results[0]), expected["validation_loss"], rtol=1e-4)
-    steps, losses = steps_and_losses(two)
-    assert steps == list(range(1, STEPS + 1))
-    np.testing.assert_allclose(losses, steps_and_losses(one)[1], rtol=1e-4)
+    found, wanted = losses(two / "run"), losses(one / "run")
+    assert [step for step, _ in found] == list(range(1, STEPS + 1))
+    np.testing.assert_allclose(found, wanted, rtol=1e-4)
 
 
 def test_another_number_of_processes_is_refused(monkeypatch):
