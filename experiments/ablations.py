@@ -1,8 +1,8 @@
 """What each part of Hope is worth, and the published family beside it.
 
-    python -m hope_jax.compare --config=experiments/ablations.py:hope,no_dgd,no_momentum \
+    hope compare --config=experiments/ablations.py:hope,no_dgd,no_momentum \
         --workdir=runs/ablations
-    python -m hope_jax.train --config=experiments/ablations.py:no_cms --workdir=runs/no_cms
+    hope train --config=experiments/ablations.py:no_cms --workdir=runs/no_cms
 
 Rows of the paper's Table 6: `hope`, `no_dgd`, `no_momentum`, `no_decay`, `no_cms`, `no_inner_k`,
 `no_inner_v`, `no_inner_q`. Further settings of Hope: `delta_objective`, `unbounded_step`,
@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 from hope_jax.layers.family import FAMILY
 from hope_jax.models import LanguageModelConfig
 from hope_jax.models.parameter_count import match_parameter_count
-from hope_jax.training.config_file import load_config_file
+from hope_jax.runs.config_file import load_config_file
 
 WIDTH, LAYERS, HEADS = 64, 2, 2
 ETA_MAX = 0.5  # half of what the layer allows, for all that descend an L2 loss

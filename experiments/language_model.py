@@ -1,7 +1,7 @@
 """Language models from 0.4M to 1.3B parameters, of every layer type, all of a size alike in parameters.
 
-    python -m hope_jax.train --config=experiments/language_model.py:hope-tiny --workdir=runs/tiny
-    python -m hope_jax.train --config=experiments/language_model.py:hope-760m --workdir=runs/760m \
+    hope train --config=experiments/language_model.py:hope-tiny --workdir=runs/tiny
+    hope train --config=experiments/language_model.py:hope-760m --workdir=runs/760m \
         --config.data.tokens=DIR --config.data.tokenizer=tokenizer.model --config.mesh.fsdp=16
 
 Variants are `layer-size`. Sizes: `tiny` (bytes of the Python library, for trying things out), `15m`,
@@ -13,7 +13,7 @@ Titans to one of attention), `memory_as_context`, `memory_as_gate`, `memory_as_l
 vocabulary of 32,000, with AdamW. Depth, width, heads and rates are this file's; the smaller sizes have
 20 tokens a parameter. The text is made into tokens once, beforehand:
 
-    python -m hope_jax.tokenize --files='fineweb-edu/*.parquet' --files='books/**/*.txt' \
+    hope tokenize --files='fineweb-edu/*.parquet' --files='books/**/*.txt' \
         --tokenizer=tokenizer.model --output=DIR
 
 For FineWeb-Edu with long documents, list both: sequences are drawn from all of it alike.
@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 from hope_jax.layers.family import FAMILY
 from hope_jax.models import LanguageModelConfig
 from hope_jax.models.parameter_count import match_parameter_count
-from hope_jax.training.config_file import load_config_file
+from hope_jax.runs.config_file import load_config_file
 
 
 class Size(NamedTuple):
@@ -114,7 +114,7 @@ def get_config(variant: str = "hope-tiny") -> ConfigDict:
     config.data.sequence_length = numbers.sequence_length
     config.data.batch_size = numbers.batch_size
     if size != "tiny":
-        config.data.tokens = "tokens"  # a folder that hope_jax.tokenize has written
+        config.data.tokens = "tokens"  # a folder that `hope tokenize` has written
         config.data.tokenizer = "tokenizer.model"  # with which it has
 
     config.optimizer.name = "adamw"

@@ -1,6 +1,6 @@
 """A small Hope model, byte level, on the source files of the running Python's standard library.
 
-    python -m hope_jax.train --config=experiments/quickstart.py --workdir=runs/quickstart
+    hope train --config=experiments/quickstart.py --workdir=runs/quickstart
 
 Some four minutes on two CPU cores, to 2.03 bits per byte on a tenth of the
 validation part (on the whole of it a 3-gram has 2.49, a 4-gram 2.03).
@@ -69,7 +69,7 @@ def get_config(variant: str = "hope") -> ConfigDict:
     config.data = ConfigDict()
     config.data.files = ""  # pattern such as 'corpus/**/*.txt'; '' is the standard library
     config.data.tfds = ""  # or the name of a TFDS data set
-    config.data.tokens = ""  # or a folder that hope_jax.tokenize has written
+    config.data.tokens = ""  # or a folder that `hope tokenize` has written
     config.data.tokenizer = "bytes"  # or a SentencePiece .model or tokenizers .json file
     config.data.validation_fraction = 0.1  # share of documents held out
     config.data.sequence_length = 2048 if variant == "learning" else 512

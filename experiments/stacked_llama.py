@@ -1,8 +1,8 @@
 """A pre-trained Llama whose upper MLPs go on learning while they read (section 7.3).
 
-    python -m hope_jax.convert --from_llama=FOLDER --workdir=runs/llama \
+    hope convert --from_llama=FOLDER --workdir=runs/llama \
         --config=experiments/stacked_llama.py
-    python -m hope_jax.train --workdir=runs/llama
+    hope train --workdir=runs/llama
 
 Sizes come from the checkpoint. The blocks of the last quarter learn in context, those below at
 every 64 tokens and those above at every 512; training tunes their steps, and all weights, for it.
@@ -12,7 +12,7 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from hope_jax.training.config_file import load_config_file
+from hope_jax.runs.config_file import load_config_file
 
 
 def get_config() -> ConfigDict:

@@ -14,7 +14,7 @@ _MODULE_OF = {
     "TitansConfig": "hope_jax.layers.titans",
     "init_state": "hope_jax.models",
 }
-_SUBPACKAGES = ("layers", "memory", "models", "optim", "training")
+_SUBPACKAGES = ("data", "inference", "layers", "memory", "models", "optim", "runs", "training")
 
 __all__ = [*_MODULE_OF, *_SUBPACKAGES]
 

@@ -2,4 +2,4 @@
 # Installs the package and trains the quickstart on this machine; arguments go to the trainer:
 #   bash launch/local.sh --config.steps=50
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh" train
-exec python -m hope_jax.train --config=experiments/quickstart.py --workdir=runs/quickstart "$@"
+exec hope train --config=experiments/quickstart.py --workdir=runs/quickstart "$@"

@@ -6,7 +6,7 @@ import pytest
 
 from hope_jax.models import LanguageModelConfig
 from hope_jax.models.parameter_count import parameter_count
-from hope_jax.training.config_file import load_config_file
+from hope_jax.runs.config_file import load_config_file
 from tests.training.runs import QUICKSTART
 
 MODULE = load_config_file(QUICKSTART.with_name("language_model.py"))

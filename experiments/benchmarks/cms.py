@@ -22,8 +22,8 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
+from hope_jax.inference.sampling import read
 from hope_jax.models import LanguageModel, LanguageModelConfig
-from hope_jax.models.sampling import read
 
 BATCH, LENGTH = 4, 512
 TITANS = LanguageModelConfig(

@@ -22,8 +22,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from fitting import Batch, fit, losses_of
 
+from hope_jax.data.corpus import load_documents
 from hope_jax.models import LanguageModelConfig
-from hope_jax.training.corpus import load_documents
 
 LENGTH, TEST_LENGTH, BUCKET = 2048, 4096, 256
 PLAIN = LanguageModelConfig(

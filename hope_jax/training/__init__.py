@@ -1,1 +1,1 @@
-"""Training: data, sharding, steps, checkpoints and the loop around them."""
+"""Training: optimisers, sharding, steps, processes and the loop around them."""

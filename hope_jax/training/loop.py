@@ -11,15 +11,22 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from hope_jax.data.corpus import Documents, load_documents
+from hope_jax.data.ngram import witten_bell_bits_per_byte
+from hope_jax.data.pipeline import ValidationBatches, train_iterator
+from hope_jax.data.token_stream import (
+    PARTS,
+    TokenStream,
+    encode_documents,
+    read_tokens,
+)
+from hope_jax.data.tokenizers import Tokenizer, load_tokenizer
+from hope_jax.inference.sampling import generate, read
 from hope_jax.models import LanguageModel, LanguageModelConfig
 from hope_jax.models.parameter_count import parameter_count
-from hope_jax.models.sampling import generate, read
-from hope_jax.training.checkpoint import Checkpoints
-from hope_jax.training.corpus import Documents, load_documents
-from hope_jax.training.metrics import MetricsWriter, plot_losses
-from hope_jax.training.ngram import witten_bell_bits_per_byte
+from hope_jax.runs.checkpoint import Checkpoints
+from hope_jax.runs.metrics import MetricsWriter, plot_losses
 from hope_jax.training.optimizer import make_optimizer, needs_layer_inputs
-from hope_jax.training.pipeline import ValidationBatches, train_iterator
 from hope_jax.training.processes import StopRequest, join_processes
 from hope_jax.training.sharding import check_batch, make_mesh
 from hope_jax.training.step import (
@@ -31,13 +38,6 @@ from hope_jax.training.step import (
     make_train_step,
     put_batch,
 )
-from hope_jax.training.token_stream import (
-    PARTS,
-    TokenStream,
-    encode_documents,
-    read_tokens,
-)
-from hope_jax.training.tokenizers import Tokenizer, load_tokenizer
 
 
 class NonFiniteLossError(RuntimeError):

@@ -4,9 +4,9 @@ import pathlib
 
 from ml_collections import ConfigDict
 
+from hope_jax.runs.config_file import load_config_file
+from hope_jax.runs.metrics import read_metrics
 from hope_jax.training import loop
-from hope_jax.training.config_file import load_config_file
-from hope_jax.training.metrics import read_metrics
 
 QUICKSTART = pathlib.Path(__file__).parents[2] / "experiments" / "quickstart.py"
 

@@ -1,4 +1,4 @@
-"""Shows what learning in context does: `python -m hope_jax.inspect --workdir=DIR --text=FILE`.
+"""Shows what learning in context does: `hope inspect --workdir=DIR --text=FILE`.
 
 Draws, for a text, the loss by position with and without updates, and for each frequency of levels
 the distance of its weights from where they began and the size of their changes, both over the norm of
@@ -7,20 +7,18 @@ saturated; one that grows without end, while the loss rises above that without u
 Writes `inspect.png` and `inspect.md` to the run's folder, or to --output.
 """
 
-import logging
-import sys
 from pathlib import Path
 
 import matplotlib
 import numpy as np
-from absl import app, flags
+from absl import flags
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from hope_jax.evaluate import read_text
-from hope_jax.models.level_trace import LevelTrace, trace_levels
-from hope_jax.training.checkpoint import load_model
+from hope_jax.commands.evaluate import read_text
+from hope_jax.commands.trained_model import load_model
+from hope_jax.inference.level_trace import LevelTrace, trace_levels
 
 
 def table(trace: LevelTrace, rows: int = 10) -> str:
@@ -68,32 +66,27 @@ def draw(trace: LevelTrace, path: Path) -> None:
     plt.close(figure)
 
 
-def main(arguments: list[str]) -> None:
-    """Runs the command."""
-    if len(arguments) > 1:
-        raise app.UsageError(f"unexpected {arguments[1]!r}; give the file as --text={arguments[1]}")
-    # Orbax says a dozen lines a checkpoint at the level of information.
-    logging.getLogger("absl").setLevel(logging.WARNING)
-    given = flags.FLAGS
-    try:
-        text = read_text(given.text)
-        model, params, tokenizer = load_model(given.workdir)
-        trace = trace_levels(model, params, np.asarray(tokenizer.encode(text), np.int32))
-    except ValueError as error:
-        print(f"ValueError: {error}", file=sys.stderr)
-        sys.exit(1)
-    folder = Path(given.output or given.workdir)
-    folder.mkdir(parents=True, exist_ok=True)
-    draw(trace, folder / "inspect.png")
-    text = table(trace)
-    (folder / "inspect.md").write_text(text)
-    print(text + f"drawn in {folder / 'inspect.png'}")
+UNEXPECTED = "give the file as --text=FILE"
 
 
-if __name__ == "__main__":
+def define_flags() -> None:
+    """Defines the command's flags."""
     flags.DEFINE_string("workdir", None, "Folder of the training run.", required=True)
     flags.DEFINE_string("text", None, "File to read.", required=True)
     flags.DEFINE_string(
         "output", None, "Folder of picture and table; that of the run if not given."
     )
-    app.run(main)
+
+
+def run() -> None:
+    """Runs the command."""
+    given = flags.FLAGS
+    text = read_text(given.text)
+    model, params, tokenizer = load_model(given.workdir)
+    trace = trace_levels(model, params, np.asarray(tokenizer.encode(text), np.int32))
+    folder = Path(given.output or given.workdir)
+    folder.mkdir(parents=True, exist_ok=True)
+    draw(trace, folder / "inspect.png")
+    lines = table(trace)
+    (folder / "inspect.md").write_text(lines)
+    print(lines + f"drawn in {folder / 'inspect.png'}")

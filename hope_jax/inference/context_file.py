@@ -13,8 +13,8 @@ import numpy as np
 from flax import linen as nn
 from flax import serialization
 
+from hope_jax.inference.sampling import Context, read
 from hope_jax.models.language_model import LanguageModel
-from hope_jax.models.sampling import Context, read
 
 _FORMAT = "hope_jax context 1"
 

@@ -1,6 +1,6 @@
 """Trains variants of a config one after the other, and writes one table and one figure.
 
-    python -m hope_jax.compare --config=experiments/ablations.py:hope,no_dgd --workdir=runs/ablations \
+    hope compare --config=experiments/ablations.py:hope,no_dgd --workdir=runs/ablations \
         --seeds=3 --learning_rates=2e-3,4e-3,8e-3 --set=steps=300 --set=data.batch_size=4
 
 Every variant sees the same tokens with the same seeds, at the learning rate that is best for it: all
@@ -14,7 +14,6 @@ import contextlib
 import dataclasses
 import io
 import json
-import logging
 import math
 import statistics
 import sys
@@ -25,7 +24,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import matplotlib
-from absl import app, flags
+from absl import flags
 from flax import linen as nn
 from ml_collections import ConfigDict
 
@@ -35,9 +34,9 @@ import matplotlib.pyplot as plt
 from hope_jax.models import LanguageModel, LanguageModelConfig
 from hope_jax.models.flops import count_flops
 from hope_jax.models.parameter_count import parameter_count
-from hope_jax.training.config_file import load_config_file
+from hope_jax.runs.config_file import load_config_file
+from hope_jax.runs.metrics import read_metrics
 from hope_jax.training.loop import NonFiniteLossError, train
-from hope_jax.training.metrics import read_metrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,30 +241,25 @@ def _parse_changes(given: Sequence[str]) -> dict[str, Any]:
     return changes
 
 
-def main(arguments: list[str]) -> None:
-    """Runs the command."""
-    if len(arguments) > 1:
-        raise app.UsageError(f"unexpected {arguments[1]!r}; settings look like --set=steps=300")
-    # Orbax says a dozen lines a checkpoint at the level of information.
-    logging.getLogger("absl").setLevel(logging.WARNING)
-    given = flags.FLAGS
-    try:
-        configs = load_configs(given.config, _parse_changes(given.set))
-        rates = [float(rate) for rate in given.learning_rates]
-        if not rates:
-            rates = [next(iter(configs.values())).optimizer.learning_rate]
-        folder = Path(given.workdir)
-        compare(configs, folder, given.seeds, rates)
-    except ValueError as error:
-        print(f"ValueError: {error}", file=sys.stderr)
-        sys.exit(1)
-    print((folder / "table.md").read_text() + f"drawn in {folder / 'losses.png'}")
+UNEXPECTED = "settings look like --set=steps=300"
 
 
-if __name__ == "__main__":
+def define_flags() -> None:
+    """Defines the command's flags."""
     flags.DEFINE_string("config", None, "Config file and variants, file.py:one,two.", required=True)
     flags.DEFINE_string("workdir", None, "Folder of all runs.", required=True)
     flags.DEFINE_integer("seeds", 1, "Runs of each variant.", lower_bound=1)
     flags.DEFINE_list("learning_rates", [], "Tried with the first seed; the config's if none.")
     flags.DEFINE_multi_string("set", [], "A setting of all variants, such as steps=300.")
-    app.run(main)
+
+
+def run() -> None:
+    """Runs the command."""
+    given = flags.FLAGS
+    configs = load_configs(given.config, _parse_changes(given.set))
+    rates = [float(rate) for rate in given.learning_rates]
+    if not rates:
+        rates = [next(iter(configs.values())).optimizer.learning_rate]
+    folder = Path(given.workdir)
+    compare(configs, folder, given.seeds, rates)
+    print((folder / "table.md").read_text() + f"drawn in {folder / 'losses.png'}")

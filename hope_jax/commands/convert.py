@@ -1,28 +1,27 @@
 """Makes a run of a Llama checkpoint in Hugging Face's format, or such a checkpoint of a run.
 
-    python -m hope_jax.convert --from_llama=FOLDER --workdir=DIR --config=experiments/stacked_llama.py
-    python -m hope_jax.convert --workdir=DIR --to_llama=FOLDER
+    hope convert --from_llama=FOLDER --workdir=DIR --config=experiments/stacked_llama.py
+    hope convert --workdir=DIR --to_llama=FOLDER
 
 The first makes a run in which nothing has been trained yet: generate, evaluate and inspect with it at
-once, or train it with `python -m hope_jax.train --workdir=DIR`. The config says all but the sizes of
+once, or train it with `hope train --workdir=DIR`. The config says all but the sizes of
 the model; with `model.in_context` the pre-trained MLPs become levels that learn while they read.
 """
 
 import json
-import logging
-import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags
+from absl import flags
 from flax import linen as nn
 from ml_collections import ConfigDict, config_flags
 
+from hope_jax.commands.trained_model import load_model
 from hope_jax.models import LanguageModel
 from hope_jax.models.llama import read_llama, read_llama_config, write_llama
-from hope_jax.training.checkpoint import Checkpoints, load_model
+from hope_jax.runs.checkpoint import Checkpoints
 from hope_jax.training.optimizer import make_optimizer
 from hope_jax.training.step import TrainState
 
@@ -80,31 +79,26 @@ def _rest(all_params: Any, given: Any) -> Any:
     return {name: value for name, value in all_params.items() if name not in given}
 
 
-def main(arguments: list[str]) -> None:
-    """Runs the command."""
-    if len(arguments) > 1:
-        raise app.UsageError(f"unexpected {arguments[1]!r}")
-    # Orbax says a dozen lines a checkpoint at the level of information.
-    logging.getLogger("absl").setLevel(logging.WARNING)
-    given = flags.FLAGS
-    if bool(given.from_llama) == bool(given.to_llama):
-        raise app.UsageError("give one of --from_llama and --to_llama")
-    if given.from_llama and given.config is None:
-        raise app.UsageError("--from_llama needs --config, such as experiments/stacked_llama.py")
-    try:
-        if given.from_llama:
-            import_llama(given.from_llama, given.workdir, given.config)
-        else:
-            model, params, _ = load_model(given.workdir)
-            write_llama(given.to_llama, model.config, params)
-    except ValueError as error:
-        print(f"ValueError: {error}", file=sys.stderr)
-        sys.exit(1)
+UNEXPECTED = "folders are given as --from_llama=FOLDER, --to_llama=FOLDER and --workdir=DIR"
 
 
-if __name__ == "__main__":
+def define_flags() -> None:
+    """Defines the command's flags."""
     config_flags.DEFINE_config_file("config", None, "Config file.", lock_config=True)
     flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
     flags.DEFINE_string("from_llama", None, "Folder of a checkpoint to make a run of.")
     flags.DEFINE_string("to_llama", None, "Folder to write the run's model to as a checkpoint.")
-    app.run(main)
+
+
+def run() -> None:
+    """Runs the command."""
+    given = flags.FLAGS
+    if bool(given.from_llama) == bool(given.to_llama):
+        raise ValueError("give one of --from_llama and --to_llama")
+    if given.from_llama and given.config is None:
+        raise ValueError("--from_llama needs --config, such as experiments/stacked_llama.py")
+    if given.from_llama:
+        import_llama(given.from_llama, given.workdir, given.config)
+    else:
+        model, params, _ = load_model(given.workdir)
+        write_llama(given.to_llama, model.config, params)

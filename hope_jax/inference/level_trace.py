@@ -10,10 +10,10 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Float, Int
 
+from hope_jax.inference.level_tools import learnt_in
+from hope_jax.inference.sampling import score, score_segment
 from hope_jax.models.in_context import slow_weights
 from hope_jax.models.language_model import LanguageModel
-from hope_jax.models.level_tools import learnt_in
-from hope_jax.models.sampling import score, score_segment
 
 
 class LevelTrace(NamedTuple):
@@ -53,7 +53,7 @@ def trace_levels(model: LanguageModel, params: Any, tokens: Int[np.ndarray, " T"
     if learning is None:
         raise ValueError(
             "no level of this model learns in context, so there is nothing to look at; train one "
-            "with --config.model.in_context, or import a checkpoint with hope_jax.convert"
+            "with --config.model.in_context, or import a checkpoint with hope_jax.commands.convert"
         )
     if len(tokens) < 2:
         raise ValueError(f"a text of {len(tokens)} tokens has none to foretell; give at least two")

@@ -3,9 +3,9 @@ import jax.numpy as jnp
 import pytest
 from flax import linen as nn
 
-from hope_jax.generate import read_prompt, stream_text
+from hope_jax.commands.generate import read_prompt, stream_text
+from hope_jax.inference.context_file import load_context, save_context
 from hope_jax.models import LanguageModel, LanguageModelConfig
-from hope_jax.models.context_file import load_context, save_context
 
 MODEL = LanguageModel(
     LanguageModelConfig(

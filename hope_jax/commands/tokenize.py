@@ -1,7 +1,7 @@
 """Makes text into files of tokens, from which corpora of any size are trained on.
 
-    python -m hope_jax.tokenize --files='corpus/**/*.jsonl' --tokenizer=tokenizer.model --output=DIR
-    python -m hope_jax.train --config=X.py --config.data.tokens=DIR \
+    hope tokenize --files='corpus/**/*.jsonl' --tokenizer=tokenizer.model --output=DIR
+    hope train --config=X.py --config.data.tokens=DIR \
         --config.data.tokenizer=tokenizer.model --workdir=runs/a
 
 Of `.jsonl` files (also `.jsonl.gz`) every line is a document, its field `text`; of `.parquet` files every
@@ -13,17 +13,16 @@ import functools
 import gzip
 import json
 import multiprocessing
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import app, flags
+from absl import flags
 
-from hope_jax.training.corpus import is_held_out, named_paths
-from hope_jax.training.token_stream import write_tokens
-from hope_jax.training.tokenizers import load_tokenizer
+from hope_jax.data.corpus import is_held_out, named_paths
+from hope_jax.data.token_stream import write_tokens
+from hope_jax.data.tokenizers import load_tokenizer
 
 
 def read_documents(patterns: Sequence[str], field: str = "text") -> Iterator[tuple[str, bytes]]:
@@ -123,35 +122,32 @@ def tokenize(
         return write_tokens(output, encoded, tokenizer, vocab_size)
 
 
-def main(arguments: list[str]) -> None:
-    """Runs the command."""
-    if len(arguments) > 1:
-        raise app.UsageError(f"unexpected {arguments[1]!r}; quote patterns: --files='a/**/*.txt'")
-    given = flags.FLAGS
-    try:
-        counts = tokenize(
-            given.files,
-            given.tokenizer,
-            given.output,
-            given.validation_fraction,
-            given.processes,
-            given.field,
-        )
-    except ValueError as error:
-        print(f"ValueError: {error}", file=sys.stderr)
-        sys.exit(1)
-    for part, count in counts.items():
-        print(
-            f"{part}: {count['tokens']:,} tokens of {count['documents']:,} documents, "
-            f"{count['bytes'] / count['tokens']:.2f} bytes a token"
-        )
+UNEXPECTED = "quote patterns: --files='a/**/*.txt'"
 
 
-if __name__ == "__main__":
+def define_flags() -> None:
+    """Defines the command's flags."""
     flags.DEFINE_multi_string("files", None, "Pattern of files; can be given again.", required=True)
     flags.DEFINE_string("tokenizer", "bytes", "`bytes`, or the file of a tokenizer.")
     flags.DEFINE_string("output", None, "Folder to write to.", required=True)
     flags.DEFINE_float("validation_fraction", 0.001, "Share of documents held out.")
     flags.DEFINE_integer("processes", 1, "Processes that encode.", lower_bound=1)
     flags.DEFINE_string("field", "text", "Field of lines and rows that holds the text.")
-    app.run(main)
+
+
+def run() -> None:
+    """Runs the command."""
+    given = flags.FLAGS
+    counts = tokenize(
+        given.files,
+        given.tokenizer,
+        given.output,
+        given.validation_fraction,
+        given.processes,
+        given.field,
+    )
+    for part, count in counts.items():
+        print(
+            f"{part}: {count['tokens']:,} tokens of {count['documents']:,} documents, "
+            f"{count['bytes'] / count['tokens']:.2f} bytes a token"
+        )

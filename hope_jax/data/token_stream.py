@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from hope_jax.training.tokenizers import Tokenizer
+from hope_jax.data.tokenizers import Tokenizer
 
 PARTS = ("train", "validation")
 _ABOUT = "tokens.json"
@@ -37,7 +37,7 @@ def encode_documents(documents: Sequence[bytes], tokenizer: Tokenizer) -> TokenS
       tokenizer: of their text.
 
     Example:
-      >>> from hope_jax.training.tokenizers import ByteTokenizer
+      >>> from hope_jax.data.tokenizers import ByteTokenizer
       >>> encode_documents([b"to", b"be"], ByteTokenizer()).starts.tolist()
       [0, 2]
     """
@@ -118,7 +118,7 @@ def read_tokens(folder: str | Path, part: str, tokenizer: str) -> TokenStream:
     folder = Path(folder)
     if not (folder / _ABOUT).is_file():
         raise ValueError(
-            f"data.tokens={str(folder)!r} holds no {_ABOUT}; make it with python -m hope_jax.tokenize"
+            f"data.tokens={str(folder)!r} holds no {_ABOUT}; make it with hope tokenize"
         )
     about = json.loads((folder / _ABOUT).read_text())
     if about["tokenizer"] != tokenizer_digest(tokenizer):

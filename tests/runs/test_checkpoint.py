@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from hope_jax.models import LanguageModel, LanguageModelConfig
-from hope_jax.training.checkpoint import Checkpoints
+from hope_jax.runs.checkpoint import Checkpoints
 from hope_jax.training.optimizer import make_optimizer
 from hope_jax.training.sharding import make_mesh
 from hope_jax.training.step import abstract_state, init_state

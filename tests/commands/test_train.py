@@ -11,7 +11,8 @@ def test_unknown_key_is_refused_with_the_nearest(tmp_path):
         [
             sys.executable,
             "-m",
-            "hope_jax.train",
+            "hope_jax",
+            "train",
             f"--config={QUICKSTART}",
             f"--workdir={tmp_path}",
             "--config.optimizer.learning_rat=0.1",

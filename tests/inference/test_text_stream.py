@@ -1,6 +1,6 @@
 import pytest
 
-from hope_jax.models.text_stream import TextStream
+from hope_jax.inference.text_stream import TextStream
 
 
 def decode_bytes(ids):

@@ -6,7 +6,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from hope_jax.training.token_stream import TokenStream
+from hope_jax.data.token_stream import TokenStream
 
 
 class PackedWindows:

@@ -6,11 +6,11 @@ import json
 import numpy as np
 import pytest
 
-from hope_jax.tokenize import read_documents, tokenize
+from hope_jax.commands.tokenize import read_documents, tokenize
+from hope_jax.data.pipeline import PackedWindows
+from hope_jax.data.token_stream import PARTS, encode_documents, read_tokens, write_tokens
+from hope_jax.data.tokenizers import ByteTokenizer
 from hope_jax.training.loop import train
-from hope_jax.training.pipeline import PackedWindows
-from hope_jax.training.token_stream import PARTS, encode_documents, read_tokens, write_tokens
-from hope_jax.training.tokenizers import ByteTokenizer
 from tests.training.runs import tiny_config
 
 
@@ -99,9 +99,7 @@ def test_training_from_files_is_training_from_text(tmp_path, monkeypatch):
 
 
 def test_what_does_not_fit_is_refused(corpus, tmp_path):
-    with pytest.raises(
-        ValueError, match="no tokens.json; make it with python -m hope_jax.tokenize"
-    ):
+    with pytest.raises(ValueError, match="no tokens.json; make it with hope tokenize"):
         read_tokens("nowhere", "train", "bytes")
     with pytest.raises(ValueError, match="matches no file"):
         tokenize(["*.md"], "bytes", "out")

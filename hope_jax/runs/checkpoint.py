@@ -10,12 +10,6 @@ import jax
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
-from hope_jax.models import LanguageModel, LanguageModelConfig
-from hope_jax.training.optimizer import make_optimizer
-from hope_jax.training.sharding import make_mesh
-from hope_jax.training.step import TrainState, abstract_state
-from hope_jax.training.tokenizers import Tokenizer, load_tokenizer
-
 # What must agree with a checkpoint for it to be continued: other settings may change in between.
 _BINDING = ("model", "data", "optimizer", "seed", "steps", "accumulate")
 
@@ -47,7 +41,7 @@ class Checkpoints:
         """Step of the newest checkpoint, whole or not; None if there is none."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: TrainState, data: dict[str, Any]) -> None:
+    def save(self, step: int, state: Any, data: dict[str, Any]) -> None:
         """Begins to write a checkpoint; training may go on meanwhile.
 
         Args:
@@ -64,7 +58,7 @@ class Checkpoints:
             ),
         )
 
-    def restore(self, target: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
+    def restore(self, target: Any) -> tuple[Any, dict[str, Any]] | None:
         """Reads the newest checkpoint that is whole.
 
         A damaged one is moved to the folder `damaged`, with a warning, and the one before is taken.
@@ -130,33 +124,9 @@ def load_config(workdir: str) -> ConfigDict:
     if not path.is_file():
         raise ValueError(
             f"--workdir={workdir} holds no run (there is no {path}); train one first with "
-            f"python -m hope_jax.train --config=experiments/quickstart.py --workdir={workdir}"
+            f"hope train --config=experiments/quickstart.py --workdir={workdir}"
         )
     return ConfigDict(json.loads(path.read_text()))
-
-
-def load_model(workdir: str) -> tuple[LanguageModel, Any, Tokenizer]:
-    """Loads a trained model from a run's folder, onto this machine's devices.
-
-    Args:
-      workdir: folder of the run.
-
-    Returns:
-      The model, its parameters, and its tokenizer.
-
-    Raises:
-      ValueError: if there is no run, or no checkpoint yet.
-    """
-    config = load_config(workdir)
-    tokenizer = load_tokenizer(config.data.tokenizer)
-    model = LanguageModel(LanguageModelConfig.from_config_dict(config.model))
-    optimizer = make_optimizer(config.optimizer, config.steps)
-    checkpoints = Checkpoints(workdir, config, keep=config.checkpoint.keep)
-    restored = checkpoints.restore(abstract_state(model, optimizer, make_mesh()))
-    checkpoints.close()
-    if restored is None:
-        raise ValueError(f"--workdir={workdir} has no checkpoint yet; let the run save one")
-    return model, restored[0].params, tokenizer
 
 
 def _check_config(path: pathlib.Path, config: ConfigDict) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hope_jax import compare
 from hope_jax.models.flops import count_flops
 from hope_jax.models.parameter_count import parameter_count
-from hope_jax.training.config_file import load_config_file
+from hope_jax.runs.config_file import load_config_file
 from tests.training.runs import QUICKSTART, tiny_config
 
 

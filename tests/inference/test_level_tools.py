@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from hope_jax.inference.context_file import load_context, save_context
+from hope_jax.inference.level_tools import merge_level, reset_level
+from hope_jax.inference.sampling import generate, read, score
 from hope_jax.models import LanguageModel, LanguageModelConfig
-from hope_jax.models.context_file import load_context, save_context
-from hope_jax.models.level_tools import merge_level, reset_level
-from hope_jax.models.sampling import generate, read, score
 
 CONFIG = LanguageModelConfig(
     vocab_size=11,

@@ -5,11 +5,11 @@ import pickle
 import numpy as np
 import pytest
 
-from hope_jax.training.corpus import load_documents
-from hope_jax.training.ngram import witten_bell_bits_per_byte
-from hope_jax.training.pipeline import ValidationBatches, train_iterator
-from hope_jax.training.token_stream import encode_documents
-from hope_jax.training.tokenizers import ByteTokenizer, load_tokenizer
+from hope_jax.data.corpus import load_documents
+from hope_jax.data.ngram import witten_bell_bits_per_byte
+from hope_jax.data.pipeline import ValidationBatches, train_iterator
+from hope_jax.data.token_stream import encode_documents
+from hope_jax.data.tokenizers import ByteTokenizer, load_tokenizer
 
 DOCUMENTS = [bytes([65 + i] * (5 + 3 * i)) + b"\n" for i in range(12)]
 

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hope_jax.inference.context_file import load_context, save_context
+from hope_jax.inference.sampling import read
 from hope_jax.models import LanguageModel, LanguageModelConfig
-from hope_jax.models.context_file import load_context, save_context
-from hope_jax.models.sampling import read
 
 MODEL = LanguageModel(
     LanguageModelConfig(

@@ -7,11 +7,12 @@ import sys
 import numpy as np
 import pytest
 
-from hope_jax.convert import import_llama
-from hope_jax.models.level_trace import trace_levels
+from hope_jax.commands.convert import import_llama
+from hope_jax.commands.trained_model import load_model
+from hope_jax.inference.level_trace import trace_levels
+from hope_jax.inference.sampling import score
 from hope_jax.models.llama import read_llama, read_llama_config
-from hope_jax.models.sampling import score
-from hope_jax.training.checkpoint import load_config, load_model
+from hope_jax.runs.checkpoint import load_config
 from hope_jax.training.loop import train
 from tests.models.test_llama import SIZES, write_random
 from tests.training.runs import QUICKSTART, tiny_config
@@ -36,7 +37,7 @@ def run(tmp_path_factory):
 
 def command(name: str, *arguments: str) -> str:
     done = subprocess.run(
-        [sys.executable, "-m", f"hope_jax.{name}", *arguments],
+        [sys.executable, "-m", "hope_jax", name, *arguments],
         capture_output=True,
         text=True,
         timeout=300,

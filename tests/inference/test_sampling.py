@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hope_jax.inference.sampling import decode_step, generate, read, sample_token
 from hope_jax.models import LanguageModel, LanguageModelConfig
-from hope_jax.models.sampling import decode_step, generate, read, sample_token
 
 MODEL = LanguageModel(
     LanguageModelConfig(

@@ -1,0 +1,1 @@
+"""The commands of `hope`: one file each, and `main.py`, which has their table."""

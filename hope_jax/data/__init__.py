@@ -1,0 +1,1 @@
+"""Text to train on: corpora, tokenizers, token files, windows and batches, n-gram baselines."""
