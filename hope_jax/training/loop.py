@@ -220,7 +220,10 @@ class _Run:
         progress.update(bar, completed=step, description=f"loss {loss:.3f}  {rate:,.0f} tokens/s")
 
     def evaluate(self, params: Any, batches: int) -> float:
-        """Mean validation loss in nats per token over so many batches, evenly spread; 0 is all."""
+        """Mean validation loss in nats per token over so many batches, evenly spread; 0 is all.
+
+        Where no token of them has a weight, it is no number.
+        """
         total = weight = 0.0
         count = min(batches or len(self.validation), len(self.validation))
         parts = [self.validation[i * len(self.validation) // count] for i in range(count)]
@@ -230,7 +233,7 @@ class _Run:
             local = {name: value[own] for name, value in self._kept(batch).items()}
             loss, tokens = self.eval_step(params, put_batch(local, self.mesh))
             total, weight = total + float(loss), weight + float(tokens)
-        return total / weight
+        return total / weight if weight else math.nan
 
     def _evaluate_and_write(self, step: int, state: TrainState, clock: "_Clock") -> None:
         loss = self.evaluate(state.params, self.config.evaluate.batches)
