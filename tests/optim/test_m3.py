@@ -137,6 +137,7 @@ def test_an_entry_without_gradients_stays_where_it_is():
     result = updates_of(scale_by_m3(), mask * np.asarray(random(100, 5, 5)))
     assert not (result * (1 - mask)).any()
     assert np.abs(result).max() < 1.0 and np.abs(result * mask).min(axis=0)[mask > 0].all()
+    assert np.isnan(updates_of(scale_by_m3(), np.full((2, 3, 3), np.nan, np.float32))).all()
     tiny = updates_of(scale_by_m3(), 1e-25 * random(3, 4, 5))
     np.testing.assert_allclose(np.sqrt((tiny**2).mean(axis=(1, 2))), 0.2, rtol=1e-4)
 
@@ -175,6 +176,9 @@ def test_float16_gradients_of_any_size_give_the_update_of_float32():
         low = updates_of(scale_by_m3(), (factor * gradients).astype(jnp.float16))
         assert low.dtype == np.float16
         np.testing.assert_allclose(low, expected, atol=3e-2)
+    # Sums that are no float16 numbers any more.
+    printed = updates_of(scale_by_m3(accumulate="sum"), jnp.full((4, 2, 2), 4e4, jnp.float16))
+    np.testing.assert_allclose(printed, 0.2, atol=1e-3)
 
 
 def test_complex_weights_in_every_form():
