@@ -2,7 +2,7 @@
 
     python tests/kill_runs.py --kills=100 --seed=0 --folder=/tmp/kills
 
-A Hope model whose last block learns in context is trained with M3, a checkpoint every 2 steps, and
+A Hope model whose block learns in context is trained with M3, a checkpoint every 2 steps, and
 killed (kill -9) at random: while it starts and compiles, between steps, inside checkpoint writes, in the
 last evaluation and the sample. `generate` and `evaluate` read the run all the while, one after the other.
 A run that has come to its end is compared with one that was left in peace, and the next one is begun.
@@ -12,6 +12,7 @@ in it, and the exit code is then 1.
 
 # ruff: noqa: E402
 import argparse
+import ctypes
 import json
 import os
 import random
@@ -52,7 +53,7 @@ from tests.training.runs import tiny_config
 def get_config(variant=""):
     config = tiny_config(pathlib.Path(__file__).parent)
     config.model.update(
-        sequence_layer="titans", num_layers=2, cms_levels=2, mlp_width=16,
+        sequence_layer="titans", num_layers=1, cms_levels=2, mlp_width=16,
         titans=dict(network="matrix", memory_chunk=8, others_chunk=8),
         in_context=dict(chunks=(4, 8), step_size=0.1, blocks=1),
     )
@@ -71,6 +72,9 @@ def start(work: Callable[[], Any], output: Path) -> int:
         return number
     code = 1
     try:
+        ctypes.CDLL(None).prctl(
+            1, signal.SIGKILL
+        )  # PR_SET_PDEATHSIG: it does not outlive the script
         handle = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(handle, 1)
         os.dup2(handle, 2)
