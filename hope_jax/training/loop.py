@@ -20,7 +20,7 @@ from hope_jax.data.token_stream import (
     encode_documents,
     read_tokens,
 )
-from hope_jax.data.tokenizers import Tokenizer, load_tokenizer
+from hope_jax.data.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
 from hope_jax.inference.sampling import generate, read
 from hope_jax.models import LanguageModel, LanguageModelConfig
 from hope_jax.models.parameter_count import parameter_count
@@ -67,11 +67,7 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float] | None:
     )
     check_batch(mesh, config.data.batch_size, config.accumulate)
     tokenizer = load_tokenizer(config.data.tokenizer)
-    if tokenizer.vocab_size > config.model.vocab_size:
-        raise ValueError(
-            f"data.tokenizer={config.data.tokenizer!r} has {tokenizer.vocab_size} tokens, but "
-            f"model.vocab_size={config.model.vocab_size}; set model.vocab_size to at least that"
-        )
+    check_vocabulary(tokenizer, config.model.vocab_size, config.data.tokenizer)
     model_config = LanguageModelConfig.from_config_dict(config.model)
     model = LanguageModel(model_config)
     optimizer = make_optimizer(config.optimizer, config.steps)
@@ -136,7 +132,7 @@ def _load_corpus(
         raise ValueError(
             "n-gram models read text, which data.tokens has not; set evaluate.ngram_orders to ()"
         )
-    return None, [read_tokens(folder, part, data.tokenizer) for part in PARTS]
+    return None, [read_tokens(folder, part, tokenizer) for part in PARTS]
 
 
 class _Run:
@@ -248,7 +244,7 @@ class _Run:
     ) -> dict[str, float]:
         """Evaluates on the validation part, and shows what the model has become."""
         loss = self.evaluate(state.params, self.config.evaluate.final_batches)
-        bits = loss / math.log(2) * len(validation.tokens) / validation.num_bytes
+        bits = loss / math.log(2) * validation.num_told / validation.num_bytes
         step = int(state.step)
         self.writer.write(step, validation_loss=loss, bits_per_byte=bits)
         result = {"validation_loss": loss, "bits_per_byte": bits}
@@ -269,6 +265,8 @@ class _Run:
                 jax.random.key(self.config.seed),
                 num_tokens=self.config.evaluate.sample_tokens,
                 temperature=0.8,
+                vocab_size=tokenizer.vocab_size,
+                end_ids=tokenizer.end_ids,
             )
             text = tokenizer.decode(ids[0])
             self.console.print("a sample:", style="bold")
