@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from hope_jax.data.tokenizers import Tokenizer, load_tokenizer
+from hope_jax.data.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
 from hope_jax.models import LanguageModel, LanguageModelConfig
 from hope_jax.runs.checkpoint import Checkpoints, load_config
 from hope_jax.training.optimizer import make_optimizer
@@ -25,6 +25,7 @@ def load_model(workdir: str) -> tuple[LanguageModel, Any, Tokenizer]:
     config = load_config(workdir)
     tokenizer = load_tokenizer(config.data.tokenizer)
     model = LanguageModel(LanguageModelConfig.from_config_dict(config.model))
+    check_vocabulary(tokenizer, model.config.vocab_size, config.data.tokenizer)
     optimizer = make_optimizer(config.optimizer, config.steps)
     checkpoints = Checkpoints(workdir, config, keep=config.checkpoint.keep)
     restored = checkpoints.restore(abstract_state(model, optimizer, make_mesh()))
