@@ -92,6 +92,8 @@ class SentencePieceTokenizer:
         self.digest = hashlib.sha256(self.content).hexdigest()
         self._processor: Any = None
         try:
+            if not self.content:
+                raise RuntimeError("the file is empty")
             self.vocab_size: int = self.processor.vocab_size()
         except RuntimeError as error:
             raise ValueError(
