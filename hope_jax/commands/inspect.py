@@ -83,7 +83,8 @@ def run() -> None:
     given = flags.FLAGS
     text = read_text(given.text)
     model, params, tokenizer = load_model(given.workdir)
-    trace = trace_levels(model, params, np.asarray(tokenizer.encode(text), np.int32))
+    ids = np.asarray([*tokenizer.before, *tokenizer.encode(text)], np.int32)
+    trace = trace_levels(model, params, ids)
     folder = Path(given.output or given.workdir)
     folder.mkdir(parents=True, exist_ok=True)
     draw(trace, folder / "inspect.png")

@@ -66,6 +66,9 @@ class LanguageModelConfig:
     rope_scaling: Mapping[str, Any] | None = None
     norm_epsilon: float = 1e-6  # of the normalisations
     tie_embeddings: bool = True  # logits read the embedding table
+    # Whether the residual stream starts with sqrt(width) times the table's rows, which are of about unit
+    # length then, as suits logits; Llama takes them as they are.
+    scaled_embedding: bool = True
     dtype: DtypeName = "float32"  # of activations
     param_dtype: DtypeName = "float32"  # of parameters
     remat: RematPolicy = "none"  # recompute in the backward pass: whole blocks, or all but matmuls
