@@ -7,6 +7,7 @@ model has read can be kept with `--state_out=FILE` and taken up again with `--st
 import math
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
@@ -67,7 +68,8 @@ def run() -> None:
         marks = max(before.size - 1, 0)  # foretold themselves, but no text
     else:
         marks = 0
-    losses, context = score(model, params, ids[None], context, segment=given.segment)
+    tokens = jnp.asarray(ids, jnp.int32)[None]
+    losses, context = score(model, params, tokens, context, segment=given.segment)
     losses = losses[:, marks:]
     nats = float(losses.sum())
     print(f"{losses.size:,} tokens of {told:,} bytes")

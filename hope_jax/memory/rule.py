@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -295,7 +295,7 @@ def changed_by_chunk(
     Returns:
       The sum for each memory and token, to be multiplied by the step.
     """
-    total = 0.0
+    total: Any = 0.0
     for change in changes:
         lost = -jnp.expm1(gates.log_alpha)
         if change.projected:

@@ -46,7 +46,7 @@ device); free some space, then run the same command again: it goes on from the l
         said = str(error)
         reason = next((known for known in _REFUSALS if known in said), None)
         reason = reason or getattr(error, "strerror", None) or " ".join(said.split())
-        path = f" at {error.filename}" if getattr(error, "filename", None) else ""
+        path = f" at {place}" if (place := getattr(error, "filename", None)) else ""
         raise RunFolderError(
             f"{folder}: {doing} failed ({reason}{path}); {_mend(folder, reason)}, then run the same "
             f"command again: it goes on from the last checkpoint"

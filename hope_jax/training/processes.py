@@ -41,7 +41,9 @@ def join_processes(count: int) -> None:
     if count == 1:
         return
     number = os.environ.get("JAX_PROCESS_ID")
-    who = {} if number is None else {"num_processes": count, "process_id": int(number)}
+    who: dict[str, Any] = (
+        {} if number is None else {"num_processes": count, "process_id": int(number)}
+    )
     jax.distributed.initialize(
         **who, heartbeat_timeout_seconds=_SILENCE, shutdown_timeout_seconds=_SILENCE
     )
@@ -88,7 +90,7 @@ def _connections() -> list[tuple[str, socket.socket]]:
         told[: len(about)] = np.frombuffer(about, np.uint8)
     about = np.asarray(multihost_utils.broadcast_one_to_all(told)).tobytes().rstrip(b"\0")
     secret, port, host = about[:16], struct.unpack("!H", about[16:18])[0], about[18:].decode()
-    connections = []
+    connections: list[socket.socket] = []
     try:
         if listener is not None:
             listener.settimeout(_GRACE)
