@@ -145,9 +145,10 @@ class Attention(nn.Module):
 
 
 def _empty_state(batch: int, window: int, key: Float[Array, "B T K N"]) -> AttentionState:
-    ring = jnp.zeros((batch, window, *key.shape[2:]), key.dtype)
-    count = jnp.zeros((batch,), jnp.int32)
-    return AttentionState(ring, ring, count, count)
+    # An array for each field, so that a state can be donated.
+    ring = lambda: jnp.zeros((batch, window, *key.shape[2:]), key.dtype)
+    count = lambda: jnp.zeros((batch,), jnp.int32)
+    return AttentionState(ring(), ring(), count(), count())
 
 
 def document_starts(

@@ -23,7 +23,7 @@ KINDS = ("context", "gate", "layer")
 
 
 @functools.cache
-def make(kind):
+def made(kind):
     attention = functools.partial(
         Attention, num_heads=HEADS, window=SEGMENT, persistent=PERSISTENT, **FLOATS
     )
@@ -34,9 +34,13 @@ def make(kind):
         joined = MemoryAsGate if kind == "gate" else MemoryAsLayer
         layer = joined(attention, memory, **FLOATS)
     x = jax.random.normal(jax.random.key(0), (BATCH, LENGTH, WIDTH), jnp.float64)
-    params = nn.unbox(jax.jit(layer.init)(jax.random.key(1), x))
-    call = jax.jit(lambda p, x, s, r: layer.apply(p, x, s, r))
-    return params, x, call
+    return layer, nn.unbox(jax.jit(layer.init)(jax.random.key(1), x)), x
+
+
+@functools.cache
+def make(kind):
+    layer, params, x = made(kind)
+    return params, x, jax.jit(lambda p, x, s, r: layer.apply(p, x, s, r))
 
 
 def rms(x, part):
@@ -201,6 +205,13 @@ def test_every_parameter_is_trained_by_its_exact_gradient(kind, x64):
     slope = (8 * first - second) / (12 * step)
     mine = sum(jnp.vdot(g, d) for g, d in zip(*map(jax.tree.leaves, (gradient, direction))))  # noqa: B905
     np.testing.assert_allclose(mine, slope, rtol=5e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_states_can_be_donated(kind, x64):
+    layer, params, x = made(kind)
+    state = layer.apply(params, x[:, :0])[1]  # not compiled
+    jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)(state)
 
 
 def test_segments_that_do_not_fit_are_refused():

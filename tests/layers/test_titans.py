@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from hope_jax.layers.family import FAMILY
 from hope_jax.layers.self_modifying import (
@@ -222,6 +223,29 @@ def test_bfloat16_keeps_float32_states():
     rough, state = SelfModifyingTitans(config, jnp.bfloat16).apply(params, x)
     np.testing.assert_allclose(rough.astype(jnp.float32), exact, atol=0.1)
     assert {leaf.dtype for leaf in jax.tree.leaves(state.heads.memory)} == {jnp.dtype("float32")}
+
+
+def test_states_lie_on_the_mesh_by_sequence_and_head():
+    """Nothing that goes in is sharded, and no token is read: only the constraint can do it."""
+    layer = SelfModifyingTitans(TitansConfig(WIDTH, HEADS, memory_chunk=2, others_chunk=4))
+    x = jnp.zeros((4, 0, WIDTH))
+    params = nn.unbox(layer.init(jax.random.key(0), x))
+    mesh = jax.make_mesh((4, 2), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
+    with jax.set_mesh(mesh), nn.logical_axis_rules((("batch", "data"), ("heads", "tensor"))):
+        state = jax.jit(layer.apply)(params, x)[1]
+    expected = NamedSharding(mesh, PartitionSpec("data", "tensor"))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state.heads):
+        assert leaf.sharding.is_equivalent_to(expected, leaf.ndim), jax.tree_util.keystr(path)
+
+
+def test_states_can_be_donated():
+    layer = SelfModifyingTitans(TitansConfig(WIDTH, HEADS, memory_chunk=2, others_chunk=2))
+    x = jnp.ones((1, 4, WIDTH))
+    params = nn.unbox(layer.init(jax.random.key(0), x[:, :0]))
+    donate = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
+    for tokens in (0, 4):  # not compiled; the second ends at a chunk's edge
+        donate(layer.apply(params, x[:, :tokens])[1])
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(params))
 
 
 @pytest.mark.parametrize("name", ["default", "chunks_of_one", "as_printed"])

@@ -1,7 +1,9 @@
 """Products of gates over a chunk, against the recurrences that define them."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from hope_jax.memory.gates import chunk_decay
 
@@ -34,6 +36,35 @@ def test_equals_recurrences(x64):
 def test_small_alpha_does_not_overflow():
     decay = chunk_decay(jnp.full(64, -20.0), jnp.full(64, -20.0))
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in decay.after if leaf is not None)
+
+
+@pytest.mark.parametrize("size", [16, 256])
+@pytest.mark.parametrize("forgets", [-0.5, -30.0, -1e5, -1e7, -np.inf])
+def test_forgetting_everything_leaves_the_digits_of_other_gates(forgets, size):
+    """Every product in float32 equals that of float64, between and after gates of any size."""
+    logs = -np.exp(np.random.default_rng(size).normal(size=(2, size)) * 3 - 3).astype(np.float32)
+    logs[0, [size // 3, size // 2]] = logs[1, [size // 4, size // 2]] = forgets
+    decay = decay_of(*logs)
+    alpha, theta = np.exp(logs.astype(np.float64))
+    a, b = np.zeros((2, size, size))
+    for t in range(size):
+        below = np.cumprod(np.where(np.arange(size)[:, None] > t, theta[:, None], 1), axis=0)[:, 0]
+        a[t:, t] = np.cumprod(np.where(np.arange(t, size) > t, alpha[t:], 1))
+        b[t:, t] = below[t:]
+    np.testing.assert_allclose(decay.after.erase, a, rtol=1e-5, atol=3e-7)
+    np.testing.assert_allclose(decay.momentum_write, b[-1], rtol=1e-5, atol=3e-7)
+    np.testing.assert_allclose(decay.after.state, np.cumprod(alpha), rtol=1e-5, atol=3e-7)
+    gradient = slopes_of(*logs)
+    assert all(bool(jnp.isfinite(g).all()) for g in gradient)
+    for name, g, log in zip(("alpha", "theta"), gradient, logs, strict=True):
+        assert np.abs(g).max() > 0, name
+        assert (np.asarray(g)[log < -1e3] == 0).all(), name
+
+
+decay_of = jax.jit(chunk_decay)
+slopes_of = jax.jit(
+    jax.grad(lambda *logs: sum(map(jnp.sum, jax.tree.leaves(chunk_decay(*logs)))), argnums=(0, 1))
+)
 
 
 def test_reset_and_inactive_places(x64):

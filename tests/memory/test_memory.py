@@ -270,6 +270,30 @@ def test_equal_keys_in_float32(momentum):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), fast, slow)
 
 
+@pytest.mark.parametrize("forgets", [-30.0, -1e5, -np.inf])
+def test_gates_that_forget_everything(forgets):
+    """Within a chunk, of retention and of momentum: values and gradients as token by token."""
+    rule = make_rule(chunk_size=8)
+    initial, tokens = make_inputs(rule, length=16, dtype=jnp.float32)
+    log_alpha = tokens.gates.log_alpha.at[jnp.array([3, 9])].set(forgets)
+    log_theta = tokens.gates.log_theta.at[jnp.array([5, 9])].set(forgets)
+
+    def measure(form):
+        def loss(initial, gates):
+            out, state = form(rule, initial, tokens._replace(gates=gates))
+            return jnp.sum(jnp.sin(out)) + sum(map(jnp.sum, jax.tree.leaves(state.bank))), out
+
+        return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+
+    both = jax.jit(
+        lambda *args: [measure(f)(*args) for f in (update_and_read, update_and_read_by_token)]
+    )
+    gates = tokens.gates._replace(log_alpha=log_alpha, log_theta=log_theta)
+    fast, slow = both(initial, gates)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), fast, slow)
+    assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(fast))
+
+
 def test_pieces_equal_one_call(x64):
     """Chunk buffers that are local to a call never fill with small calls; these carry over."""
     rule = make_rule()
@@ -292,6 +316,16 @@ def test_shorter_than_a_chunk_still_learns(x64):
     _, slow = by_token(rule, initial, tokens)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), fast, slow)
     assert np.abs(fast.bank.weights.first - initial.first).max() > 0.01
+
+
+def test_states_can_be_donated():
+    """No array stands in a state twice, nor is one of the initial weights."""
+    rule = make_rule(projector="none", window=3)
+    initial, tokens = make_inputs(rule, length=2 * CHUNK, dtype=jnp.float32)
+    donate = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
+    donate(init_state(rule, initial))
+    donate(update_and_read(rule, initial, tokens)[1])  # not compiled, and at a chunk's edge
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(initial))
 
 
 def test_update_then_read(x64):
@@ -360,6 +394,51 @@ def test_bounded_steps_stay_bounded_where_others_overflow(projector):
     np.testing.assert_array_equal(
         in_chunks(bounded, small, short)[0], in_chunks(rule, small, short)[0]
     )
+
+
+BOUNDED = {
+    "matrix": dict(network="matrix", projector="none", momentum=False),
+    "generated": dict(network="matrix", projector="none", momentum=False, generated_target=True),
+    "matrix_moving": dict(network="matrix", projector="none"),
+    "moving": dict(projector="none"),
+    "projected": dict(network="matrix"),
+    "first_map": dict(projector="first_map"),
+    "all_maps": dict(),
+    "window": dict(network="matrix", projector="none", momentum=False, window=5),
+    "window_moving": dict(projector="none", window=5),
+}
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+def test_every_memory_is_bounded(name):
+    """Equal tokens, and a momentum that sums its steps; without the bound all of these overshoot."""
+    length = 640
+    rule = make_rule(chunk_size=16, **BOUNDED[name])
+    initial, tokens = make_inputs(rule, dtype=jnp.float32)
+    key, value = unit(tokens.keys[0]), unit(tokens.values[0])
+    eta = 0.9 if name == "first_map" else 0.3
+    full = lambda number, given=True: jnp.full(length, number) if given else None
+    gates = Gates(
+        full(eta),
+        full(-1e-4),
+        full(eta, rule.projector != "none"),
+        full(jnp.log(0.9), rule.momentum),
+        full(1.0, rule.window > 1),
+    )
+    rows = [jnp.tile(row, (length, 1)) for row in (key, value)]
+    tokens = Tokens(*rows, gates, rows[0])
+
+    def largest(rule):
+        out, state = update_and_read(rule, initial, tokens)
+        return jnp.max(jnp.abs(out)), [
+            jnp.linalg.norm(w) for w in jax.tree.leaves(state.bank.weights)
+        ]
+
+    bounded = dataclasses.replace(rule, bounded_step=True)
+    (before, _), (after, norms) = jax.jit(lambda: (largest(rule), largest(bounded)))()
+    assert not before < 20
+    assert after < 3
+    assert max(norms) < 20
 
 
 def test_bounded_steps_of_a_steep_objective_converge():
