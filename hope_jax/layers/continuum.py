@@ -273,17 +273,15 @@ def lay_out(levels: tuple[LevelState, ...]) -> tuple[LevelState, ...]:
     every device would hold every sequence's.
     """
 
+    def place(leaf: Array, *names: str) -> Array:
+        stacked = ("layers",) * (leaf.ndim - len(names))
+        return nn.with_logical_constraint(leaf, (*stacked, *names))
+
     def maps(tree: Any) -> Any:
         if tree == ():
             return ()
-        wide, narrow = ("batch", "activation_embed", "mlp"), ("batch", "mlp", "activation_embed")
-        axes = MLPWeights(wide, wide, narrow)
-
-        def place(leaf: Array, names: tuple[str, ...]) -> Array:
-            stacked = ("layers",) * (leaf.ndim - len(names))
-            return nn.with_logical_constraint(leaf, (*stacked, *names))
-
-        return MLPWeights(*map(place, tree, axes))
+        gate, up = (place(w, "batch", "activation_embed", "mlp") for w in (tree.gate, tree.up))
+        return MLPWeights(gate, up, place(tree.down, "batch", "mlp", "activation_embed"))
 
     return tuple(LevelState(*map(maps, level)) for level in levels)
 

@@ -230,10 +230,10 @@ class _Call:
             following,
             counted,
         )
-        adaptation, levels = self.adaptation, []
+        adaptation, learnt = self.adaptation, []
         for level, parts in enumerate(zip(started, gradients, after.continuum, strict=True)):
             change = jax.vmap(self._change, in_axes=(0,) * 7 + (None, None))
-            levels.append(
+            learnt.append(
                 change(
                     *parts,
                     adaptation.initial[level],
@@ -244,7 +244,7 @@ class _Call:
                     start.chunks,
                 )
             )
-        levels = lay_out(tuple(levels))
+        levels = lay_out(tuple(learnt))
         return _ChunkStart(levels, after.sequence, start.chunks + 1), outputs
 
     def _heeded(self, part: Mapping[str, Array]) -> Array | None:
