@@ -210,7 +210,7 @@ class ContinuumMemory(nn.Module):
                         config,
                     )
                 )
-            return (tuple(learnt), chunks + 1), y
+            return (lay_out(tuple(learnt)), chunks + 1), y
 
         def read(carry: Any, part: Any) -> tuple[Array, None]:
             fast, _ = open_levels(carry[0], initial, part[1] if resets else None)
@@ -263,7 +263,27 @@ def init_continuum(
         init_level(weights, batch, config, every_chunk)
         for weights, every_chunk in zip(initial, every, strict=True)
     )
-    return ContinuumState(levels, jnp.zeros((), jnp.int32), ())
+    return ContinuumState(lay_out(levels), jnp.zeros((), jnp.int32), ())
+
+
+def lay_out(levels: tuple[LevelState, ...]) -> tuple[LevelState, ...]:
+    """Says where levels lie on a mesh: with their sequences, hidden channels as the slow weights'.
+
+    They begin as copies of weights that lie on all devices that share a batch, and could stay so:
+    every device would hold every sequence's.
+    """
+
+    def place(leaf: Array, *names: str) -> Array:
+        stacked = ("layers",) * (leaf.ndim - len(names))
+        return nn.with_logical_constraint(leaf, (*stacked, *names))
+
+    def maps(tree: Any) -> Any:
+        if tree == ():
+            return ()
+        gate, up = (place(w, "batch", "activation_embed", "mlp") for w in (tree.gate, tree.up))
+        return MLPWeights(gate, up, place(tree.down, "batch", "mlp", "activation_embed"))
+
+    return tuple(LevelState(*map(maps, level)) for level in levels)
 
 
 def open_levels(

@@ -1,6 +1,7 @@
 """The last blocks of a model, whose MLP levels learn while the model reads (sections 2.5, 7.1)."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -14,9 +15,16 @@ from hope_jax.layers.continuum import (
     counted_tokens,
     drop_finished,
     init_continuum,
+    lay_out,
     open_levels,
 )
-from hope_jax.layers.level_learning import Adaptation, FastWeights, LevelState, learn_level
+from hope_jax.layers.level_learning import (
+    Adaptation,
+    FastWeights,
+    InContextConfig,
+    LevelState,
+    learn_level,
+)
 from hope_jax.layers.mlp import MLPWeights
 from hope_jax.models.blocks import BlockState
 from hope_jax.models.config import LanguageModelConfig
@@ -145,11 +153,156 @@ def read_adapting(
         y = head.norm(y)
         y = y if targets is None else head.losses(y, targets)
         return y, AdaptingState(blocks, (), ())
-    return _read_next_token(config, stack, head, adaptation, x, tokens, state, reset, targets)
+    return _read_next_token(learning, stack, head, adaptation, x, tokens, state, reset, targets)
+
+
+class _ChunkStart(NamedTuple):
+    """The adapting blocks at the start of a chunk, all that one chunk hands to the next.
+
+    Attributes:
+      levels: what each level has learnt.
+      sequence: states of the sequence layers.
+      chunks: how many chunks of the smallest size were learnt from.
+    """
+
+    levels: tuple[LevelState, ...]
+    sequence: PyTree[Array]
+    chunks: Int[Array, ""]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    """What one call does with a chunk: it opens the levels, reads, and learns.
+
+    A part of the stream is a dictionary of `x`, `tokens`, `reset`, and `targets` where losses are
+    wanted, arrays (B, T, ...).
+
+    Attributes:
+      stack: see `read_adapting`.
+      head: what follows it.
+      adaptation: what the levels learn by.
+      learning: its settings.
+      resets: whether tokens of this call may begin documents.
+      goes_on: whether a context is continued. Resets of earlier calls are in its open chunk: what is
+        learnt from, and the sequence layers that go through it again, heed them; the levels'
+        weights have been started over already.
+      plain: whether nothing has been learnt before this call ends, so that the parameters
+        themselves are read, to the same bits.
+    """
+
+    stack: Stack
+    head: Head
+    adaptation: Adaptation
+    learning: InContextConfig
+    resets: bool
+    goes_on: bool
+    plain: bool
+
+    def open(
+        self, levels: tuple[LevelState, ...], part: Mapping[str, Array]
+    ) -> tuple[tuple[FastWeights, ...], tuple[LevelState, ...]]:
+        """Weights for the tokens of a chunk, and the levels from which its last document goes on."""
+        return _open(levels, self.adaptation.initial, part["reset"] if self.resets else None)
+
+    def read(self, start: _ChunkStart, part: Mapping[str, Array]) -> tuple[Array, PyTree[Array]]:
+        """Outputs of the first tokens of a chunk, and the sequence layers' states after them."""
+        return self._read(start.levels, start.sequence, part, self._heeded(part))
+
+    def read_next(
+        self, start: _ChunkStart, now: PyTree[Array], token: Mapping[str, Array]
+    ) -> tuple[Array, PyTree[Array]]:
+        """The same of one token within a chunk, before which the sequence layers' states are `now`."""
+        return self._read(start.levels, now, token, token["reset"] if self.resets else None)
+
+    def learn(
+        self, start: _ChunkStart, chunk: Mapping[str, Array], following: Mapping[str, Array]
+    ) -> tuple[_ChunkStart, Array]:
+        """The start of the next chunk, which `following` begins, and the outputs of this one."""
+        fast, started = self.open(start.levels, chunk)
+        counted = jnp.ones(chunk["tokens"].shape, bool)
+        if self.resets or self.goes_on:
+            counted = counted_tokens(chunk["reset"], following["reset"])
+        gradients, (outputs, after) = jax.grad(self._loss, has_aux=True)(
+            tuple(level.weights for level in started),
+            fast,
+            start.sequence,
+            chunk,
+            following,
+            counted,
+        )
+        adaptation, learnt = self.adaptation, []
+        for level, parts in enumerate(zip(started, gradients, after.continuum, strict=True)):
+            change = jax.vmap(self._change, in_axes=(0,) * 7 + (None, None))
+            learnt.append(
+                change(
+                    *parts,
+                    adaptation.initial[level],
+                    adaptation.step[:, level],
+                    adaptation.period[:, level],
+                    adaptation.restart[:, level],
+                    counted,
+                    start.chunks,
+                )
+            )
+        levels = lay_out(tuple(learnt))
+        return _ChunkStart(levels, after.sequence, start.chunks + 1), outputs
+
+    def _heeded(self, part: Mapping[str, Array]) -> Array | None:
+        return part["reset"] if self.resets or self.goes_on else None
+
+    def _read(
+        self,
+        levels: tuple[LevelState, ...],
+        sequence: PyTree[Array],
+        part: Mapping[str, Array],
+        reset: Array | None,
+    ) -> tuple[Array, PyTree[Array]]:
+        fast = None if self.plain else self.open(levels, part)[0]
+        y, after = self.stack(part["x"], BlockState(sequence, ()), reset, fast, None)
+        y = self.head.norm(y)
+        if "targets" in part:
+            y = self.head.losses(y, part["targets"])
+        return y, after.sequence
+
+    def _loss(
+        self,
+        weights: tuple[MLPWeights, ...],
+        fast: tuple[FastWeights, ...],
+        sequence: PyTree[Array],
+        chunk: Mapping[str, Array],
+        following: Mapping[str, Array],
+        counted: Array,
+    ) -> tuple[Array, tuple[Array, BlockState]]:
+        """Summed loss of the counted tokens; the chunk's outputs, and the blocks after it."""
+        used = tuple(f._replace(after=w) for f, w in zip(fast, weights, strict=True))
+        x, state = chunk["x"], BlockState(sequence, ())
+        y, after = self.stack(x, state, self._heeded(chunk), used, None)
+        y = self.head.norm(y)
+        if "targets" in chunk:
+            losses = self.head.losses(y, chunk["targets"])
+            return jnp.sum(losses * counted), (losses, after)
+        ids = jnp.concatenate([chunk["tokens"][:, 1:], following["tokens"]], axis=1)
+        return jnp.sum(self.head.losses(y, ids) * counted), (y, after)
+
+    def _change(
+        self,
+        state: LevelState,
+        gradient: MLPWeights,
+        inputs: MLPWeights,
+        initial: MLPWeights,
+        step: Array,
+        period: Array,
+        restart: Array,
+        counted: Array,
+        chunks: Array,
+    ) -> LevelState:
+        """One level of one block after a chunk."""
+        gradient = chunk_gradient(gradient, inputs, state.weights, counted, self.learning)
+        return learn_level(state, gradient, initial, step, period, restart, chunks, self.learning)
 
 
 def _read_next_token(
-    config: LanguageModelConfig,
+    learning: InContextConfig,
     stack: Stack,
     head: Head,
     adaptation: Adaptation,
@@ -159,103 +312,58 @@ def _read_next_token(
     reset: Array | None,
     targets: Array | None,
 ) -> tuple[Array, AdaptingState]:
-    learning = config.in_context_config
-    assert learning is not None
-    size, batch, length = learning.chunks[0], *tokens.shape
-    initial = adaptation.initial
-    before = state  # this call
-    resets = reset is not None
-    # Resets of earlier calls are in the open chunk. What is learnt from, and the sequence layers that
-    # go through it again, heed them; the levels' weights have been started over already.
-    flags = resets or before is not None
-    flagged = lambda part: part["reset"] if flags else None
-    newly_flagged = lambda part: part["reset"] if resets else None
-
+    size, initial, length = learning.chunks[0], adaptation.initial, tokens.shape[1]
+    goes_on = state is not None
+    call = _Call(
+        stack,
+        head,
+        adaptation,
+        learning,
+        resets=reset is not None,
+        goes_on=goes_on,
+        plain=not goes_on and length <= size,
+    )
     if state is None:
-        _, nothing = stack(x[:, :0], None, None, None, None)
-        fresh = jax.vmap(lambda initial: init_continuum(initial, batch, learning))(initial)
-        continuum = ContinuumState(fresh.levels, jnp.zeros((), jnp.int32), ())
-        state = AdaptingState(BlockState(nothing.sequence, continuum), nothing.sequence, ())
+        state = _nothing_read(learning, stack, initial, x)
     now, memory = state.blocks.sequence, state.blocks.continuum
     assert isinstance(memory, ContinuumState)
-
-    def learn(carry: Any, chunk: Any, following: Any) -> tuple[Any, Array]:
-        levels, sequence, chunks = carry
-        fast, started = _open(levels, initial, newly_flagged(chunk))
-        counted = jnp.ones((batch, size), bool)
-        if flags:
-            counted = counted_tokens(chunk["reset"], following["reset"])
-        ids = chunk.get("targets")
-        if ids is None:
-            ids = jnp.concatenate([chunk["tokens"][:, 1:], following["tokens"]], axis=1)
-
-        def loss(weights: tuple[MLPWeights, ...]) -> tuple[Array, Any]:
-            used = tuple(f._replace(after=w) for f, w in zip(fast, weights, strict=True))
-            y, after = stack(chunk["x"], BlockState(sequence, ()), flagged(chunk), used, None)
-            y = head.norm(y)
-            losses = head.losses(y, ids)
-            return jnp.sum(losses * counted), (y if targets is None else losses, after)
-
-        gradients, (outputs, after) = jax.grad(loss, has_aux=True)(
-            tuple(level.weights for level in started)
-        )
-
-        def learnt(level, state, gradient, read):
-            def one(state, gradient, read, initial, step, period, restart):
-                gradient = chunk_gradient(gradient, read, state.weights, counted, learning)
-                return learn_level(
-                    state, gradient, initial, step, period, restart, chunks, learning
-                )
-
-            return jax.vmap(one)(
-                state,
-                gradient,
-                read,
-                initial[level],
-                adaptation.step[:, level],
-                adaptation.period[:, level],
-                adaptation.restart[:, level],
-            )
-
-        levels = tuple(map(learnt, range(len(levels)), started, gradients, after.continuum))
-        return (levels, after.sequence, chunks + 1), outputs
-
-    def read_from(sequence: Any, levels: Any, part: Any, reset: Any) -> tuple[Array, Any]:
-        fast = None
-        if before is not None or length > size:
-            # Before anything is learnt the parameters themselves are read, to the same bits.
-            fast, _ = _open(levels, initial, newly_flagged(part))
-        y, after = stack(part["x"], BlockState(sequence, ()), reset, fast, None)
-        y = head.norm(y)
-        return y if targets is None else head.losses(y, part["targets"]), after.sequence
-
     items = {"x": x, "tokens": tokens, "reset": reset}
     if reset is None:
         items["reset"] = jnp.zeros(tokens.shape, bool)
     if targets is not None:
         items["targets"] = targets
-    (levels, sequence, chunks), open_chunk, outputs, end = read_in_chunks(
-        (memory.levels, state.chunk_start, memory.chunks),
+    start, open_chunk, outputs, end = read_in_chunks(
+        _ChunkStart(memory.levels, state.chunk_start, memory.chunks),
         state.open_chunk if isinstance(state.open_chunk, OpenChunk) else None,
         items,
         size,
-        learn,
-        lambda carry, part: read_from(carry[1], carry[0], part, flagged(part)),
-        lambda carry, token: read_from(now, carry[0], token, reset),
+        call.learn,
+        call.read,
+        lambda start, token: call.read_next(start, now, token),
     )
-    if resets:
+    levels = start.levels
+    if call.resets:
         levels = jax.vmap(drop_finished, (0, 0, None, None))(
             levels, initial, open_chunk.items["reset"], open_chunk.filled
         )
-    if before is not None and length != 1:
+    if goes_on and length != 1:
         # What was read of a full chunk ends where the chunk does.
         end = jax.lax.cond(
             open_chunk.filled == size,
             lambda: end,
-            lambda: _end_of(stack, levels, initial, sequence, open_chunk),
+            lambda: _end_of(stack, levels, initial, start.sequence, open_chunk),
         )
-    continuum = ContinuumState(levels, chunks, ())
-    return outputs, AdaptingState(BlockState(end, continuum), sequence, open_chunk)
+    blocks = BlockState(end, ContinuumState(levels, start.chunks, ()))
+    return outputs, AdaptingState(blocks, start.sequence, open_chunk)
+
+
+def _nothing_read(
+    learning: InContextConfig, stack: Stack, initial: tuple[MLPWeights, ...], x: Array
+) -> AdaptingState:
+    _, nothing = stack(x[:, :0], None, None, None, None)
+    fresh = jax.vmap(lambda initial: init_continuum(initial, x.shape[0], learning))(initial)
+    continuum = ContinuumState(fresh.levels, jnp.zeros((), jnp.int32), ())
+    return AdaptingState(BlockState(nothing.sequence, continuum), nothing.sequence, ())
 
 
 def _open(

@@ -12,6 +12,7 @@ from flax import linen as nn
 
 from hope_jax.models import LanguageModel, LanguageModelConfig, init_state
 from hope_jax.optim.dense_inputs import apply_with_dense_inputs
+from tests.models.exact_attention import exact_attention
 
 VOCAB, BATCH, TOKENS = 7, 2, 11
 PLAIN = LanguageModelConfig(
@@ -80,18 +81,8 @@ CASES = {
 
 @pytest.fixture
 def exact(x64, monkeypatch):
-    """Float64 throughout: JAX's own attention takes its softmax in float32."""
-
-    def attention(query, key, value, mask=None, is_causal=False, implementation=None):
-        del implementation
-        scores = jnp.einsum("btnh,bsnh->bnts", query, key) / np.sqrt(query.shape[-1])
-        visible = True if mask is None else mask
-        if is_causal:
-            visible &= np.tri(query.shape[1], key.shape[1], dtype=bool)
-        weights = jax.nn.softmax(jnp.where(visible, scores, -1e30), axis=-1)
-        return jnp.einsum("bnts,bsnh->btnh", weights, value)
-
-    monkeypatch.setattr(jax.nn, "dot_product_attention", attention)
+    """Float64 throughout."""
+    monkeypatch.setattr(jax.nn, "dot_product_attention", exact_attention)
 
 
 @functools.cache

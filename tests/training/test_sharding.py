@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from flax import linen as nn
+from jax.sharding import PartitionSpec as P
 
 from hope_jax.models import LanguageModel, LanguageModelConfig
 from hope_jax.training.sharding import RULES, check_batch, make_mesh, parameter_shardings
@@ -13,7 +14,8 @@ TOKENS = jnp.zeros((8, 4), jnp.int32)
 
 def model(**changes):
     base = dict(vocab_size=32, width=16, num_layers=1, num_heads=2, mlp_width=16, cms_levels=1)
-    return LanguageModel(LanguageModelConfig(sequence_layer="attention", **{**base, **changes}))
+    base["sequence_layer"] = "attention"
+    return LanguageModel(LanguageModelConfig(**{**base, **changes}))
 
 
 def boxed(network):
@@ -59,3 +61,28 @@ def test_activations_lie_where_the_rules_say():
         )
     assert logits.addressable_shards[0].data.shape[0] == 2
     assert logits.sharding.spec[0] == ("data", "fsdp")
+
+
+@pytest.mark.parametrize("objective", ["next_token", "local"])
+def test_memories_and_levels_lie_with_their_sequences(objective):
+    """From the start, where each is a copy of parameters that say nothing of sequences."""
+    mesh = make_mesh(data=2, fsdp=2, tensor=2)
+    network = model(
+        sequence_layer="titans",
+        titans={"network": "matrix", "adaptive": ("k",)},
+        in_context={"chunks": (2,), "objective": objective, "optimizer": "momentum"},
+    )
+    params = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), nn.unbox(boxed(network)))
+    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+        _, state = jax.jit(lambda *args: network.apply({"params": args[0]}, args[1]))(
+            params, TOKENS[:, :0]
+        )
+    rows = ("data", "fsdp")
+    memories = [leaf for leaf in jax.tree.leaves(state.adapting.blocks.sequence) if leaf.ndim > 4]
+    assert memories
+    for leaf in memories:  # (blocks, sequences, heads, ...)
+        assert tuple(leaf.sharding.spec)[:3] == (None, rows, "tensor"), leaf.shape
+    (level,) = state.adapting.blocks.continuum.levels
+    for maps in (level.weights, level.momentum):
+        assert maps.up.sharding.spec == maps.gate.sharding.spec == P(None, rows, None, "tensor")
+        assert tuple(maps.down.sharding.spec)[:3] == (None, rows, "tensor")

@@ -134,6 +134,7 @@ def test_a_batch_without_weights_changes_nothing_but_the_count(accumulate):
     assert np.any(moved.params["embedding"] != state.params["embedding"])
     after, metrics = step(moved, put_batch(none, one_device()))
     assert (int(after.step), float(metrics.loss), float(metrics.gradient_norm)) == (2, 0, 0)
+    assert metrics.gradient_norm.dtype == jnp.float32
     jax.tree.map(
         np.testing.assert_array_equal, (after.params, after.optimizer), (moved[1], moved[2])
     )
@@ -219,7 +220,7 @@ def learning_model(model):
     )
 
 
-def test_levels_learn_in_context_and_on_their_own_schedule_over_eight_devices(parts):
+def test_levels_learn_in_context_and_on_their_own_schedule(parts):
     """Both kinds of updates at once: chunks within a sequence, and every third optimiser step."""
     model, _, batch = parts
     model = learning_model(model)
@@ -234,10 +235,8 @@ def test_levels_learn_in_context_and_on_their_own_schedule_over_eight_devices(pa
         periods={"level_1": 3},
     )
     optimizer = make_optimizer(config, 10)
-    start, single = take(model, optimizer, batch, one_device(), steps=2)
-    _, single = take(model, optimizer, batch, one_device(), steps=4)
-    state, sharded = take(model, optimizer, batch, make_mesh(data=2, fsdp=2, tensor=2), steps=4)
-    np.testing.assert_allclose(sharded, single, rtol=1e-4)
+    start, _ = take(model, optimizer, batch, one_device(), steps=2)
+    state, single = take(model, optimizer, batch, one_device(), steps=4)
     plain = LanguageModel(dataclasses.replace(model.config, in_context=None))
     _, without = take(plain, optimizer, batch, one_device(), steps=1)
     assert abs(without[0, 0] - single[0, 0]) > 1e-5
