@@ -58,6 +58,8 @@ MODELS = {
         "PositionwiseFeedForward_0/Dense_0/kernel": ((D, 16), "matrix"),
         "PreNorm_0/to_q/kernel": ((D, D), "matrix"),
         "MultiHeadAttention_0/out/kernel": ((D, D), "matrix"),
+        "multi_head/out/kernel": ((D, D), "matrix"),
+        "attention_head_1/kernel": ((D, D), "matrix"),
     },
     "stacked over layers by a scan": {
         "wte": ((32, D), "adamw"),
@@ -83,6 +85,7 @@ MODELS = {
         "layers/0/attn/value/kernel/value": ((D, D), "matrix"),
         "layers/0/norm/scale/value": ((L, D), "adamw"),
         "layers/0/linear/bias/value": ((L, D), "adamw"),
+        "mamba/A_log/value": ((D, 16), "adamw"),
         "lm_head/kernel/value": ((D, 32), "adamw"),
     },
     "haiku": {
@@ -98,6 +101,7 @@ MODELS = {
         "layers/0/attention/query_proj/weight": ((D, D), "matrix"),
         "layers/0/norm1/weight": ((L, D), "adamw"),
         "layers/0/mlp/layers/1/weight": ((16, D), "matrix"),
+        "layers/0/ln_2/weight": ((L, D), "adamw"),
         "layers/0/lora_a": ((D, 2), "matrix"),
         "layers/0/lora_b": ((2, D), "matrix"),
         "cls_token": ((1, D), "adamw"),
