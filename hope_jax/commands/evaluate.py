@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
@@ -76,7 +77,7 @@ def measure(
             ids = np.concatenate([np.asarray(tokenizer.before, np.int32), ids])
         else:
             told, count = told - tokenizer.bytes_of_first(text), count - 1
-    losses, context = score(model, params, ids[None], context, segment=segment)
+    losses, context = score(model, params, jnp.asarray(ids)[None], context, segment=segment)
     return losses[0, losses.shape[1] - count :], told, context
 
 

@@ -22,6 +22,7 @@ from hope_jax.data.token_stream import (
 )
 from hope_jax.data.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
 from hope_jax.inference.sampling import generate, read
+from hope_jax.inference.text_stream import show_controls
 from hope_jax.models import LanguageModel, LanguageModelConfig
 from hope_jax.models.parameter_count import parameter_count
 from hope_jax.runs.checkpoint import Checkpoints
@@ -256,8 +257,8 @@ class _Run:
                 result[f"{order}_gram_bits_per_byte"] = baseline
             self.console.print(f"losses drawn in {plot_losses(self.workdir)}")
         if jax.process_count() == 1 and self.config.evaluate.sample_tokens:
-            prompt = tokenizer.encode(self.config.evaluate.prompt)
-            context = read(self.model, state.params, np.asarray(prompt)[None])
+            prompt = [*tokenizer.before, *tokenizer.encode(self.config.evaluate.prompt)]
+            context = read(self.model, state.params, np.asarray(prompt, np.int32)[None])
             ids, _ = generate(
                 self.model,
                 state.params,
@@ -270,7 +271,8 @@ class _Run:
             )
             text = tokenizer.decode(ids[0])
             self.console.print("a sample:", style="bold")
-            self.console.print(self.config.evaluate.prompt + text, markup=False, highlight=False)
+            shown = show_controls(self.config.evaluate.prompt + text)
+            self.console.print(shown, markup=False, highlight=False)
         return result
 
 

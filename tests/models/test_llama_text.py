@@ -14,6 +14,7 @@ from hope_jax.commands.convert import export_llama, import_llama
 from hope_jax.commands.generate import read_prompt, stream_text
 from hope_jax.commands.trained_model import load_model
 from hope_jax.data.tokenizers import load_tokenizer
+from hope_jax.inference import sampling
 from tests.models.test_llama import SIZES, write_random
 from tests.training.runs import tiny_config
 
@@ -164,7 +165,10 @@ def test_token_ids_and_greedy_text_are_those_of_transformers(checkpoint):
         assert prompt + "".join(pieces) == whole
 
 
-def test_generation_ends_at_each_end_and_says_nothing_of_it(checkpoint):
+def test_generation_ends_at_each_end_and_says_nothing_of_it(checkpoint, monkeypatch):
+    steps = []
+    step = sampling.decode_step
+    monkeypatch.setattr(sampling, "decode_step", lambda *a: (steps.append(1), step(*a))[1])
     model, params, tokenizer = load_model(str(checkpoint / "run"))
     for end in tokenizer.end_ids:
         # All logits of the last token are the bias of one: that of the end is the largest.
@@ -177,6 +181,7 @@ def test_generation_ends_at_each_end_and_says_nothing_of_it(checkpoint):
         pieces: list[str] = []
         stream_text(model, first, tokenizer, *read, write=pieces.append, num_tokens=30, **GREEDY)
         assert "".join(pieces) == ""
+    assert len(steps) == len(tokenizer.end_ids)
 
 
 def test_what_came_in_goes_out(checkpoint):
