@@ -31,6 +31,8 @@ from ml_collections import ConfigDict
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from hope_jax.commands.exit_codes import SAVED
+from hope_jax.data.whole_file import write_whole
 from hope_jax.models import LanguageModel, LanguageModelConfig
 from hope_jax.models.flops import count_flops
 from hope_jax.models.parameter_count import parameter_count
@@ -153,13 +155,13 @@ def _run(variant: str, config: ConfigDict, workdir: Path, rate: float, seed: int
             with contextlib.redirect_stdout(io.StringIO()):
                 done = train(config, str(folder))
             if done is None:
-                sys.exit(130)  # asked to stop; the run has saved
+                sys.exit(SAVED)
             loss = done["validation_loss"]
         except NonFiniteLossError as error:
             print(f"  diverged: {error}", flush=True)
             loss = float("inf")
         kept = {"loss": loss, "config": wanted}
-        result.write_text(json.dumps(kept) + "\n")
+        write_whole(result, json.dumps(kept) + "\n")
         print(f"  validation loss {loss:.4f}", flush=True)
         jax.clear_caches()
     lines = [line for line in read_metrics(str(folder)) if "loss" in line]
@@ -208,7 +210,7 @@ def _write(costs: Mapping[str, Cost], runs: Sequence[Run], workdir: Path) -> Non
     axes.legend(fontsize=7, ncols=2)
     figure.savefig(workdir / "losses.png", dpi=120)
     plt.close(figure)
-    (workdir / "table.md").write_text("\n".join(lines) + "\n")
+    write_whole(workdir / "table.md", "\n".join(lines) + "\n")
 
 
 def _cost(config: ConfigDict) -> Cost:

@@ -31,7 +31,8 @@ from hope_jax.data.tokenizers import (
 from hope_jax.data.whole_folder import check_writable, whole_folder
 from hope_jax.models import LanguageModel, LanguageModelConfig
 from hope_jax.models.llama import check_llama, read_llama, read_llama_config, write_llama
-from hope_jax.runs.checkpoint import Checkpoints, load_config
+from hope_jax.runs.checkpoint_writer import CheckpointWriter
+from hope_jax.runs.run_config import load_config
 from hope_jax.training.optimizer import make_optimizer
 from hope_jax.training.step import TrainState
 
@@ -84,7 +85,7 @@ def import_llama(folder: str, workdir: str, config: ConfigDict) -> None:
     config.model = ConfigDict(json.loads(json.dumps(vars(model_config), default=dict)))
     config.data.tokenizer = tokenizer if named else str(kept / Path(tokenizer).name)
     optimizer = make_optimizer(config.optimizer, config.steps)
-    checkpoints = Checkpoints(workdir, config, config.checkpoint.keep)
+    checkpoints = CheckpointWriter(workdir, config, config.checkpoint.keep)
     try:
         if checkpoints.latest() is not None:
             raise ValueError(f"--workdir={workdir} holds a run already; give another folder")

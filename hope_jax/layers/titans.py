@@ -72,9 +72,12 @@ class TitansConfig:
     # contexts far shorter than that.
     decay_to: Literal["zero", "initial"] = "zero"
     read: Literal["before", "after", "chunk"] = "before"  # the state that a token reads
-    generated_target: bool = True  # memories generate their own target values (Eq. 91)
-    # Writes to an MLP undo at most their own error (docs/equations.md). Its maps grow with training,
-    # and then eta overshoots on repetitive text, more with every chunk, until the state overflows.
+    # Memories generate their own target values (Eq. 91); else the value is the target of all but those
+    # of eta and alpha, whose output is one number.
+    generated_target: bool = True
+    # Writes of a chunk undo at most their own error (docs/equations.md). An MLP's maps grow with
+    # training, and then eta overshoots on repetitive text, more with every chunk, until the state
+    # overflows.
     bounded_step: bool = True
     unit_keys: bool = True  # keys and queries at unit length
     unit_values: bool = True  # values at unit length; without, the state can overflow
