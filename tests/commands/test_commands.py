@@ -92,16 +92,20 @@ def tiny_config_like(folder):
         (("generate", "--prompt=a", "--state_in=missing"), "--state_in=missing is no file"),
         (("generate", "--prompt=a", "--temperature=nan"), "temperature"),
         (("evaluate", "--text={}/a", "--state_out={}"), "is a folder; give the path of a file"),
+        (("inspect", "--text={}/a", "--output={}/a"), "cannot be written (Not a directory"),
     ],
     ids=str,
 )
-def test_what_cannot_end_well_is_not_begun(arguments, message, tmp_path, monkeypatch, capsys):
+def test_what_cannot_end_well_is_not_begun(arguments, message, tmp_path, capsys):
     """Said before the model is loaded: there is none."""
     (tmp_path / "a").write_text("text")
     name, *given = (argument.format(tmp_path) for argument in arguments)
-    monkeypatch.setattr(flags, "FLAGS", flags.FlagValues())
-    with pytest.raises(SystemExit) as ended:
-        main([name, f"--workdir={tmp_path / 'nowhere'}", *given])
+    known = set(flags.FLAGS)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main([name, f"--workdir={tmp_path / 'nowhere'}", *given])
+    finally:
+        flags.FLAGS.remove_flag_values(set(flags.FLAGS) - known)
     said = capsys.readouterr().err
     assert ended.value.code == 2
     assert message in said and said.count("\n") == 1
