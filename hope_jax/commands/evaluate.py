@@ -6,6 +6,7 @@ model has read can be kept with `--state_out=FILE` and taken up again with `--st
 
 import math
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,8 +14,10 @@ from absl import flags
 
 from hope_jax.commands.generate import check_states
 from hope_jax.commands.trained_model import load_model
+from hope_jax.data.tokenizers import Tokenizer
 from hope_jax.inference.context_file import load_context, save_context
-from hope_jax.inference.sampling import score
+from hope_jax.inference.sampling import Context, score
+from hope_jax.models.language_model import LanguageModel
 
 
 def read_text(path: str) -> str:
@@ -37,6 +40,47 @@ def read_text(path: str) -> str:
     return text
 
 
+def measure(
+    model: LanguageModel,
+    params: Any,
+    tokenizer: Tokenizer,
+    text: str,
+    context: Context | None = None,
+    segment: int = 512,
+) -> tuple[np.ndarray, int, Context]:
+    """How well a text was foretold.
+
+    Where nothing was read before, the tokenizer's first tokens stand in front of the text; if it has
+    none, nothing foretells the text's first token.
+
+    Args:
+      model: that reads.
+      params: of the model.
+      tokenizer: of the model.
+      text: to read.
+      context: to continue from; None starts a new one.
+      segment: tokens of a call; the result does not depend on it.
+
+    Returns:
+      Losses in nats of the tokens that were foretold, how many of the text's own bytes those stand for,
+      and the context that has read all.
+
+    Raises:
+      ValueError: if the text has no token.
+    """
+    ids = np.asarray(tokenizer.encode(text), np.int32)
+    if not ids.size:
+        raise ValueError("the text has no token: the tokenizer drops all of it")
+    told, count = len(text.encode()), ids.size
+    if context is None:
+        if tokenizer.before:
+            ids = np.concatenate([np.asarray(tokenizer.before, np.int32), ids])
+        else:
+            told, count = told - tokenizer.bytes_of_first(text), count - 1
+    losses, context = score(model, params, jnp.asarray(ids)[None], context, segment=segment)
+    return losses[0, losses.shape[1] - count :], told, context
+
+
 UNEXPECTED = "give the file as --text=FILE"
 
 
@@ -56,21 +100,7 @@ def run() -> None:
     check_states(given.state_in, given.state_out)
     model, params, tokenizer = load_model(given.workdir)
     context = load_context(given.state_in, model, params) if given.state_in else None
-    ids = np.asarray(tokenizer.encode(text), np.int32)
-    if not ids.size:
-        raise ValueError(f"--text={given.text} gives no token; the tokenizer drops all of it")
-    told = len(text.encode())
-    if context is None:
-        before = np.asarray(tokenizer.before, np.int32)
-        # Without a token in front nothing foretells the first one.
-        told -= 0 if before.size else tokenizer.bytes_of_first(text)
-        ids = np.concatenate([before, ids])
-        marks = max(before.size - 1, 0)  # foretold themselves, but no text
-    else:
-        marks = 0
-    tokens = jnp.asarray(ids, jnp.int32)[None]
-    losses, context = score(model, params, tokens, context, segment=given.segment)
-    losses = losses[:, marks:]
+    losses, told, context = measure(model, params, tokenizer, text, context, given.segment)
     nats = float(losses.sum())
     print(f"{losses.size:,} tokens of {told:,} bytes")
     if losses.size:

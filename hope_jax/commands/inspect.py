@@ -18,6 +18,7 @@ import matplotlib.pyplot as plt
 
 from hope_jax.commands.evaluate import read_text
 from hope_jax.commands.trained_model import load_model
+from hope_jax.data.whole_folder import check_writable
 from hope_jax.inference.level_trace import LevelTrace, trace_levels
 
 
@@ -82,10 +83,11 @@ def run() -> None:
     """Runs the command."""
     given = flags.FLAGS
     text = read_text(given.text)
+    folder = Path(given.output or given.workdir)
+    check_writable(folder / "inspect.png", "--output")
     model, params, tokenizer = load_model(given.workdir)
     ids = np.asarray([*tokenizer.before, *tokenizer.encode(text)], np.int32)
     trace = trace_levels(model, params, ids)
-    folder = Path(given.output or given.workdir)
     folder.mkdir(parents=True, exist_ok=True)
     draw(trace, folder / "inspect.png")
     lines = table(trace)

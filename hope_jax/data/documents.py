@@ -16,6 +16,7 @@ from typing import IO, Any
 
 _GZIP, _ZSTD, _PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"
 _COMPRESSED = {".gz": ("gzip", _GZIP), ".zst": ("zstd", _ZSTD)}
+_POINTER = b"version https://git-lfs"
 _BLOCK = 1 << 20
 _LINES = (".jsonl", ".ndjson")
 
@@ -45,10 +46,12 @@ def read_file(path: str | Path, field: str = "text") -> Iterator[tuple[str, byte
 
 
 def _documents(path: Path, file: IO[bytes], field: str) -> Iterator[tuple[str, bytes]]:
-    head = file.read(4)
+    head = file.read(len(_POINTER))
     file.seek(0)
+    if head == _POINTER:
+        raise ValueError(f"{path} is a pointer of git-lfs, not the file itself; run git lfs pull")
     suffix = path.suffix.lower()
-    if head == _PARQUET or suffix == ".parquet":
+    if head.startswith(_PARQUET) or suffix == ".parquet":
         yield from _numbered(_rows(path, field))
         return
     opened: Any = file
@@ -59,7 +62,7 @@ def _documents(path: Path, file: IO[bytes], field: str) -> Iterator[tuple[str, b
         suffix = Path(path.stem).suffix.lower()
     if head.startswith(_GZIP):
         opened = gzip.GzipFile(fileobj=file)
-    elif head == _ZSTD:
+    elif head.startswith(_ZSTD):
         opened = io.BufferedReader(_ZstdReader(path, file), _BLOCK)
     if suffix in _LINES:
         yield from _numbered(_lines(path, opened, field))

@@ -101,13 +101,15 @@ class SentencePieceTokenizer:
                 f"the tokenizer.json that comes with it"
             ) from error
         about = _read_json(Path(path).parent / "tokenizer_config.json")
-        first, last = self.processor.bos_id(), self.processor.eos_id()
-        self.before: tuple[int, ...] = (
-            (first,) if about.get("add_bos_token") is True and first >= 0 else ()
-        )
-        self.after: tuple[int, ...] = (
-            (last,) if about.get("add_eos_token") is True and last >= 0 else ()
-        )
+        around = {
+            name: (mark,) if about.get(name) is True and mark >= 0 else ()
+            for name, mark in (
+                ("add_bos_token", self.processor.bos_id()),
+                ("add_eos_token", self.processor.eos_id()),
+            )
+        }
+        self.before: tuple[int, ...] = around["add_bos_token"]
+        self.after: tuple[int, ...] = around["add_eos_token"]
         self.end_ids = _end_ids(path, self.processor.piece_to_id, self.vocab_size)
 
     @property

@@ -25,6 +25,7 @@ from hope_jax.data.token_stream import (
 )
 from hope_jax.data.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
 from hope_jax.inference.sampling import generate, read
+from hope_jax.inference.text_stream import show_controls
 from hope_jax.models import LanguageModel, LanguageModelConfig
 from hope_jax.models.parameter_count import parameter_count
 from hope_jax.runs.checkpoint_writer import CheckpointWriter
@@ -308,8 +309,8 @@ def _show_sample(
     """Lets the model continue the config's prompt."""
     if jax.process_count() > 1 or not config.evaluate.sample_tokens:
         return
-    prompt = tokenizer.encode(config.evaluate.prompt)
-    context = read(model, params, np.asarray(prompt)[None])
+    prompt = [*tokenizer.before, *tokenizer.encode(config.evaluate.prompt)]
+    context = read(model, params, np.asarray(prompt, np.int32)[None])
     ids, _ = generate(
         model,
         params,
@@ -322,4 +323,4 @@ def _show_sample(
     )
     console.print("a sample:", style="bold")
     text = config.evaluate.prompt + tokenizer.decode(ids[0])
-    console.print(text, markup=False, highlight=False)
+    console.print(show_controls(text), markup=False, highlight=False)

@@ -6,9 +6,12 @@ import sys
 
 import numpy as np
 import pytest
+from absl import flags
 
 from hope_jax.commands.convert import import_llama
+from hope_jax.commands.main import main
 from hope_jax.commands.trained_model import load_model
+from hope_jax.data.tokenizers import copy_tokenizer
 from hope_jax.inference.level_trace import trace_levels
 from hope_jax.inference.sampling import score
 from hope_jax.models.llama import read_llama, read_llama_config
@@ -28,6 +31,7 @@ def run(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SIZES, "vocab_size", 256)
         write_random(folder / "llama", "untied")
+    copy_tokenizer("bytes", folder / "llama")
     config = tiny_config(folder)
     config.model.in_context = LEARNING
     config.model.attention_window = 8
@@ -63,7 +67,8 @@ def test_an_imported_checkpoint_is_a_run_that_can_be_trained_and_exported(run, m
     assert result is not None and math.isfinite(result["validation_loss"])
     _, trained, _ = load_model(workdir)
     assert np.abs(trained["log_step"]).max() > 0
-    command("convert", f"--workdir={workdir}", f"--to_llama={run / 'back'}")
+    printed = command("convert", f"--workdir={workdir}", f"--to_llama={run / 'back'}")
+    assert str(run / "back") in printed and "from_pretrained" in printed
     config = read_llama_config(run / "back", in_context=LEARNING)
     back = read_llama(run / "back", config)
     np.testing.assert_allclose(back["embedding"], trained["embedding"], rtol=1e-6)
@@ -77,6 +82,34 @@ def tiny_config_like(folder):
     config = load_config(str(folder / "run"))
     config.unlock()
     return config
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("generate",), "nothing to continue: give --prompt, or --state_in, or both"),
+        (("generate", "--prompt=a", "--state_out={}"), "is a folder; give the path of a file"),
+        (("generate", "--prompt=a", "--state_in=missing"), "--state_in=missing is no file"),
+        (("generate", "--prompt=a", "--temperature=nan"), "temperature"),
+        (("evaluate", "--text={}/a", "--state_out={}"), "is a folder; give the path of a file"),
+        (("inspect", "--text={}/a", "--output={}/a"), "cannot be written (Not a directory"),
+    ],
+    ids=str,
+)
+def test_what_cannot_end_well_is_not_begun(arguments, message, tmp_path, capsys):
+    """Said before the model is loaded: there is none."""
+    (tmp_path / "a").write_text("text")
+    name, *given = (argument.format(tmp_path) for argument in arguments)
+    known = set(flags.FLAGS)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main([name, f"--workdir={tmp_path / 'nowhere'}", *given])
+    finally:
+        flags.FLAGS.remove_flag_values(set(flags.FLAGS) - known)
+    said = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert message in said and said.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
 def test_a_text_is_measured_in_two_calls_as_in_one(run):

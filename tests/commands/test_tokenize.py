@@ -93,11 +93,13 @@ def test_large_vocabularies_take_four_bytes(tmp_path):
 
 def test_training_from_files_is_training_from_text(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    from_text = tiny_config(tmp_path, steps=2)
+    # More ids than the tokenizer has, none of which the closing sample may draw.
+    padded = {"steps": 2, "model.vocab_size": 384, "evaluate.sample_tokens": 20}
+    from_text = tiny_config(tmp_path, **padded)
     from_text.evaluate.ngram_orders = ()
     expected = train(from_text, str(tmp_path / "a"))
     tokenize(["text/*.txt"], "bytes", "tokens", validation_fraction=0.2)
-    from_files = tiny_config(tmp_path, steps=2)
+    from_files = tiny_config(tmp_path, **padded)
     from_files.evaluate.ngram_orders = ()
     from_files.data.files, from_files.data.tokens = "", "tokens"
     assert train(from_files, str(tmp_path / "b")) == expected

@@ -63,6 +63,7 @@ BROKEN = {
     "utf16.txt": ("\ufeffhi".encode("utf-16-le"), "is no text: byte 3 is 0"),
     "latin.txt": (b"caf\xe9", "is no UTF-8 text: byte 3 is 0xe9"),
     "picture.png": (b"\x89PNG\0", "is no text"),
+    "pointer.txt": (b"version https://git-lfs.github.com/spec/v1\n", "run git lfs pull"),
     "fake.txt.gz": (b"text", "is not compressed with gzip, as its name says"),
     "fake.zst": (b"text", "is not compressed with zstd, as its name says"),
     "cut.txt.gz": (gzip.compress(b"text" * 99)[:-9], "cannot be read: Compressed file ended"),

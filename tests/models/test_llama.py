@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load, load_file, save_file
 
 from hope_jax.models import LanguageModel
 from hope_jax.models.llama import read_llama, read_llama_config, write_llama
@@ -233,3 +233,71 @@ def test_what_is_no_llama_is_refused(tmp_path):
     config = read_llama_config(tmp_path)
     with pytest.raises(ValueError, match="cms_levels=2"):
         write_llama(tmp_path, dataclasses.replace(config, cms_levels=2), {})
+
+
+def test_broken_checkpoints_are_named_in_one_line(tmp_path):
+    write_random(tmp_path, "tied")
+    config_file, weights = tmp_path / "config.json", tmp_path / "model.safetensors"
+    whole, content = json.loads(config_file.read_text()), weights.read_bytes()
+    config = read_llama_config(tmp_path)
+
+    def refused(message, reader):
+        with pytest.raises(ValueError, match=message) as raised:
+            reader()
+        assert "\n" not in str(raised.value)
+
+    for name in ("hidden_size", "num_attention_heads", "vocab_size", "max_position_embeddings"):
+        config_file.write_text(json.dumps({k: v for k, v in whole.items() if k != name}))
+        refused(f"config.json lacks {name}", lambda: read_llama_config(tmp_path))
+    for change, message in (
+        ({"num_attention_heads": 0}, "num_attention_heads must be a positive integer, got 0"),
+        ({"hidden_size": "24"}, "hidden_size must be a positive integer, got '24'"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "RoPE scaling of type 'linear' lacks factor"),
+        ({"quantization_config": {"bits": 4}}, "without biases or quantised weights"),
+    ):
+        config_file.write_text(json.dumps({**whole, **change}))
+        refused(message, lambda: read_llama_config(tmp_path))
+    config_file.write_text(json.dumps(whole)[:30])
+    refused("config.json cannot be read", lambda: read_llama_config(tmp_path))
+    config_file.write_text(json.dumps(whole))
+
+    read = lambda: read_llama(tmp_path, config)
+    weights.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+    refused("is a pointer of git-lfs, not the weights; run git lfs pull", read)
+    for cut in (content[:-9], content[:5], b""):
+        weights.write_bytes(cut)
+        refused("model.safetensors is damaged, or cut off", read)
+    tensors = load(content)
+    name = "model.layers.1.mlp.up_proj.weight"
+    for value in (np.nan, np.inf):
+        spoilt = tensors[name].copy()
+        spoilt[2, 3] = value
+        save_file({**tensors, name: spoilt}, weights)
+        refused(f"{name} holds 1 entries that are no numbers", read)
+    save_file({**tensors, name: tensors[name].astype(np.int8)}, weights)
+    refused("is int8; quantised weights are not read", read)
+    weights.unlink()
+    refused("has neither model.safetensors nor", read)
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {name: "a.safetensors", "x": "b.safetensors"}}))
+    refused("lacks 2 of 2 files of weights: a.safetensors, b.safetensors", read)
+    index.write_text("{}")
+    refused("has no weight_map", read)
+
+
+def test_the_embedding_goes_through_bfloat16_to_the_bit(tmp_path):
+    for kind in ("tied", "untied"):
+        write_random(tmp_path / kind, kind)
+        tensors = load_file(tmp_path / kind / "model.safetensors")
+        low = {name: np.asarray(tensor.astype(jnp.bfloat16)) for name, tensor in tensors.items()}
+        save_file(low, tmp_path / kind / "model.safetensors")
+        config = read_llama_config(tmp_path / kind, param_dtype="bfloat16")
+        params = read_llama(tmp_path / kind, config)
+        np.testing.assert_array_equal(
+            params["embedding"], low["model.embed_tokens.weight"], strict=True
+        )
+        write_llama(tmp_path / "back", config, params)
+        back = load_file(tmp_path / "back" / "model.safetensors")
+        assert back.keys() == low.keys()
+        for name in low:
+            np.testing.assert_array_equal(back[name], low[name], strict=True)
