@@ -118,7 +118,7 @@ def test_another_corpus_is_refused(tmp_path, whole):
     shutil.copytree(whole[0], tmp_path / "run")
     (tmp_path / "text" / "new.txt").write_text("ten green bottles, hanging on the wall")
     with pytest.raises(
-        ValueError, match=r"data.files='text/\*.txt' is not the corpus that the run in"
+        ValueError, match=r"data.files='text/\*.txt', data.tokenizer='bytes' is not the corpus"
     ):
         loop.train(config, str(tmp_path / "run"))
 
