@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from hope_jax import compare
+from hope_jax.commands import compare
 from hope_jax.models.flops import count_flops
 from hope_jax.models.parameter_count import parameter_count
 from hope_jax.runs.config_file import load_config_file
