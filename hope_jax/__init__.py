@@ -6,6 +6,8 @@ The names below are imported when first used, so that `import hope_jax.optim` ne
 import importlib
 from typing import Any
 
+__version__ = "0.2.0"
+
 _MODULE_OF = {
     "LanguageModel": "hope_jax.models",
     "LanguageModelConfig": "hope_jax.models",

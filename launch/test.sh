@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs the package with its test tools, then lints, type-checks and tests; arguments go to the last of these:
+# Installs the package with its test tools, then lints, type-checks, makes the docs and tests; arguments go to the last of these:
 #   bash launch/test.sh -m "not slow"
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh" test
 # Transformers, with which imported checkpoints are compared, runs on PyTorch, whose wheel without CUDA
@@ -10,5 +10,6 @@ python -c "import torch" 2>/dev/null || python -m pip install --quiet --retries 
 ruff check .
 ruff format --check .
 mypy
+sphinx-build --fail-on-warning --quiet docs docs/_build
 python -m pytest hope_jax -n auto
 exec python -m pytest tests -n auto --dist loadfile --durations=15 "$@"

@@ -3,20 +3,20 @@
 import os
 import pathlib
 
+# Compiled programs outlive the checkout; commands that tests start find them too.
+CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE / "hope_jax" / "programs"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of a test here is compilation: a third less of it, for code that runs for milliseconds.
 os.environ.setdefault(
     "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 )
 
-import jax
-import pytest
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
-jax.config.update(
-    "jax_compilation_cache_dir", str(pathlib.Path(__file__).parents[1] / ".cache" / "jax")
-)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 @pytest.fixture(scope="module", autouse=True)

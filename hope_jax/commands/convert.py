@@ -21,7 +21,7 @@ from ml_collections import ConfigDict, config_flags
 from hope_jax.commands.trained_model import load_model
 from hope_jax.models import LanguageModel
 from hope_jax.models.llama import read_llama, read_llama_config, write_llama
-from hope_jax.runs.checkpoint import Checkpoints
+from hope_jax.runs.checkpoint_writer import CheckpointWriter
 from hope_jax.training.optimizer import make_optimizer
 from hope_jax.training.step import TrainState
 
@@ -65,7 +65,7 @@ def import_llama(folder: str, workdir: str, config: ConfigDict) -> None:
     if tokenizer.is_file():
         config.data.tokenizer = str(tokenizer.absolute())
     optimizer = make_optimizer(config.optimizer, config.steps)
-    checkpoints = Checkpoints(workdir, config, config.checkpoint.keep)
+    checkpoints = CheckpointWriter(workdir, config, config.checkpoint.keep)
     try:
         if checkpoints.latest() is not None:
             raise ValueError(f"--workdir={workdir} holds a run already; give another folder")

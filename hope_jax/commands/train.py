@@ -23,7 +23,7 @@ def define_flags() -> None:
 
 def run() -> int | None:
     """Runs the command; the exit code where that is not 0."""
-    from hope_jax.runs.checkpoint import load_config
+    from hope_jax.runs.run_config import load_config
     from hope_jax.training.loop import train
 
     given = flags.FLAGS

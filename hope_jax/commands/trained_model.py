@@ -2,33 +2,36 @@
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
 from hope_jax.data.tokenizers import Tokenizer, load_tokenizer
 from hope_jax.models import LanguageModel, LanguageModelConfig
-from hope_jax.runs.checkpoint import Checkpoints, load_config
-from hope_jax.training.optimizer import make_optimizer
-from hope_jax.training.sharding import make_mesh
-from hope_jax.training.step import abstract_state
+from hope_jax.runs.checkpoint_reader import read_params
+from hope_jax.runs.run_config import load_config
 
 
 def load_model(workdir: str) -> tuple[LanguageModel, Any, Tokenizer]:
-    """Loads a trained model from a run's folder, onto this machine's devices.
+    """Loads a trained model from a run's folder, onto one device; the run may go on meanwhile.
 
     Args:
-      workdir: folder of the run.
+      workdir: folder of the run; nothing in it is changed.
 
     Returns:
       The model, its parameters, and its tokenizer.
 
     Raises:
       ValueError: if there is no run, or no checkpoint yet.
+      RunFolderError: if the folder cannot be read.
     """
     config = load_config(workdir)
     tokenizer = load_tokenizer(config.data.tokenizer)
     model = LanguageModel(LanguageModelConfig.from_config_dict(config.model))
-    optimizer = make_optimizer(config.optimizer, config.steps)
-    checkpoints = Checkpoints(workdir, config, keep=config.checkpoint.keep)
-    restored = checkpoints.restore(abstract_state(model, optimizer, make_mesh()))
-    checkpoints.close()
-    if restored is None:
-        raise ValueError(f"--workdir={workdir} has no checkpoint yet; let the run save one")
-    return model, restored[0].params, tokenizer
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), tokens)["params"])
+    place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    target = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes
+    )
+    return model, read_params(workdir, target), tokenizer

@@ -233,7 +233,7 @@ class ContinuumMemory(nn.Module):
         adaptation: Adaptation,
         config: InContextConfig,
     ) -> MLPWeights:
-        """Mean gradient over a chunk of `|MLP(x W_k) - x W_v|^2 / (2 D)`."""
+        """A chunk's G of `|MLP(x W_k) - x W_v|^2 / (2 D)`."""
         assert adaptation.keys is not None and adaptation.values is not None
         key, value = (
             x.astype(self.dtype) @ maps[level].astype(self.dtype)
@@ -298,7 +298,10 @@ def chunk_gradient(
     counted: Float[Array, "B T"],
     config: InContextConfig,
 ) -> MLPWeights:
-    """A chunk's mean gradient, DGD's decay included, from the sum over its tokens."""
+    """A chunk's G, DGD's decay included, from the sum of the gradients of its counted tokens.
+
+    It is divided by the chunk's size, not by how many tokens are counted.
+    """
     if config.optimizer == "dgd":
         decay = forgetting(inputs, weights, counted)
         gradient = jax.tree.map(jnp.add, gradient, decay)

@@ -17,10 +17,11 @@ from hope_jax.settings import check_fields, setting
 class InContextConfig:
     """How levels learn in context. Each sequence has its own copy of what changes.
 
-    Level l changes after every C_l tokens, by the mean gradient G of those tokens' losses:
-    `W <- W_0 + (1 - decay) (W - W_0) - step G`, where W_0 are the slow weights that it began with.
-    Chunks are counted from the start of the context. A document that begins within one begins with
-    W_0, and only its tokens are learnt from.
+    Level l changes after every C_l tokens, by G, the sum of the gradients of those tokens' losses
+    over C_l: `W <- W_0 + (1 - decay) (W - W_0) - step G`, where W_0 are the slow weights that it began
+    with. Chunks are counted from the start of the context. A document that begins within one begins
+    with W_0, and only its tokens are learnt from. The sum is divided by C_l then too: each token moves
+    the weights by step / C_l wherever its chunk ends, and a document of one token by no more.
 
     Raises:
       ValueError: on construction, for values that do not fit each other.
@@ -108,7 +109,7 @@ class Adaptation(NamedTuple):
     """What the levels of a block, or with a further leading axis of several, learn by.
 
     Attributes:
-      initial: slow weights W_0 of each level.
+      initial: slow weights W_0 of each level, float32 or wider.
       step: step sizes.
       period: number of chunks, of the smallest size, after which each level changes.
       restart: number of them after which a nested level returns to W_0; 0 for never.
@@ -125,7 +126,7 @@ class Adaptation(NamedTuple):
 
 
 class LevelState(NamedTuple):
-    """One level's fast part, every array (B, ...), or (A, B, ...) for A blocks.
+    """One level's fast part, every array (B, ...), or (A, B, ...) for A blocks, float32 or wider.
 
     Attributes:
       weights: as they are at the start of the open chunk.
@@ -164,9 +165,10 @@ def init_level(
       every_chunk: whether the level changes after every one of the smallest chunks.
     """
     weights = jax.tree.map(lambda w: jnp.broadcast_to(w, (batch, *w.shape)), initial)
-    zero = jax.tree.map(jnp.zeros_like, weights)
+    # Of each its own buffers, so that the state can be donated.
+    zero = lambda: jax.tree.map(jnp.zeros_like, weights)
     return LevelState(
-        weights, () if every_chunk else zero, zero if config.optimizer == "momentum" else ()
+        weights, () if every_chunk else zero(), zero() if config.optimizer == "momentum" else ()
     )
 
 
@@ -211,7 +213,7 @@ def learn_level(
 
     Args:
       state: at the start of the chunk, sequences that were reset in it started over.
-      gradient: mean over the chunk's tokens, DGD's decay included.
+      gradient: sum over the chunk's counted tokens, over its size; DGD's decay included.
       initial: W_0.
       step: step size.
       period: number of chunks after which the level changes.

@@ -87,6 +87,9 @@ def make_adaptation(
 def slow_weights(config: LanguageModelConfig, params: Any) -> tuple[MLPWeights, ...]:
     """The parameters that the levels of the adapting blocks begin with, (A, D, H) and so on.
 
+    They are float32 or wider whatever the parameters are, and so is all that is learnt from there: the
+    changes of many chunks would be lost in the rounding of a narrower type.
+
     Args:
       config: of the model.
       params: of the model, without boxes.
@@ -97,8 +100,13 @@ def slow_weights(config: LanguageModelConfig, params: Any) -> tuple[MLPWeights, 
 
 def _slow_weights(config: LanguageModelConfig, block_params: Any) -> tuple[MLPWeights, ...]:
     continuum = block_params["continuum"]
+
+    def wide(level: int, name: str) -> Array:
+        kernel = continuum[f"level_{level}"][name]["kernel"]
+        return kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
+
     return tuple(
-        MLPWeights(*(continuum[f"level_{level}"][name]["kernel"] for name in MLPWeights._fields))
+        MLPWeights(*(wide(level, name) for name in MLPWeights._fields))
         for level in range(config.cms_levels)
     )
 

@@ -257,8 +257,9 @@ def init_state(model: LanguageModel, params: Any, batch_size: int) -> ModelState
       batch_size: number of sequences.
 
     Returns:
-      State that `model.apply` continues from.
+      State that `model.apply` continues from; no two of its arrays share memory, so that it can be
+      donated.
     """
     nothing = jnp.zeros((batch_size, 0), jnp.int32)
     _, state = cast(tuple[Array, ModelState], model.apply({"params": params}, nothing))
-    return state
+    return jax.tree.map(jnp.copy, state)

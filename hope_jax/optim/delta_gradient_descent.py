@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import optax
 from optax import GradientTransformationExtraArgs, Params, ScalarOrSchedule, Updates
 
+from hope_jax.optim.matrices import leaf_name
+from hope_jax.optim.precision import sum_dtype, unit
+from hope_jax.optim.ranges import check_range
+
 
 def _by_name(tree: Any) -> dict[str, Any]:
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
+    return {leaf_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def add_delta_decay(strength: chex.Numeric = 1.0) -> GradientTransformationExtraArgs:
@@ -51,7 +52,7 @@ def add_delta_decay(strength: chex.Numeric = 1.0) -> GradientTransformationExtra
         inputs_by_name = _by_name(inputs)
 
         def add(path: tuple, g: jax.Array, w: jax.Array) -> jax.Array:
-            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            name = leaf_name(path)
             if name not in inputs_by_name:
                 return g
             x = inputs_by_name[name]
@@ -65,10 +66,9 @@ def add_delta_decay(strength: chex.Numeric = 1.0) -> GradientTransformationExtra
                     f"{name}: shape {w.shape} is a weight (..., in, out) and expects inputs "
                     f"(..., rows, in) with the same leading axes, got shape {x.shape}."
                 )
-            x = x.reshape((*batch, -1, x.shape[-1])).astype(w.dtype)
-            squares = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
-            unit = x * jnp.where(squares > 0, jax.lax.rsqrt(jnp.where(squares > 0, squares, 1)), 0)
-            return g + (strength / unit.shape[-2] * (unit.mT @ (unit @ w))).astype(g.dtype)
+            rows = unit(x.reshape((*batch, -1, x.shape[-1])), -1)
+            decay = rows.mT.conj() @ (rows @ w.astype(sum_dtype(w))) / rows.shape[-2]
+            return (g + strength * (decay if jnp.iscomplexobj(g) else decay.real)).astype(g.dtype)
 
         return jax.tree_util.tree_map_with_path(add, updates, params), state
 
@@ -121,6 +121,9 @@ def delta_gradient_descent(
       Behrouz et al., `Nested Learning: The Illusion of Deep Learning Architectures
       <https://arxiv.org/abs/2512.24695>`_, 2025
     """
+    check_range("strength", strength, 0)
+    check_range("weight_decay", weight_decay, 0)
+    check_range("learning_rate", learning_rate, 0)
 
     def shortened(eta: chex.Numeric) -> chex.Numeric:
         return eta / (1 + eta)

@@ -1,5 +1,7 @@
 """M3, the multi-scale momentum optimiser with orthogonalised updates (Algorithm 1), and AdaMuon."""
 
+import inspect
+import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -14,9 +16,12 @@ from hope_jax.optim.matrices import (
     MatrixAxes,
     WeightDimensionNumbers,
     is_axes,
+    leaf_name,
     resolve_axes,
 )
-from hope_jax.optim.newton_schulz import QUINTIC, Coefficients, orthogonalize
+from hope_jax.optim.newton_schulz import QUINTIC, Coefficients, orthogonalize, steps_of
+from hope_jax.optim.precision import in_float32, real_dtype, squares, sum_dtype, unit, widen
+from hope_jax.optim.ranges import check_range
 
 
 class ScaleByM3State(NamedTuple):
@@ -24,10 +29,10 @@ class ScaleByM3State(NamedTuple):
 
     Attributes:
       count: Number of updates so far, int32 scalar.
-      m1: Fast momentum, one array a weight, in `mu_dtype`.
-      m2: Slow momentum, likewise; it already holds the gradients of the unfinished slow step.
-        () when alpha is 0.
-      v: Second moment, at least float32. () when `second_moment` is "none".
+      m1: Fast momentum, one array a weight, in `mu_dtype`, by default at least float32.
+      m2: Slow momentum, always at least float32, as it is a sum of many small parts; it already
+        holds the gradients of the unfinished slow step. () when alpha is 0.
+      v: Second moment, real, at least float32. () when `second_moment` is "none".
       o2: Orthogonalised slow momentum that is in use, in `slow_dtype`. () when alpha is 0.
     """
 
@@ -43,24 +48,38 @@ def _check_choice(name: str, given: str, expected: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {expected}, got {given!r}.")
 
 
-def _zeros(params: Params, dtype: Any) -> Updates:
-    return optax.tree.zeros_like(params, dtype=dtype)
-
-
-def _at_least_float32(params: Params) -> Updates:
-    # With b2 = 0.999 a bfloat16 second moment would never move: one step changes it by less than
-    # half a unit in its last place.
-    return jax.tree.map(
-        lambda p: jnp.zeros_like(p, dtype=jnp.promote_types(p.dtype, jnp.float32)), params
-    )
+def _zeros(params: Params, dtype_of: Callable[[jax.Array], Any]) -> Updates:
+    return jax.tree.map(lambda p: jnp.zeros_like(p, dtype=dtype_of(p)), params)
 
 
 def _match_rms(update: jax.Array, axes: MatrixAxes, rms: chex.Numeric) -> jax.Array:
     """Rescales each matrix of an array so that the root of its mean square is `rms`."""
-    mean_square = jnp.mean(jnp.square(update), axis=axes.reduction + axes.output, keepdims=True)
-    return update * jnp.where(
-        mean_square > 0, rms * jax.lax.rsqrt(jnp.where(mean_square > 0, mean_square, 1)), 0
-    )
+    matrix = axes.reduction + axes.output
+    entries = math.prod(update.shape[axis] for axis in matrix)
+    return unit(update, matrix) * (rms * math.sqrt(entries))
+
+
+def _divide(
+    direction: jax.Array, v: jax.Array, axes: MatrixAxes, count: chex.Array, eps: chex.Numeric
+) -> jax.Array:
+    """Divides an orthogonalised direction by the root of the gradients' second moment.
+
+    Such a direction does not shrink where the gradient is small. Divided by the root of one square
+    it is heavy-tailed (200 times its root mean square in a matrix of 256 x 256), by that of ten it
+    is not: the second moment begins as its matrix's mean, whose share is below rounding after 80
+    updates. An entry that never had a gradient, such as one under a mask, stays where it is.
+    """
+    mean = jnp.mean(v, axis=axes.reduction + axes.output, keepdims=True)
+    blended = v + 0.8 ** count.astype(v.dtype) * (mean - v)
+    return jnp.where((v > 0) | (mean == 0), direction / (jnp.sqrt(blended) + eps), 0)
+
+
+def _refuse_lossy(path: tuple, leaf: jax.Array, mu_dtype: Any) -> None:
+    if mu_dtype is not None and jnp.iscomplexobj(leaf):
+        raise ValueError(
+            f"{leaf_name(path)}: mu_dtype={mu_dtype} would drop the imaginary parts of complex "
+            "weights; leave it out."
+        )
 
 
 def scale_by_m3(
@@ -98,8 +117,8 @@ def scale_by_m3(
       ns_coeffs: Newton-Schulz coefficients, see :func:`hope_jax.optim.newton_schulz`.
       eps: Added to the root of the second moment.
       rms: Root mean square of each matrix's update under `scale="rms"`.
-      mu_dtype: Dtype of both momenta and of the Newton-Schulz iteration; that of the parameters
-        if None.
+      mu_dtype: Dtype of the fast momentum and of the Newton-Schulz iteration; if None the first is
+        at least float32 and the second is the gradients' (for float16 float32).
       slow_dtype: Dtype in which the orthogonalised slow momentum is kept.
       accumulate: "ema" averages exponentially and corrects the bias; "sum" is the printed form,
         sums that never decay.
@@ -112,14 +131,21 @@ def scale_by_m3(
       A `GradientTransformationExtraArgs` object.
 
     Raises:
-      ValueError: An unknown choice, a `slow_every` below one, or a leaf that is not a matrix.
+      ValueError: An unknown choice, a number out of its range, or, at `init`, a leaf that is not a
+        matrix.
     """
     _check_choice("accumulate", accumulate, ("ema", "sum"))
     _check_choice("scale", scale, ("rms", "literal"))
     _check_choice("second_moment", second_moment, ("gradient", "update", "none"))
-    if isinstance(slow_every, int) and slow_every < 1:
-        raise ValueError(f"slow_every must be at least 1, got {slow_every}.")
     ema = accumulate == "ema"
+    for name, rate in (("b1", b1), ("b2", b2), ("b3", b3)):
+        # The printed sums have no decay: there these are weights.
+        check_range(name, rate, 0, *((1,) if ema else ()), ends="[)" if ema else "()")
+    check_range("alpha", alpha, 0)
+    check_range("slow_every", slow_every, 1, whole=True)
+    check_range("eps", eps, 0, ends="()")
+    check_range("rms", rms, 0, ends="()")
+    steps_of(ns_steps, ns_coeffs)
     has_slow = not (isinstance(alpha, (int, float)) and alpha == 0)
     has_v = second_moment != "none"
 
@@ -128,12 +154,12 @@ def scale_by_m3(
 
         def check(path: tuple, leaf: jax.Array, leaf_axes: MatrixAxes | str) -> None:
             if leaf_axes == ADAMW:
-                name = jax.tree_util.keystr(path, simple=True, separator="/")
                 raise ValueError(
-                    f"{name}: shape {leaf.shape} is not a weight matrix under the rules in force. "
-                    "Use m3, which gives such leaves to AdamW, mask it out, or pass "
+                    f"{leaf_name(path)}: shape {leaf.shape} is not a weight matrix under the rules "
+                    "in force. Use m3, which gives such leaves to AdamW, mask it out, or pass "
                     "weight_dimension_numbers."
                 )
+            _refuse_lossy(path, leaf, mu_dtype)
 
         jax.tree_util.tree_map_with_path(check, tree, axes)
         return axes
@@ -142,27 +168,26 @@ def scale_by_m3(
         axes_of(params)
         return ScaleByM3State(
             count=jnp.zeros([], jnp.int32),
-            m1=_zeros(params, mu_dtype),
-            m2=_zeros(params, mu_dtype) if has_slow else (),
-            v=_at_least_float32(params) if has_v else (),
-            o2=_zeros(params, slow_dtype) if has_slow else (),
+            m1=_zeros(params, lambda p: mu_dtype or sum_dtype(p)),
+            m2=_zeros(params, sum_dtype) if has_slow else (),
+            v=_zeros(params, lambda p: real_dtype(sum_dtype(p))) if has_v else (),
+            o2=_zeros(params, cache_dtype) if has_slow else (),
         )
 
-    def accumulated(
-        updates: Updates, moment: Updates, decay: Any, gain: Any, order: int
-    ) -> Updates:
-        return jax.tree.map(
-            lambda g, m: (
-                decay * m.astype(jnp.promote_types(m.dtype, jnp.float32))
-                + gain * g.astype(jnp.promote_types(g.dtype, jnp.float32)) ** order
-            ),
-            updates,
-            moment,
-        )
+    def cache_dtype(leaf: jax.Array) -> Any:
+        return leaf.dtype if jnp.iscomplexobj(leaf) else slow_dtype
 
-    def moment(updates: Updates, old: Updates, decay: chex.Numeric, order: int) -> Updates:
+    def iteration_dtype(leaf: jax.Array) -> Any:
+        dtype = jnp.dtype(mu_dtype or leaf.dtype)
+        # A momentum may lie outside of float16's range.
+        return jnp.float32 if dtype == jnp.float16 else dtype
+
+    def accumulated(updates: Updates, moment: Updates, decay: Any, gain: Any) -> Updates:
+        return jax.tree.map(lambda g, m: decay * m + gain * g, widen(updates), widen(moment))
+
+    def moment(updates: Updates, old: Updates, decay: chex.Numeric) -> Updates:
         keep, gain = (decay, 1 - decay) if ema else (1, decay)
-        return accumulated(updates, old, keep, gain, order)
+        return accumulated(updates, old, keep, gain)
 
     def without_bias(tree: Updates, decay: chex.Numeric, count: chex.Array) -> Updates:
         return optax.tree.bias_correction(tree, decay, count) if ema else tree
@@ -174,13 +199,12 @@ def scale_by_m3(
         axes = axes_of(updates)
         count = optax.safe_increment(state.count)
 
-        def orthogonal(tree: Updates, dtype_of: Updates) -> Updates:
-            return orthogonalize(
-                optax.tree.cast_like(tree, dtype_of), axes, ns_steps, ns_coeffs, precision=precision
-            )
+        def orthogonal(tree: Updates) -> Updates:
+            low = jax.tree.map(lambda m, g: m.astype(iteration_dtype(g)), tree, updates)
+            return orthogonalize(low, axes, ns_steps, ns_coeffs, precision=precision)
 
-        m1 = moment(updates, state.m1, b1, order=1)
-        direction = orthogonal(without_bias(m1, b1, count), state.m1)
+        m1 = moment(updates, state.m1, b1)
+        direction = widen(orthogonal(without_bias(m1, b1, count)))
 
         m2, o2 = state.m2, state.o2
         if has_slow:
@@ -189,12 +213,12 @@ def scale_by_m3(
             begins = state.count % slow_every == 0
             keep = jnp.where(begins, b3, 1) if ema else 1
             gain = (1 - b3) / slow_every if ema else b3
-            m2 = accumulated(updates, m2, keep, gain, order=1)
+            m2 = accumulated(updates, m2, keep, gain)
             direction = jax.tree.map(lambda fast, slow: fast + alpha * slow, direction, o2)
             o2 = jax.lax.cond(
                 count % slow_every == 0,
                 lambda m2, old: optax.tree.cast_like(
-                    orthogonal(without_bias(m2, b3, count // slow_every), state.m2), old
+                    orthogonal(without_bias(m2, b3, count // slow_every)), old
                 ),
                 lambda m2, old: old,
                 m2,
@@ -203,10 +227,18 @@ def scale_by_m3(
 
         v = state.v
         if has_v:
-            v = moment(updates if second_moment == "gradient" else direction, v, b2, order=2)
-            direction = jax.tree.map(
-                lambda o, s: o / (jnp.sqrt(s) + eps), direction, without_bias(v, b2, count)
-            )
+            of = updates if second_moment == "gradient" else direction
+            v = moment(jax.tree.map(squares, of), v, b2)
+            unbiased = without_bias(v, b2, count)
+            if scale == "rms" and second_moment == "gradient":
+                direction = jax.tree.map(
+                    lambda o, s, leaf_axes: _divide(o, s, leaf_axes, count, eps),
+                    direction,
+                    unbiased,
+                    axes,
+                )
+            else:
+                direction = jax.tree.map(lambda o, s: o / (jnp.sqrt(s) + eps), direction, unbiased)
         if scale == "rms":
             direction = jax.tree.map(
                 lambda o, leaf_axes: _match_rms(o, leaf_axes, rms), direction, axes
@@ -268,6 +300,8 @@ def m3(
     steps and is zero in the first. The default instead averages exponentially, with bias
     correction, and rescales each matrix's update to a fixed root mean square: the printed sums
     never forget, and the printed step grows as gradients shrink, since NS is scale-free and V not.
+    It needs no warm-up for the sake of V: in the first steps V is blended with its matrix's mean,
+    with weight :math:`0.8^t`, so that no entry of an update is a large multiple of the others.
 
     Weight matrices are treated so; all other parameters go to AdamW.
     :func:`hope_jax.optim.describe_weight_rules` prints which is which.
@@ -291,8 +325,9 @@ def m3(
       weight_decay: Strength of the decoupled weight decay of matrices, multiplied with the learning
         rate.
       mask: Which matrices decay: a tree of booleans or a function from parameters to one.
-      mu_dtype: Dtype of both momenta and of the Newton-Schulz iteration; that of the parameters
-        if None.
+      mu_dtype: Dtype of the fast momentum, of AdamW's first moment and of the Newton-Schulz
+        iteration; if None the first two are at least float32 and the last is the gradients' (for
+        float16 float32).
       slow_dtype: Dtype in which the orthogonalised slow momentum is kept.
       accumulate: "ema" or "sum", see above.
       scale: "rms" or "literal", see above.
@@ -312,7 +347,8 @@ def m3(
       The corresponding `GradientTransformationExtraArgs`.
 
     Raises:
-      ValueError: A choice that does not exist, or, at `init`, a leaf that no rule covers.
+      ValueError: A choice that does not exist, a number out of its range, or, at `init`, a leaf
+        that no rule covers.
 
     Examples:
       >>> import jax
@@ -338,9 +374,14 @@ def m3(
     """
 
     def labels(params: Params) -> Any:
+        jax.tree_util.tree_map_with_path(lambda p, x: _refuse_lossy(p, x, mu_dtype), params)
         axes = resolve_axes(weight_dimension_numbers, params)
         return jax.tree.map(lambda e: ADAMW if e == ADAMW else "m3", axes, is_leaf=is_axes)
 
+    check_range("weight_decay", weight_decay, 0)
+    check_range("adam_b1", adam_b1, 0, 1)
+    check_range("adam_b2", adam_b2, 0, 1)
+    check_range("adam_weight_decay", adam_weight_decay, 0)
     return optax.partition(
         {
             "m3": optax.chain(
@@ -365,14 +406,16 @@ def m3(
                 optax.add_decayed_weights(weight_decay, mask),
                 optax.scale_by_learning_rate(learning_rate),
             ),
-            ADAMW: optax.adamw(
-                learning_rate if adam_learning_rate is None else adam_learning_rate,
-                b1=adam_b1,
-                b2=adam_b2,
-                eps=eps,
-                eps_root=adam_eps_root,
-                weight_decay=adam_weight_decay,
-                mu_dtype=mu_dtype,
+            ADAMW: in_float32(
+                optax.adamw(
+                    learning_rate if adam_learning_rate is None else adam_learning_rate,
+                    b1=adam_b1,
+                    b2=adam_b2,
+                    eps=eps,
+                    eps_root=adam_eps_root,
+                    weight_decay=adam_weight_decay,
+                    mu_dtype=mu_dtype,
+                )
             ),
         },
         labels,
@@ -413,4 +456,22 @@ def adamuon(
     References:
       Si et al., `AdaMuon: Adaptive Muon Optimizer <https://arxiv.org/abs/2507.11005>`_, 2025
     """
-    return m3(learning_rate, b1=b1, b2=b2, alpha=0, second_moment="update", **options)
+    return m3(learning_rate, b1=b1, b2=b2, **_ADAMUON, **options)
+
+
+_ADAMUON: dict[str, Any] = {"alpha": 0, "second_moment": "update"}
+
+
+def _signature_of_adamuon() -> inspect.Signature:
+    own = list(inspect.signature(adamuon).parameters.values())[:-1]
+    taken = {*_ADAMUON, *(parameter.name for parameter in own)}
+    options = [
+        parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for name, parameter in inspect.signature(m3).parameters.items()
+        if name not in taken
+    ]
+    return inspect.signature(adamuon).replace(parameters=[*own, *options])
+
+
+# help(), optax.inject_hyperparams and settings by name see the options that m3 has.
+adamuon.__signature__ = _signature_of_adamuon()  # type: ignore[attr-defined]

@@ -23,29 +23,66 @@ ADAMW: Literal["adamw"] = "adamw"
 WeightDimensionNumbers: TypeAlias = MuonDimensionNumbers | Mapping | Sequence | Callable[[Any], Any]
 """Dimension numbers, a tree or prefix of one of them and None, or a function from parameters."""
 
-# Two-dimensional arrays that look up or scale rather than map: tables of embeddings, output heads
-# (each row belongs to one token), and the norms and biases of layers stacked by a scan.
-_NOT_A_MAP = re.compile(
-    r"(^|/)([a-z_]*embed[a-z_]*|(lm_|output_)?head|logits|[a-z_]*norm[a-z_0-9]*|scale|bias)(/|$)",
-    re.IGNORECASE,
+# What is no map between two spaces, by parts of names (in lower case, digits left out). Anywhere in
+# a path: what has a row for each token, class or position, to be read (embeddings) or written to.
+_TABLE = re.compile(
+    r"embed|logit|vocab|classif|readout|pos_?emb|pos_?enc|position(?!_?wise)"
+    r"|(^|_)(wte|wpe|emb)(_|$)"
+    r"|(?<!attention_)(?<!attn_)(?<!multi_)(?<![a-z])(lm|mlm)?head(_(w|weight|kernel|proj|dense))?$"
 )
+# In the name of the array itself, or at the end of the name of the module that holds it.
+_VECTOR = re.compile(r"norm|bias|offset|gain|(^|_|layer)scale|(^|_)ln(?![a-z])")
+_MODULE_OF_VECTORS = re.compile(rf"({_VECTOR.pattern})(es|s|_[a-z]+)?$")
+# Of the array itself: haiku's b, a norm's g, a vision model's class token, Mamba's A_log.
+_OWN_VECTOR = re.compile(
+    r"(?<!lora_)(?<![a-z])(b|gamma|beta|log|dt|tokens?|registers?|temperature)(?![a-z])|^(g|d|pos)$"
+)
+
+
+def _words(part: str) -> str:
+    """One part of a path, `LayerNorm_0` or `layerNorm`, as `layer_norm`."""
+    apart = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", part)
+    return re.sub(r"[^a-z]+", "_", apart.lower()).strip("_")
+
+
+def _is_no_map(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether its name, or an axis of one, says that an array is neither a map nor a stack of maps."""
+    *modules, own = [part for part in map(_words, name.split("/")) if part] or [""]
+    if modules and own == "value":  # flax.nnx: the attribute of the variable that holds the array
+        own = modules.pop()
+    module = modules[-1] if modules else ""
+    if len(shape) == 2 and 1 in shape:
+        return True
+    if any(_TABLE.search(part) for part in (*modules, own)):
+        return True
+    if _VECTOR.search(own) or _OWN_VECTOR.search(own) or _MODULE_OF_VECTORS.search(module):
+        return True
+    if "conv" in own or "conv" in module:
+        # Depthwise: one channel in, the channels at the end (..., 1, out) or in front (out, 1, ...).
+        return len(shape) == 2 or (shape[0] != 1 and 1 in (shape[1], shape[-2]))
+    return False
 
 
 def _is_entry(x: Any) -> bool:
     return x is None or isinstance(x, MuonDimensionNumbers)
 
 
-def _name(path: tuple) -> str:
+def leaf_name(path: tuple) -> str:
+    """A path's parts joined by slashes, as rules and errors have them."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def default_dimension_numbers(params: Params) -> Params:
     """The rule that holds when a user gives none.
 
-    Scalars and vectors, and arrays whose path names an embedding, an output head, a norm, a scale
-    or a bias, go to AdamW; every other two-dimensional array is an (in, out) matrix. An array of
+    To AdamW go scalars and vectors, two-dimensional arrays with an axis of one, and arrays whose
+    path says by a part of a name that they are no maps: embeddings and positions (`wte`,
+    `pos_emb`), output heads (`lm_head`, `logits_dense`, `classifier`), norms, scales and biases,
+    stacked over layers or not (`ln1/g`, `wi_1_bias`, haiku's `linear/b`), depthwise convolutions,
+    logarithms (`A_log`). Every other two-dimensional array is an (in, out) matrix. An array of
     three or more axes could be a stack of layers, a multi-head weight or a convolution, which no
-    rule can tell from its shape, so it is an error.
+    rule can tell from its shape, so it is an error. `describe_weight_rules` prints the outcome:
+    read it once for a new model.
 
     Args:
       params: Parameters, or anything of the same structure whose leaves have a shape.
@@ -58,12 +95,12 @@ def default_dimension_numbers(params: Params) -> Params:
     """
 
     def rule(path: tuple, leaf: jax.Array) -> MuonDimensionNumbers | None:
-        if leaf.ndim < 2 or _NOT_A_MAP.search(_name(path)):
+        if leaf.ndim < 2 or _is_no_map(leaf_name(path), leaf.shape):
             return None
         if leaf.ndim == 2:
             return MuonDimensionNumbers()
         raise ValueError(
-            f"no rule covers {_name(path)}: shape {leaf.shape}. Its axes could be stacked layers, "
+            f"no rule covers {leaf_name(path)}: shape {leaf.shape}. Its axes could be stacked layers, "
             "heads or a convolution window: pass weight_dimension_numbers with "
             "MuonDimensionNumbers(reduction_axis, output_axis) for it (all other axes are batch), "
             "or None to give it to AdamW; dimension_numbers_by_path builds them from patterns."
@@ -103,7 +140,7 @@ def dimension_numbers_by_path(
 
     def dimension_numbers(params: Params) -> Params:
         def rule(path: tuple, leaf: jax.Array) -> MuonDimensionNumbers | None:
-            name = _name(path)
+            name = leaf_name(path)
             for pattern, numbers in rules:
                 if re.search(pattern, name):
                     return numbers
@@ -171,7 +208,7 @@ def matrix_axes(path: tuple, leaf: jax.Array, numbers: MuonDimensionNumbers) -> 
         or len(used) != len(given)
     ):
         raise ValueError(
-            f"{_name(path)}: shape {leaf.shape} does not fit reduction_axis {reduction} and "
+            f"{leaf_name(path)}: shape {leaf.shape} does not fit reduction_axis {reduction} and "
             f"output_axis {output}: each needs at least one axis between {-leaf.ndim} and "
             f"{leaf.ndim - 1}, and no axis may be named twice."
         )
@@ -226,7 +263,8 @@ def describe_weight_rules(params: Params, spec: WeightDimensionNumbers | None = 
       spec: What is passed to `m3` as `weight_dimension_numbers`.
 
     Returns:
-      A table, one line a leaf: path, shape, rule.
+      A table, one line a leaf: path, shape, rule. A leaf that no rule covers, or whose rule does
+      not fit it, is marked "NO RULE", and a last line says what `m3` would.
 
     Examples:
       >>> import jax.numpy as jnp
@@ -236,20 +274,33 @@ def describe_weight_rules(params: Params, spec: WeightDimensionNumbers | None = 
       dense/kernel  (4, 8)  1 matrix of 4 x 8
       embed         (9, 4)  adamw
     """
-    rows = []
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
 
-    def add(path: tuple, leaf: jax.Array, axes: MatrixAxes | str) -> None:
-        rule = axes
+    def alone(index: int) -> MatrixAxes | str | Exception:
+        # With the other leaves out of the way, a rule that refuses one says nothing of the others.
+        tree = treedef.unflatten([x if i == index else None for i, (_, x) in enumerate(leaves)])
+        try:
+            return jax.tree.leaves(resolve_axes(spec, tree), is_leaf=is_axes)[0]
+        except Exception as error:  # whatever a user's own rule raises
+            return error
+
+    try:
+        rules = jax.tree.leaves(resolve_axes(spec, params), is_leaf=is_axes)
+    except Exception:
+        rules = [alone(index) for index in range(len(leaves))]
+    rows = []
+    for (path, leaf), axes in zip(leaves, rules, strict=True):
+        rule = "NO RULE" if isinstance(axes, Exception) else axes
         if isinstance(axes, MatrixAxes):
             n, i, o = (math.prod(leaf.shape[axis] for axis in role) for role in axes)
             rule = f"{n} {'matrix' if n == 1 else 'matrices'} of {i} x {o}"
-        rows.append((_name(path), str(tuple(leaf.shape)), rule))
-
-    jax.tree_util.tree_map_with_path(add, params, resolve_axes(spec, params))
+        rows.append((leaf_name(path), str(tuple(leaf.shape)), rule))
     widths = [max((len(row[column]) for row in rows), default=0) for column in range(2)]
-    return "\n".join(
-        f"{name:{widths[0]}}  {shape:{widths[1]}}  {rule}" for name, shape, rule in rows
-    )
+    lines = [f"{name:{widths[0]}}  {shape:{widths[1]}}  {rule}" for name, shape, rule in rows]
+    refusals = [error for error in rules if isinstance(error, Exception)]
+    if refusals:
+        lines.append(f"{len(refusals)} without a rule, which m3 refuses: {refusals[0]}")
+    return "\n".join(lines)
 
 
 def row_or_matrix(x: jax.Array) -> jax.Array:

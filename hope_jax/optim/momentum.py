@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from optax import (
     GradientTransformation,
@@ -26,7 +27,9 @@ from optax import (
     Updates,
 )
 
-from hope_jax.optim.matrices import row_or_matrix
+from hope_jax.optim.matrices import leaf_name, row_or_matrix
+from hope_jax.optim.precision import length, sum_dtype, unit, widen
+from hope_jax.optim.ranges import check_range
 
 Objective = Callable[[jax.Array, jax.Array], jax.Array]
 """From predictions and values, both (rows, width), to a scalar."""
@@ -57,11 +60,7 @@ class GeneralizedMomentumState(NamedTuple):
     preconditioner: Any
 
 
-def _norm(x: jax.Array) -> jax.Array:
-    """Frobenius norm of each matrix, at least the smallest normal number."""
-    accumulator = jnp.promote_types(x.dtype, jnp.float32)
-    squares = jnp.sum(jnp.square(x), axis=(-2, -1), keepdims=True, dtype=accumulator)
-    return jnp.sqrt(jnp.maximum(squares, jnp.finfo(jnp.float32).tiny)).astype(x.dtype)
+_MATRIX = (-2, -1)
 
 
 def linear_memory(
@@ -72,34 +71,37 @@ def linear_memory(
     .. math::
       m \leftarrow m \, (\alpha I - \delta \, \hat k^\top \hat k) + v, \qquad \hat k = k / \|k\|_F
 
-    (Eq. 48-49). As :math:`\hat k` has norm one, the bracket's eigenvalues lie between
-    :math:`\alpha - \delta` and :math:`\alpha`: a contraction for :math:`\alpha \le 1` and
-    :math:`\delta < 1 + \alpha`. With :math:`\delta = 0` this is heavy-ball momentum.
+    (Eq. 48-49; of complex keys the conjugate transpose). As :math:`\hat k` has norm one, the
+    bracket's eigenvalues lie between :math:`\alpha - \delta` and :math:`\alpha`: a contraction for
+    :math:`\alpha \le 1` and :math:`\delta < 1 + \alpha`. With :math:`\delta = 0` this is heavy-ball
+    momentum.
 
     Args:
       decay: The decay :math:`\alpha` of everything remembered.
       delta: The extra decay :math:`\delta` along the current key.
-      mu_dtype: Dtype of the memory; that of the parameters if None.
+      mu_dtype: Dtype of the memory; that of the parameters, but at least float32, if None.
 
     Returns:
       A `MomentumMemory` whose state has the shape of the array.
     """
+    check_range("decay", decay, 0, 1, ends="[]")
+    check_range("delta", delta, 0)
     has_delta = not (isinstance(delta, (int, float)) and delta == 0)
 
     def init(leaf: jax.Array, key: chex.PRNGKey) -> jax.Array:
         del key
-        return jnp.zeros_like(leaf, dtype=mu_dtype)
+        return jnp.zeros_like(leaf, dtype=mu_dtype or sum_dtype(leaf))
 
     def update(state: jax.Array, key: jax.Array, value: jax.Array) -> tuple[jax.Array, jax.Array]:
-        old = row_or_matrix(state).astype(value.dtype)
+        old = row_or_matrix(state).astype(sum_dtype(value))
         m = decay * old + value
         if has_delta:
-            unit = key / _norm(key)
+            k = unit(key, _MATRIX)
             # m k^T k, in the order that keeps the product small.
             if key.shape[-2] <= key.shape[-1]:
-                erased = (old @ unit.mT) @ unit
+                erased = (old @ k.mT.conj()) @ k
             else:
-                erased = old @ (unit.mT @ unit)
+                erased = old @ (k.mT.conj() @ k)
             m = m - delta * erased
         return m.reshape(state.shape).astype(state.dtype), m
 
@@ -134,8 +136,8 @@ def mlp_memory(
     hidden_width: int = 32,
     decay: chex.Numeric = 0.99,
     inner_learning_rate: chex.Numeric = 1.0,
-    objective: Objective = l2_regression,
-    activation: Callable[[jax.Array], jax.Array] = jax.nn.gelu,
+    objective: Objective | None = None,
+    activation: Callable[[jax.Array], jax.Array] | None = None,
 ) -> MomentumMemory:
     r"""A two-layer network that is trained on the gradients as they come (DMGD, Eq. 50).
 
@@ -154,37 +156,56 @@ def mlp_memory(
       hidden_width: Width of the hidden layer.
       decay: Decay :math:`\alpha` towards the initial weights.
       inner_learning_rate: Step size :math:`\eta` of the network's own training.
-      objective: What the network is trained for: `l2_regression`, `dot_product` or your own.
-      activation: The activation :math:`\sigma`.
+      objective: What the network is trained for: `l2_regression` (if None), `dot_product` or your
+        own.
+      activation: The activation :math:`\sigma`; `jax.nn.gelu` if None.
 
     Returns:
       A `MomentumMemory`; its state takes `3 * hidden_width` numbers a column, at least float32.
+
+    Raises:
+      ValueError: A width, decay or step size out of its range, a width that is traced, or, at
+        `init`, complex weights.
     """
-    if isinstance(hidden_width, int) and hidden_width < 1:
-        raise ValueError(f"hidden_width must be at least 1, got {hidden_width}.")
+    if not isinstance(hidden_width, int | np.integer):
+        raise ValueError(
+            f"hidden_width must be a Python int, got {hidden_width}: under inject_hyperparams name "
+            "it in static_args."
+        )
+    check_range("hidden_width", hidden_width, 1)
+    check_range("decay", decay, 0, 1, ends="[]")
+    check_range("inner_learning_rate", inner_learning_rate, 0)
+    inner_objective = l2_regression if objective is None else objective
+    act = jax.nn.gelu if activation is None else activation
 
     def init(leaf: jax.Array, key: chex.PRNGKey) -> MLPMemoryState:
+        if jnp.iscomplexobj(leaf):
+            raise ValueError(
+                "a network memory is of real numbers; wrap the optimiser in "
+                "optax.contrib.split_real_and_imaginary."
+            )
         shape = leaf.shape if leaf.ndim >= 2 else (1, math.prod(leaf.shape))
         batch, width = shape[:-2], shape[-1]
         # Rows have length about one, so the hidden layer has length about one as well.
-        dtype = jnp.promote_types(leaf.dtype, jnp.float32)
+        dtype = sum_dtype(leaf)
         w_in = jax.random.normal(key, (*batch, width, hidden_width), dtype) / math.sqrt(
             hidden_width
         )
         return MLPMemoryState(w_in, jnp.zeros((*batch, hidden_width, width), dtype), w_in)
 
     def read(w_in: jax.Array, w_out: jax.Array, key: jax.Array) -> jax.Array:
-        return activation(key @ w_in) @ w_out
+        return act(key @ w_in) @ w_out
 
     def loss(w_in: jax.Array, w_out: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-        return objective(read(w_in, w_out, key), value)
+        return inner_objective(read(w_in, w_out, key), value)
 
     def update(
         state: MLPMemoryState, key: jax.Array, value: jax.Array
     ) -> tuple[MLPMemoryState, jax.Array]:
         k, v = key.astype(state.w_in.dtype), value.astype(state.w_in.dtype)
-        row_length = _norm(k) / math.sqrt(k.shape[-2])
-        k, v = k / row_length, v / row_length
+        row_length = length(k, _MATRIX) / math.sqrt(k.shape[-2])
+        divisor = jnp.where(row_length > 0, row_length, 1)
+        k, v = k / divisor, v / divisor
         gradient = jax.grad(loss, argnums=(0, 1))
         for _ in k.shape[:-2]:
             gradient = jax.vmap(gradient)
@@ -210,6 +231,8 @@ def scale_by_generalized_momentum(
     .. math::
       k = \phi(g), \quad v = P k, \quad m \leftarrow \text{write}(m; k, v), \quad
       \text{update} = \sigma(m(k))
+
+    All of it is computed in float32 where gradients are of a lower precision.
 
     Args:
       memory: `linear_memory(...)`, `mlp_memory(...)` or your own `MomentumMemory`.
@@ -240,10 +263,17 @@ def scale_by_generalized_momentum(
     inner = optax.with_extra_args_support(preconditioner or optax.identity())
 
     def init_fn(params: Params) -> GeneralizedMomentumState:
-        leaves, treedef = jax.tree.flatten(params)
+        leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
         key = jax.random.key(seed)
-        states = [memory.init(leaf, jax.random.fold_in(key, i)) for i, leaf in enumerate(leaves)]
-        return GeneralizedMomentumState(jax.tree.unflatten(treedef, states), inner.init(params))
+        states = []
+        for i, (path, leaf) in enumerate(leaves):
+            try:
+                states.append(memory.init(leaf, jax.random.fold_in(key, i)))
+            except ValueError as error:
+                raise ValueError(f"{leaf_name(path)}: {error}") from None
+        return GeneralizedMomentumState(
+            jax.tree.unflatten(treedef, states), inner.init(widen(params))
+        )
 
     def update_fn(
         updates: Updates,
@@ -252,11 +282,14 @@ def scale_by_generalized_momentum(
         **extra_args: Any,
     ) -> tuple[Updates, GeneralizedMomentumState]:
         leaves, treedef = jax.tree.flatten(updates)
-        keys = leaves
+        keys = widen(leaves)
         if feature_map is not None:
-            keys = [feature_map(row_or_matrix(leaf)).reshape(leaf.shape) for leaf in leaves]
+            keys = [feature_map(row_or_matrix(key)).reshape(key.shape) for key in keys]
         values, inner_state = inner.update(
-            jax.tree.unflatten(treedef, keys), state.preconditioner, params, **extra_args
+            jax.tree.unflatten(treedef, keys),
+            state.preconditioner,
+            None if params is None else widen(params),
+            **extra_args,
         )
         memories = treedef.flatten_up_to(state.memory)  # type: ignore[attr-defined]
         states, results = [], []
@@ -282,6 +315,7 @@ def _descend(
     weight_decay: chex.Numeric,
     mask: Any | Callable[[Params], Any] | None,
 ) -> GradientTransformationExtraArgs:
+    check_range("weight_decay", weight_decay, 0)
     return optax.chain(
         transform,
         optax.add_decayed_weights(weight_decay, mask),
@@ -319,7 +353,7 @@ def delta_momentum(
       output: The function :math:`\sigma`, see there.
       weight_decay: Strength of the decoupled weight decay, multiplied with the learning rate.
       mask: Which parameters decay: a tree of booleans or a function from parameters to one.
-      mu_dtype: Dtype of the memory; that of the parameters if None.
+      mu_dtype: Dtype of the memory; that of the parameters, but at least float32, if None.
 
     Returns:
       The corresponding `GradientTransformationExtraArgs`.
@@ -368,7 +402,7 @@ def preconditioned_momentum(
       output: Of the momentum, see there.
       weight_decay: Strength of the decoupled weight decay, multiplied with the learning rate.
       mask: Which parameters decay: a tree of booleans or a function from parameters to one.
-      mu_dtype: Dtype of the memory; that of the parameters if None.
+      mu_dtype: Dtype of the memory; that of the parameters, but at least float32, if None.
 
     Returns:
       The corresponding `GradientTransformationExtraArgs`.
@@ -393,8 +427,8 @@ def deep_momentum(
     hidden_width: int = 32,
     decay: chex.Numeric = 0.99,
     inner_learning_rate: chex.Numeric = 1.0,
-    objective: Objective = l2_regression,
-    activation: Callable[[jax.Array], jax.Array] = jax.nn.gelu,
+    objective: Objective | None = None,
+    activation: Callable[[jax.Array], jax.Array] | None = None,
     feature_map: Callable[[jax.Array], jax.Array] | None = None,
     preconditioner: GradientTransformation | None = None,
     output: Callable[[jax.Array], jax.Array] | None = None,
@@ -407,16 +441,17 @@ def deep_momentum(
     :func:`hope_jax.optim.mlp_memory` says what the network learns. Each matrix has its own, each
     of a stack of matrices too.
 
-    To wrap this function in `optax.inject_hyperparams`, name `hidden_width`, `objective`,
-    `activation` and any other callable in its `static_args`.
+    To wrap this function in `optax.inject_hyperparams`, name `hidden_width` in its `static_args`,
+    and any callable that you pass.
 
     Args:
       learning_rate: A global scaling factor, fixed or a schedule.
       hidden_width: Width of the network's hidden layer, and the most directions it returns.
       decay: Decay of the network towards its initial weights.
       inner_learning_rate: Step size of the network's own training.
-      objective: What the network is trained for: `l2_regression`, `dot_product` or your own.
-      activation: The network's activation.
+      objective: What the network is trained for: `l2_regression` (if None), `dot_product` or your
+        own.
+      activation: The network's activation; `jax.nn.gelu` if None.
       feature_map: Of the gradient, see :func:`hope_jax.optim.scale_by_generalized_momentum`.
       preconditioner: Of the values to be learned, see there.
       output: Of what the network returns, see there.

@@ -9,6 +9,9 @@ import jax.numpy as jnp
 import optax
 from optax import GradientTransformation, GradientTransformationExtraArgs, Params, Updates
 
+from hope_jax.optim.matrices import leaf_name
+from hope_jax.optim.precision import widen
+
 
 class MultiTimescaleState(NamedTuple):
     """State of one group of parameters whose period is above one.
@@ -33,9 +36,7 @@ def _every(
         return inner
 
     def init_fn(params: Params) -> MultiTimescaleState:
-        accumulated = jax.tree.map(
-            lambda p: jnp.zeros_like(p, dtype=jnp.promote_types(p.dtype, jnp.float32)), params
-        )
+        accumulated = optax.tree.zeros_like(widen(params))
         return MultiTimescaleState(jnp.zeros([], jnp.int32), accumulated, inner.init(params))
 
     def update_fn(
@@ -131,9 +132,8 @@ def multi_timescale(
 
         def check(path: tuple, label: Any) -> Any:
             if label not in period_by_label:
-                name = jax.tree_util.keystr(path, simple=True, separator="/")
                 raise ValueError(
-                    f"{name}: label {label!r} has no period; periods were given for "
+                    f"{leaf_name(path)}: label {label!r} has no period; periods were given for "
                     f"{list(period_by_label)}."
                 )
             return label

@@ -16,6 +16,7 @@ from jax.sharding import AxisType, PartitionSpec
 from optax import Updates
 
 from hope_jax.optim.matrices import MatrixAxes, is_axes
+from hope_jax.optim.precision import sum_dtype
 
 Coefficients = Sequence[tuple[float, float, float]]
 """(a, b, c) of each step in turn; the last holds for all further steps."""
@@ -48,19 +49,20 @@ def _iterate(
     x: jax.Array, per_step: Coefficients, precision: Any, sharded_over: tuple[str, ...] = ()
 ) -> jax.Array:
     """Runs the steps on (..., P, Q), P <= Q; Q may be sharded over mesh axes inside a shard_map."""
-    # Dividing by the largest entry first keeps the norm of tiny or huge matrices in range.
+    # Dividing by the largest entry first keeps the norm of tiny or huge matrices in range; in
+    # float16 even the reciprocal of that entry may lie outside.
+    dtype, x = x.dtype, x.astype(sum_dtype(x))
     largest = jnp.max(jnp.abs(x), axis=(-2, -1), keepdims=True)
     if sharded_over:
         largest = jax.lax.pmax(largest, sharded_over)
-    x = x / jnp.where(largest > 0, largest, 1)
-    accumulator = jnp.promote_types(x.dtype, jnp.float32)
-    squares = jnp.sum(jnp.square(x), axis=(-2, -1), keepdims=True, dtype=accumulator)
+    x = x / jnp.where(largest >= jnp.finfo(x.dtype).tiny, largest, 1)
+    squared = jnp.sum(jnp.square(jnp.abs(x)), axis=(-2, -1), keepdims=True)
     if sharded_over:
-        squares = jax.lax.psum(squares, sharded_over)
+        squared = jax.lax.psum(squared, sharded_over)
     # The largest entry is one, so the norm is at least that, except for the zero matrix.
-    x = (x * jax.lax.rsqrt(jnp.maximum(squares, 1))).astype(x.dtype)
+    x = (x * jax.lax.rsqrt(jnp.maximum(squared, 1))).astype(dtype)
     for a, b, c in per_step:
-        gram = jnp.matmul(x, x.mT, precision=precision)
+        gram = jnp.matmul(x, x.mT.conj(), precision=precision)
         if sharded_over:
             gram = jax.lax.psum(gram, sharded_over)
         polynomial = b * gram
@@ -121,7 +123,8 @@ def _iterate_stack(stack: jax.Array, per_step: Coefficients, precision: Any) -> 
     return _iterate_over_mesh(stack, per_step, precision, axes, mesh.size)
 
 
-def _per_step(steps: int, coefficients: Coefficients) -> Coefficients:
+def steps_of(steps: int, coefficients: Coefficients) -> Coefficients:
+    """The coefficients of each step in turn, or a ValueError that says what is wrong with them."""
     if not isinstance(steps, int):
         raise ValueError(
             f"the number of Newton-Schulz steps must be a Python int, got {steps}: under "
@@ -150,9 +153,10 @@ def newton_schulz(
     .. math::
       X \leftarrow a X + b (X X^\top) X + c (X X^\top)^2 X
 
-    on the short side of the matrix, whichever it is. The result does not depend on the scale of
-    `x`; a zero matrix stays zero. Under a mesh set by `jax.set_mesh` a stack of matrices is shared
-    out over the devices and each is iterated on one device.
+    on the short side of the matrix, whichever it is; of a complex matrix the conjugate transpose is
+    taken. The result does not depend on the scale of `x`; a zero matrix stays zero. Under a mesh
+    set by `jax.set_mesh` a stack of matrices is shared out over the devices and each is iterated on
+    one device.
 
     Args:
       x: Matrices of shape (..., P, Q), P and Q in any order; leading axes are a batch.
@@ -180,7 +184,7 @@ def newton_schulz(
 
       Amsel et al., `The Polar Express <https://arxiv.org/abs/2505.16932>`_, 2025
     """
-    per_step = _per_step(steps, coefficients)
+    per_step = steps_of(steps, coefficients)
     if x.ndim < 2:
         raise ValueError(f"newton_schulz expects matrices (..., P, Q), got shape {x.shape}.")
     if not per_step or x.size == 0:
@@ -241,7 +245,7 @@ def orthogonalize(
       A tree like `updates`.
     """
     leaves, treedef = jax.tree.flatten(updates)
-    if not leaves or not _per_step(steps, coefficients):
+    if not leaves or not steps_of(steps, coefficients):
         return updates
     run = functools.partial(
         _orthogonalize_leaves,

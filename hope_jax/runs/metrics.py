@@ -2,55 +2,111 @@
 
 import json
 import pathlib
+import time
+from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
-import tensorboardX
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+from hope_jax.data.whole_file import write_whole
+from hope_jax.runs.folder_error import explained
 
 
 class MetricsWriter:
-    """Writes metrics to `metrics.jsonl` and TensorBoard.
+    """Writes metrics to `metrics.jsonl` and TensorBoard; each line is handed to the system at once.
 
     Args:
       workdir: folder of the run.
-      step: steps taken so far; lines of later steps, from a run that was cut off, are dropped.
+      step: steps taken so far; lines of later steps, from a run that was cut off, are dropped, and so
+        is what is no line.
     """
 
     def __init__(self, workdir: str, step: int):
         self.folder = pathlib.Path(workdir)
-        self.path = self.folder / "metrics.jsonl"
-        kept = [line for line in read_metrics(workdir) if line["step"] <= step]
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        self._file = self.path.open("a")
-        self._board = tensorboardX.SummaryWriter(
-            str(self.folder / "tensorboard"), purge_step=step + 1
-        )
+        self._lines = [line for line in read_metrics(workdir) if line["step"] <= step]
+        with explained(workdir, "writing metrics"):
+            self._rewrite()
+            (self.folder / "tensorboard").mkdir(exist_ok=True)
+            # In order of time also within a second.
+            suffix = f".{time.time_ns() % 10**9:09d}"
+            self._board = EventsWriter(str(self.folder / "tensorboard" / "events"), suffix)
+            # TensorBoard then forgets what earlier files say of later steps.
+            start = SessionLog(status=SessionLog.START)
+            self._board.write_event(Event(wall_time=time.time(), step=step + 1, session_log=start))
+            self._board.flush()
+
+    def _rewrite(self) -> None:
+        text = "".join(json.dumps(line) + "\n" for line in self._lines)
+        write_whole(self.folder / "metrics.jsonl", text)
+        self._file = (self.folder / "metrics.jsonl").open("a")
 
     def write(self, step: int, **values: float) -> None:
         """Writes one line."""
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
+        with explained(self.folder, "writing metrics"):
+            self._write_board(step, values)
+            self._lines.append({"step": step, **values})
+            self._file.write(json.dumps(self._lines[-1]) + "\n")
+            self._file.flush()
+
+    def write_final(self, step: int, **values: float) -> None:
+        """Writes the line of the evaluation at the end, in the place of one that is there."""
+        line = {"step": step, **values}
+        if line in self._lines:
+            return
+        with explained(self.folder, "writing metrics"):
+            self._write_board(step, values)
+            self._lines = [old for old in self._lines if not _is_final(old, line)] + [line]
+            self._file.close()
+            self._rewrite()
+
+    def _write_board(self, step: int, values: dict[str, float]) -> None:
+        # Before the line: then a line says that TensorBoard has it, too.
         for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+            scalar = summary.scalar(name, value)
+            self._board.write_event(Event(wall_time=time.time(), step=step, summary=scalar))
+        self._board.flush()
 
     def close(self) -> None:
         """Closes the files."""
-        self._file.close()
-        self._board.close()
+        with explained(self.folder, "writing metrics"):
+            self._file.close()
+            self._board.close()
+
+
+class NoMetrics:
+    """Metrics of the processes that write none."""
+
+    def write(self, step: int, **values: float) -> None:
+        """Does nothing."""
+
+    def write_final(self, step: int, **values: float) -> None:
+        """Does nothing."""
+
+    def close(self) -> None:
+        """Does nothing."""
+
+
+def _is_final(old: dict[str, Any], line: dict[str, Any]) -> bool:
+    return old["step"] == line["step"] and old.keys() == line.keys()
 
 
 def read_metrics(workdir: str) -> list[dict[str, float]]:
-    """Reads the lines of `metrics.jsonl`, none if there is no such file; a torn last line is left out."""
+    """Reads the lines of `metrics.jsonl`, none if there is no such file; what is no line is left out."""
     path = pathlib.Path(workdir) / "metrics.jsonl"
     lines = []
-    for line in path.read_text().splitlines() if path.is_file() else []:
+    for text in path.read_bytes().splitlines() if path.is_file() else []:
         try:
-            lines.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict) and isinstance(line.get("step"), int):
+            lines.append(line)
     return lines
 
 
@@ -72,8 +128,10 @@ def plot_losses(workdir: str) -> pathlib.Path:
             axes.plot(*zip(*points, strict=True), label=label, marker=marker)
     axes.set(xlabel="step", ylabel="loss (nats per token)")
     axes.grid(alpha=0.3)
-    axes.legend()
+    if axes.lines:
+        axes.legend()
     path = pathlib.Path(workdir) / "loss.png"
-    figure.savefig(path, dpi=120)
+    with explained(workdir, "drawing the losses"):
+        figure.savefig(path, dpi=120)
     plt.close(figure)
     return path

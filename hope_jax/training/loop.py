@@ -1,15 +1,18 @@
 """The training loop: from a config and a folder to a trained model."""
 
+import contextlib
+import json
 import math
-import time
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from hope_jax.data.corpus import Documents, load_documents
 from hope_jax.data.ngram import witten_bell_bits_per_byte
@@ -24,10 +27,12 @@ from hope_jax.data.tokenizers import Tokenizer, load_tokenizer
 from hope_jax.inference.sampling import generate, read
 from hope_jax.models import LanguageModel, LanguageModelConfig
 from hope_jax.models.parameter_count import parameter_count
-from hope_jax.runs.checkpoint import Checkpoints
-from hope_jax.runs.metrics import MetricsWriter, plot_losses
+from hope_jax.runs.checkpoint_writer import CheckpointWriter
+from hope_jax.runs.corpus_record import Record, describe_corpus
+from hope_jax.runs.metrics import MetricsWriter, NoMetrics, plot_losses
 from hope_jax.training.optimizer import make_optimizer, needs_layer_inputs
-from hope_jax.training.processes import StopRequest, join_processes
+from hope_jax.training.processes import StopRequest, join_processes, watch_processes
+from hope_jax.training.progress import TrainingProgress
 from hope_jax.training.sharding import check_batch, make_mesh
 from hope_jax.training.step import (
     Metrics,
@@ -42,6 +47,10 @@ from hope_jax.training.step import (
 
 class NonFiniteLossError(RuntimeError):
     """Raised when a loss or gradient is no number; the last checkpoint is from before that."""
+
+
+class _Stopped(Exception):
+    """A stop was asked for where there is nothing to save any more."""
 
 
 def train(config: ConfigDict, workdir: str) -> dict[str, float] | None:
@@ -59,8 +68,14 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float] | None:
     Raises:
       ValueError: if settings do not fit each other, the data or the folder, before compilation.
       NonFiniteLossError: if the loss or gradient is no longer a number.
+      RunFolderError: if the folder cannot be written any more.
     """
     join_processes(config.mesh.processes)
+    with watch_processes():
+        return _train(config, workdir)
+
+
+def _train(config: ConfigDict, workdir: str) -> dict[str, float] | None:
     console = Console(quiet=jax.process_index() > 0)
     mesh = make_mesh(
         config.mesh.data, config.mesh.fsdp, config.mesh.tensor, config.mesh.expect_devices
@@ -89,33 +104,51 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float] | None:
         sequence_length=config.data.sequence_length,
         batch_size=config.data.batch_size,
     )
-    # Only now, so that settings that do not fit leave no run behind.
-    checkpoints = Checkpoints(workdir, config, config.checkpoint.keep)
-    restored = checkpoints.restore(abstract_state(model, optimizer, mesh))
-    if restored is None:
-        state = init_state(model, optimizer, mesh, config.seed)
-        console.print(f"{parameter_count(model_config):,} parameters on {mesh.size} devices")
-    else:
-        state, place = restored
-        if place:
-            batches.set_state(place)
-        console.print(f"continuing {workdir} from step {int(state.step)}")
-    run = _Run(config, workdir, mesh, model, console, checkpoints, validation)
-    try:
-        state = run.steps(
-            state,
-            batches,
-            make_train_step(
-                model, optimizer, mesh, config.accumulate, needs_layer_inputs(config.optimizer)
-            ),
+    corpus = _corpus_record(streams)
+    with contextlib.ExitStack() as stack:
+        # Only now, so that settings that do not fit leave no run behind.
+        checkpoints = CheckpointWriter(workdir, config, config.checkpoint.keep, corpus)
+        stack.callback(checkpoints.close)
+        restored = checkpoints.restore(abstract_state(model, optimizer, mesh))
+        if restored is None:
+            state = init_state(model, optimizer, mesh, config.seed)
+            console.print(f"{parameter_count(model_config):,} parameters on {mesh.size} devices")
+        else:
+            state, place = restored
+            if place:
+                batches.set_state(place)
+            console.print(f"continuing {workdir} from step {int(state.step)}")
+        first = int(state.step)
+        metrics = MetricsWriter(workdir, first) if jax.process_index() == 0 else NoMetrics()
+        stack.callback(metrics.close)
+        request = stack.enter_context(StopRequest())
+        step = make_train_step(
+            model, optimizer, mesh, config.accumulate, needs_layer_inputs(config.optimizer)
         )
-        if run.stopped:
-            console.print(f"stopped and saved at step {int(state.step)}; run again to continue")
-            return None
-        return run.finish(state, documents, streams[1], tokenizer)
-    finally:
-        checkpoints.close()
-        run.writer.close()
+        evaluate = _evaluation(config, model, mesh, validation)
+        tokens = config.data.batch_size * config.data.sequence_length
+        with TrainingProgress(console, first, config.steps, tokens, config.log.every) as progress:
+            state = _take_steps(
+                config,
+                state,
+                batches,
+                lambda state, batch: step(state, put_batch(_kept(config, batch), mesh)),
+                evaluate,
+                checkpoints,
+                metrics,
+                progress,
+                request,
+            )
+        try:
+            if int(state.step) == config.steps:
+                loss = evaluate(state.params, config.evaluate.final_batches, request)
+                result = _finish(config, workdir, loss, documents, streams[1], console, metrics)
+                _show_sample(config, model, state.params, tokenizer, console)
+                return result
+        except _Stopped:
+            pass
+        console.print(f"stopped and saved at step {int(state.step)}; run again to continue")
+        return None
 
 
 def _load_corpus(
@@ -139,172 +172,156 @@ def _load_corpus(
     return None, [read_tokens(folder, part, data.tokenizer) for part in PARTS]
 
 
-class _Run:
-    """What the phases of one run share."""
+def _corpus_record(streams: Sequence[TokenStream]) -> Record:
+    """What is noted of the corpus; all processes must see the same."""
+    record = describe_corpus(dict(zip(PARTS, streams, strict=True)))
+    digest = zlib.crc32(json.dumps(record).encode())
+    if len(set(np.ravel(multihost_utils.process_allgather(np.uint32(digest))).tolist())) > 1:
+        raise ValueError(
+            f"processes see different corpora, process {jax.process_index()} this: {record}; give every "
+            f"host the same files"
+        )
+    return record
 
-    def __init__(self, config, workdir, mesh, model, console, checkpoints, validation):
-        self.config, self.workdir, self.mesh, self.model = config, workdir, mesh, model
-        self.console, self.checkpoints = console, checkpoints
-        self.validation: Sequence[dict[str, np.ndarray]] = validation
-        self.eval_step = make_eval_step(model, mesh)
-        self.stopped = False
-        self.writer: Any = _NoWriter()
 
-    def steps(self, state: TrainState, batches: Any, train_step: Any) -> TrainState:
-        """Takes the steps that are left."""
-        config = self.config
-        first = step = int(state.step)
-        if jax.process_index() == 0:
-            self.writer = MetricsWriter(self.workdir, first)
-        columns = [
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-        ]
-        tokens = config.data.batch_size * config.data.sequence_length
-        clock = _Clock(tokens)
-        pending: tuple[int, Metrics] | None = None
-        interactive = self.console.is_terminal
-        with (
-            StopRequest() as request,
-            Progress(*columns, console=self.console, disable=not interactive) as progress,
-        ):
-            bar = progress.add_task("loss", total=config.steps, completed=first)
-            while step < config.steps and not request.reached(step + 1):
-                batch = put_batch(self._kept(next(batches)), self.mesh)
-                state, metrics = train_step(state, batch)
-                step += 1
-                # The step before is read only now, when this one is under way.
-                if pending is not None:
-                    self._read(*pending, progress, bar, clock)
-                pending = (step, metrics)
-                save = step % config.checkpoint.every == 0
-                evaluate = step % config.evaluate.every == 0 and step < config.steps
-                if save or evaluate:
-                    self._read(*pending, progress, bar, clock)
-                    pending = None
-                if evaluate:
-                    self._evaluate_and_write(step, state, clock)
-                if save:
-                    self.checkpoints.save(step, state, batches.get_state())
-            if pending is not None:
-                self._read(*pending, progress, bar, clock)
-            if step > first:
-                self.checkpoints.save(step, state, batches.get_state())
-            self.stopped = step < config.steps
-        return state
+def _kept(config: ConfigDict, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A batch without its resets, where the config wants documents to run into each other."""
+    if config.data.reset_documents:
+        return dict(batch)
+    return {name: value for name, value in batch.items() if name != "reset"}
 
-    def _kept(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """A batch without its resets, where the config wants documents to run into each other."""
-        if self.config.data.reset_documents:
-            return batch
-        return {name: value for name, value in batch.items() if name != "reset"}
 
-    def _read(self, step: int, metrics: Metrics, progress: Any, bar: Any, clock: "_Clock") -> None:
-        loss, norm = float(metrics.loss), float(metrics.gradient_norm)
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise NonFiniteLossError(
-                f"step {step}: loss {loss}, gradient norm {norm}; the last good checkpoint in "
-                f"{self.workdir} stays. Lower optimizer.learning_rate or set optimizer.clip_norm"
-            )
-        rate = clock.tick()
-        if step % self.config.log.every == 0 or step == self.config.steps:
-            speed = {"tokens_per_second": rate} if math.isfinite(rate) else {}
-            self.writer.write(step, loss=loss, gradient_norm=norm, **speed)
-            if not self.console.is_terminal:
-                self.console.print(
-                    f"step {step}/{self.config.steps}  loss {loss:.4f}  {rate:,.0f} tokens/s  "
-                    f"{clock.left(self.config.steps - step):.0f} s left"
-                )
-        progress.update(bar, completed=step, description=f"loss {loss:.3f}  {rate:,.0f} tokens/s")
+def _take_steps(
+    config: ConfigDict,
+    state: TrainState,
+    batches: Any,
+    train_step: Callable[[TrainState, dict[str, Any]], tuple[TrainState, Metrics]],
+    evaluate: Callable[[Any, int], float],
+    checkpoints: CheckpointWriter,
+    metrics: MetricsWriter | NoMetrics,
+    progress: TrainingProgress,
+    request: StopRequest,
+) -> TrainState:
+    """Takes the steps that are left, or those until a stop is asked for, and saves the last."""
+    first = step = int(state.step)
+    pending: tuple[int, Metrics] | None = None
 
-    def evaluate(self, params: Any, batches: int) -> float:
-        """Mean validation loss in nats per token over so many batches, evenly spread; 0 is all."""
+    def report() -> None:
+        nonlocal pending
+        if pending is not None:
+            _report(*pending, checkpoints, metrics, progress)
+        pending = None
+
+    while step < config.steps and not request.reached(step + 1):
+        state, values = train_step(state, next(batches))
+        step += 1
+        report()  # of the step before, only now that this one is under way
+        pending = (step, values)
+        save = step % config.checkpoint.every == 0
+        if step % config.evaluate.every == 0 and step < config.steps:
+            report()
+            loss = evaluate(state.params, config.evaluate.batches)
+            metrics.write(step, validation_loss=loss)
+            progress.evaluation(step, loss)
+        if save:
+            report()  # what is written of a step is there before its checkpoint
+            checkpoints.save(step, state, batches.get_state())
+    report()
+    if step > first:
+        checkpoints.save(step, state, batches.get_state())
+    checkpoints.wait()
+    return state
+
+
+def _report(
+    step: int,
+    values: Metrics,
+    checkpoints: CheckpointWriter,
+    metrics: MetricsWriter | NoMetrics,
+    progress: TrainingProgress,
+) -> None:
+    """Reads what a step tells, and writes it down if it is one of those."""
+    loss, norm = float(values.loss), float(values.gradient_norm)
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise NonFiniteLossError(
+            f"step {step}: loss {loss}, gradient norm {norm}; the last good checkpoint in "
+            f"{checkpoints.folder} stays. Lower optimizer.learning_rate or set optimizer.clip_norm"
+        )
+    rate = progress.step(step, loss)
+    if progress.is_due(step):
+        speed = {"tokens_per_second": rate} if math.isfinite(rate) else {}
+        metrics.write(step, loss=loss, gradient_norm=norm, **speed)
+
+
+def _evaluation(
+    config: ConfigDict,
+    model: LanguageModel,
+    mesh: Mesh,
+    validation: Sequence[dict[str, np.ndarray]],
+) -> Callable[..., float]:
+    """Makes `evaluate(params, batches, request)`: mean validation loss in nats per token.
+
+    It is over so many batches, evenly spread; 0 is all. Where no token of them has a weight, it is no
+    number. If a request is given, it ends by `_Stopped` where that asks for it.
+    """
+    eval_step = make_eval_step(model, mesh)
+    rows = config.data.batch_size // jax.process_count()
+    own = slice(jax.process_index() * rows, (jax.process_index() + 1) * rows)
+
+    def evaluate(params: Any, batches: int, request: StopRequest | None = None) -> float:
         total = weight = 0.0
-        count = min(batches or len(self.validation), len(self.validation))
-        parts = [self.validation[i * len(self.validation) // count] for i in range(count)]
-        rows = self.config.data.batch_size // jax.process_count()
-        own = slice(jax.process_index() * rows, (jax.process_index() + 1) * rows)
-        for batch in parts:
-            local = {name: value[own] for name, value in self._kept(batch).items()}
-            loss, tokens = self.eval_step(params, put_batch(local, self.mesh))
+        count = min(batches or len(validation), len(validation))
+        for number in range(count):
+            if request is not None and request.noted:
+                raise _Stopped
+            batch = _kept(config, validation[number * len(validation) // count])
+            local = {name: value[own] for name, value in batch.items()}
+            loss, tokens = eval_step(params, put_batch(local, mesh))
             total, weight = total + float(loss), weight + float(tokens)
-        return total / weight
+        return total / weight if weight else math.nan
 
-    def _evaluate_and_write(self, step: int, state: TrainState, clock: "_Clock") -> None:
-        loss = self.evaluate(state.params, self.config.evaluate.batches)
-        self.writer.write(step, validation_loss=loss)
-        if not self.console.is_terminal:
-            self.console.print(f"step {step}  validation loss {loss:.4f}")
-        clock.restart()
-
-    def finish(
-        self,
-        state: TrainState,
-        documents: Documents | None,
-        validation: TokenStream,
-        tokenizer: Tokenizer,
-    ) -> dict[str, float]:
-        """Evaluates on the validation part, and shows what the model has become."""
-        loss = self.evaluate(state.params, self.config.evaluate.final_batches)
-        bits = loss / math.log(2) * len(validation.tokens) / validation.num_bytes
-        step = int(state.step)
-        self.writer.write(step, validation_loss=loss, bits_per_byte=bits)
-        result = {"validation_loss": loss, "bits_per_byte": bits}
-        if jax.process_index() == 0:
-            self.console.print(f"validation: {bits:.3f} bits per byte after {step} steps")
-            for order in self.config.evaluate.ngram_orders if documents is not None else ():
-                baseline = witten_bell_bits_per_byte(documents.train, documents.validation, order)
-                self.console.print(f"  a {order}-gram on the whole validation part: {baseline:.3f}")
-                result[f"{order}_gram_bits_per_byte"] = baseline
-            self.console.print(f"losses drawn in {plot_losses(self.workdir)}")
-        if jax.process_count() == 1 and self.config.evaluate.sample_tokens:
-            prompt = tokenizer.encode(self.config.evaluate.prompt)
-            context = read(self.model, state.params, np.asarray(prompt)[None])
-            ids, _ = generate(
-                self.model,
-                state.params,
-                context,
-                jax.random.key(self.config.seed),
-                num_tokens=self.config.evaluate.sample_tokens,
-                temperature=0.8,
-            )
-            text = tokenizer.decode(ids[0])
-            self.console.print("a sample:", style="bold")
-            self.console.print(self.config.evaluate.prompt + text, markup=False, highlight=False)
-        return result
+    return evaluate
 
 
-class _NoWriter:
-    """Metrics of the processes that write none."""
+def _finish(
+    config: ConfigDict,
+    workdir: str,
+    loss: float,
+    documents: Documents | None,
+    validation: TokenStream,
+    console: Console,
+    metrics: MetricsWriter | NoMetrics,
+) -> dict[str, float]:
+    """Writes down and shows how good the model has become."""
+    bits = loss / math.log(2) * len(validation.tokens) / validation.num_bytes
+    result = {"validation_loss": loss, "bits_per_byte": bits}
+    metrics.write_final(config.steps, **result)
+    if jax.process_index() == 0:
+        console.print(f"validation: {bits:.3f} bits per byte after {config.steps} steps")
+        for order in config.evaluate.ngram_orders if documents is not None else ():
+            baseline = witten_bell_bits_per_byte(documents.train, documents.validation, order)
+            console.print(f"  a {order}-gram on the whole validation part: {baseline:.3f}")
+            result[f"{order}_gram_bits_per_byte"] = baseline
+        console.print(f"losses drawn in {plot_losses(workdir)}")
+    return result
 
-    def write(self, step: int, **values: float) -> None:
-        """Does nothing."""
 
-    def close(self) -> None:
-        """Does nothing."""
-
-
-class _Clock:
-    """Tokens a second over the last steps."""
-
-    def __init__(self, tokens: int, window: int = 20):
-        self.tokens, self.window = tokens, window
-        self.times: list[float] = []
-        self.seconds = math.nan
-
-    def tick(self) -> float:
-        """Notes the end of a step; the rate is not a number until there are two."""
-        self.times = [*self.times[-self.window :], time.perf_counter()]
-        if len(self.times) > 1:
-            self.seconds = (self.times[-1] - self.times[0]) / (len(self.times) - 1)
-        return self.tokens / self.seconds
-
-    def left(self, steps: int) -> float:
-        """Seconds that so many steps will take."""
-        return steps * self.seconds
-
-    def restart(self) -> None:
-        """Forgets the past, which held more than steps."""
-        self.times = []
+def _show_sample(
+    config: ConfigDict, model: LanguageModel, params: Any, tokenizer: Tokenizer, console: Console
+) -> None:
+    """Lets the model continue the config's prompt."""
+    if jax.process_count() > 1 or not config.evaluate.sample_tokens:
+        return
+    prompt = tokenizer.encode(config.evaluate.prompt)
+    context = read(model, params, np.asarray(prompt)[None])
+    ids, _ = generate(
+        model,
+        params,
+        context,
+        jax.random.key(config.seed),
+        num_tokens=config.evaluate.sample_tokens,
+        temperature=0.8,
+    )
+    console.print("a sample:", style="bold")
+    text = config.evaluate.prompt + tokenizer.decode(ids[0])
+    console.print(text, markup=False, highlight=False)

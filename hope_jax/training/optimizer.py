@@ -1,6 +1,7 @@
 """The outer optimiser that a config names, with schedule and clipping around it."""
 
 import difflib
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,6 +11,9 @@ import optax
 from optax.contrib import MuonDimensionNumbers
 
 from hope_jax import optim
+from hope_jax.optim.matrices import leaf_name
+from hope_jax.optim.precision import in_float32
+from hope_jax.optim.ranges import check_range
 
 # How the language models' parameters are matrices: the first pattern that is found counts.
 MATRICES = optim.dimension_numbers_by_path(
@@ -31,34 +35,42 @@ MATRICES = optim.dimension_numbers_by_path(
 )
 
 
-def _muon(learning_rate, **arguments):
-    return optax.contrib.muon(learning_rate, muon_weight_dimension_numbers=MATRICES, **arguments)
+def _in_float32(make: Callable[..., optax.GradientTransformation]) -> Callable[..., Any]:
+    """An optimiser of Optax with its sums in float32, which ours keep so by themselves."""
 
+    @functools.wraps(make)
+    def wrapped(*args, **arguments):
+        return in_float32(make(*args, **arguments))
 
-def _m3(learning_rate, **arguments):
-    return optim.m3(learning_rate, weight_dimension_numbers=MATRICES, **arguments)
-
-
-def _adamuon(learning_rate, **arguments):
-    return optim.adamuon(learning_rate, weight_dimension_numbers=MATRICES, **arguments)
-
-
-def _preconditioned_momentum(learning_rate, **arguments):
-    return optim.preconditioned_momentum(learning_rate, optax.scale_by_rms(), **arguments)
+    return wrapped
 
 
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
-    "adam": optax.adam,
-    "adamw": optax.adamw,
-    "sgd": optax.sgd,
-    "ademamix": optax.contrib.ademamix,
-    "muon": _muon,
-    "adamuon": _adamuon,
-    "m3": _m3,
+    "adam": _in_float32(optax.adam),
+    "adamw": _in_float32(optax.adamw),
+    "sgd": _in_float32(optax.sgd),
+    "ademamix": _in_float32(optax.contrib.ademamix),
+    "muon": functools.partial(
+        _in_float32(optax.contrib.muon), muon_weight_dimension_numbers=MATRICES
+    ),
+    "adamuon": functools.partial(optim.adamuon, weight_dimension_numbers=MATRICES),
+    "m3": functools.partial(optim.m3, weight_dimension_numbers=MATRICES),
     "delta_momentum": optim.delta_momentum,
     "deep_momentum": optim.deep_momentum,
-    "preconditioned_momentum": _preconditioned_momentum,
+    "preconditioned_momentum": functools.partial(
+        optim.preconditioned_momentum, preconditioner=optax.scale_by_rms()
+    ),
     "delta_gradient_descent": optim.delta_gradient_descent,
+}
+# What is set elsewhere in a config, or holds functions and trees, which a config does not.
+_NOT_ARGUMENTS = {
+    "learning_rate": "optimizer.learning_rate",
+    "weight_decay": "optimizer.weight_decay",
+    "mask": None,
+    "weight_decay_mask": None,
+    "weight_dimension_numbers": None,
+    "muon_weight_dimension_numbers": None,
+    "preconditioner": None,
 }
 
 
@@ -67,14 +79,24 @@ def needs_layer_inputs(config: Mapping[str, Any]) -> bool:
     return config["name"] == "delta_gradient_descent"
 
 
+def _check(config: Mapping[str, Any], key: str, low: float, *high: float, **how: Any) -> None:
+    value = config[key]
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise ValueError(f"optimizer.{key} must be a number, got {value!r}")
+    check_range(f"optimizer.{key}", value, low, *high, **how)
+
+
 def make_schedule(config: Mapping[str, Any], steps: int) -> optax.Schedule:
     """Linear warm-up to `learning_rate`, then a cosine to `final_fraction` of it."""
-    warmup = config["warmup_steps"]
-    if not 0 <= warmup < steps:
+    _check(config, "warmup_steps", 0, whole=True)
+    _check(config, "learning_rate", 0, ends="()")
+    _check(config, "final_fraction", 0, 1, ends="[]")
+    warmup, peak = config["warmup_steps"], config["learning_rate"]
+    if warmup >= steps:
         raise ValueError(
-            f"optimizer.warmup_steps={warmup} must lie below steps={steps}; shorten the warm-up"
+            f"optimizer.warmup_steps={warmup} must lie below steps={steps}; shorten the warm-up or "
+            "train for more steps"
         )
-    peak = config["learning_rate"]
     schedule = optax.warmup_cosine_decay_schedule(
         0.0 if warmup else peak, peak, warmup, steps, peak * config["final_fraction"]
     )
@@ -96,17 +118,31 @@ def make_optimizer(config: Mapping[str, Any], steps: int) -> optax.GradientTrans
       An Optax transformation.
 
     Raises:
-      ValueError: for a name or argument that is not known, with the nearest ones.
+      ValueError: for a name or argument that is not known, with the nearest ones, and for a number
+        out of its range.
     """
+    _check(config, "clip_norm", 0)
+    _check(config, "weight_decay", 0)
     name, arguments = config["name"], dict(config["arguments"])
     if name not in OPTIMIZERS:
         near = difflib.get_close_matches(name, OPTIMIZERS) or sorted(OPTIMIZERS)
         raise ValueError(f"optimizer.name={name!r} is not known; nearest: {', '.join(near)}")
     make = OPTIMIZERS[name]
-    target = {"m3": optim.m3, "muon": optax.contrib.muon, "adamuon": optim.adamuon}.get(name, make)
-    if name == "preconditioned_momentum":
-        target = optim.preconditioned_momentum
-    known = inspect.signature(target).parameters
+    known = inspect.signature(make).parameters
+    allowed = [argument for argument in known if argument not in _NOT_ARGUMENTS]
+    for argument in arguments:
+        if argument in allowed:
+            continue
+        if argument in known:
+            elsewhere = _NOT_ARGUMENTS[argument]
+            raise ValueError(
+                f"optimizer.arguments.{argument} cannot be set there; "
+                + (f"set {elsewhere}" if elsewhere else f"{name!r} has its own here")
+            )
+        near = difflib.get_close_matches(argument, allowed) or sorted(allowed)
+        raise ValueError(
+            f"optimizer.arguments.{argument} is no argument of {name!r}; nearest: {', '.join(near)}"
+        )
     if config["weight_decay"]:
         if "weight_decay" not in known:
             raise ValueError(
@@ -114,15 +150,9 @@ def make_optimizer(config: Mapping[str, Any], steps: int) -> optax.GradientTrans
                 f"set it to 0"
             )
         arguments["weight_decay"] = config["weight_decay"]
-        # Muon and its kin give their own mask to the matrices alone.
+        # Muon gives its own mask to the matrices alone.
         if "mask" in known:
             arguments["mask"] = decayed
-    for argument in arguments:
-        if argument not in known:
-            near = difflib.get_close_matches(argument, known) or sorted(known)
-            raise ValueError(
-                f"optimizer.arguments.{argument} is no argument of {name!r}; nearest: {', '.join(near)}"
-            )
     optimizer = make(make_schedule(config, steps), **arguments)
     if config["periods"]:
         periods = dict(config["periods"])
@@ -133,7 +163,9 @@ def make_optimizer(config: Mapping[str, Any], steps: int) -> optax.GradientTrans
             average=True,
         )
     if config["clip_norm"]:
-        optimizer = optax.chain(optax.clip_by_global_norm(config["clip_norm"]), optimizer)
+        # In float32 the squares of float16 gradients exist and those of bfloat16 ones add up.
+        clip = in_float32(optax.clip_by_global_norm(config["clip_norm"]))
+        optimizer = optax.chain(clip, optimizer)
     return optax.with_extra_args_support(optimizer)
 
 
@@ -142,7 +174,7 @@ def _labels(params: Any, names: Mapping[str, int]) -> Any:
     found = set()
 
     def label(path, leaf):
-        parts = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
+        parts = leaf_name(path).split("/")
         held = [name for name in names if name in parts]
         found.update(held)
         return held[0] if held else "every step"
@@ -160,7 +192,7 @@ def decayed(params: Any) -> Any:
     """Which parameters decay: maps, but no embeddings, norms, biases, convolutions, steps, tokens."""
 
     def rule(path, leaf):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        name = leaf_name(path)
         return leaf.ndim > 1 and not any(
             part in name
             for part in (

@@ -41,7 +41,7 @@ class Metrics(NamedTuple):
     """What a step tells.
 
     Attributes:
-      loss: mean cross-entropy in nats per token, before the step.
+      loss: mean cross-entropy in nats per token, before the step; 0 where no token has a weight.
       gradient_norm: global norm of the gradient, before clipping.
     """
 
@@ -100,6 +100,9 @@ def make_train_step(
     """Compiles a step on first use; the state it is given is donated.
 
     The gradient is that of the whole batch's mean loss, however many micro-batches it is formed in.
+    It is summed and given to the optimiser in float32, or wider, whatever the parameters' dtype; they
+    and the optimiser's state keep theirs. A batch in which no token has a weight has no mean: of such
+    a step nothing but the count of steps is left, neither decay nor momentum.
 
     Args:
       model: to train.
@@ -128,10 +131,12 @@ def make_train_step(
 
     def step(state, batch):
         total = jnp.sum(batch["weights"])
+        empty = total == 0
+        divisor = jnp.where(empty, 1, total)
 
         def mean_loss(params, part):
             summed, inputs = _summed(model, params, part, layer_inputs)
-            return summed / total, inputs
+            return summed / divisor, inputs
 
         gradient = jax.value_and_grad(mean_loss, has_aux=True)
         if accumulate == 1:
@@ -144,17 +149,23 @@ def make_train_step(
                 (loss, inputs), gradients = gradient(state.params, part)
                 return jax.tree.map(jnp.add, carry, (loss, gradients)), inputs
 
-            zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.params))
+            # In bfloat16 a sum would stop growing after some hundred equal addends.
+            zero = (jnp.zeros(()), jax.tree.map(lambda w: _wide(jnp.zeros_like(w)), state.params))
             (loss, gradients), inputs = jax.lax.scan(add, zero, jax.tree.map(split, dict(batch)))
             # Micro-batches are further rows, (layers, accumulate, rows, in).
             inputs = jax.tree.map(lambda rows: jnp.moveaxis(rows, 0, -3), inputs)
+        gradients = jax.tree.map(_wide, gradients)
         extra = {"inputs": inputs} if layer_inputs else {}
         updates, optimizer_state = optimizer.update(
             gradients, state.optimizer, state.params, **extra
         )
-        params = optax.apply_updates(state.params, updates)
-        new = TrainState(state.step + 1, params, optimizer_state)
-        return new, Metrics(loss, optax.global_norm(gradients))
+        changed = (optax.apply_updates(state.params, updates), optimizer_state)
+        kept = jax.tree.map(
+            lambda new, old: jnp.where(empty, old, new.astype(old.dtype)),
+            changed,
+            (state.params, state.optimizer),
+        )
+        return TrainState(state.step + 1, *kept), Metrics(loss, optax.tree.norm(gradients))
 
     compiled = jax.jit(
         step, in_shardings=(places, rows), out_shardings=(places, None), donate_argnums=0
@@ -188,6 +199,10 @@ def _summed(model, params, batch, layer_inputs=False):
     else:
         losses, inputs = model.apply(variables, *texts, **settings), None
     return jnp.sum(losses * batch["weights"]), inputs
+
+
+def _wide(x):
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _on_mesh(function, mesh):

@@ -12,7 +12,7 @@ from hope_jax.commands.trained_model import load_model
 from hope_jax.inference.level_trace import trace_levels
 from hope_jax.inference.sampling import score
 from hope_jax.models.llama import read_llama, read_llama_config
-from hope_jax.runs.checkpoint import load_config
+from hope_jax.runs.run_config import load_config
 from hope_jax.training.loop import train
 from tests.models.test_llama import SIZES, write_random
 from tests.training.runs import QUICKSTART, tiny_config

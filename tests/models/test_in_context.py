@@ -217,6 +217,7 @@ def reference(name, functions, params, text, reset):
                     inputs_of(fast, slow, tokens, flags, before),
                 )
                 gradient = jax.tree.map(lambda g, x, w: g + x.T @ x @ w, gradient, unit, fast)
+            # Over the chunk's size, also where a reset leaves fewer tokens to be learnt from.
             summed = jax.tree.map(lambda s, g: s + g / smallest, summed, gradient)
         fast, summed, momentum = dict(fast), dict(summed), dict(momentum)
         for here, chunk in chunk_of.items():
@@ -292,13 +293,14 @@ def test_equals_a_loop_over_slices_with_gradients_by_hand(exact, name):
     def theirs(params):
         rows = [reference(name, functions, params, TEXT[i], RESET[i]) for i in range(BATCH)]
         losses = jnp.stack([losses for losses, _ in rows])
-        return jnp.sum(losses * weight), (losses, rows[0][1])
+        return jnp.sum(losses * weight), (losses, [fast for _, fast in rows])
 
     (_, (losses, state)), gradient = jax.jit(jax.value_and_grad(ours, has_aux=True))(params)
     _, (expected, fast) = theirs(params)
     np.testing.assert_allclose(losses, expected, rtol=1e-9, atol=1e-9)
     first = model.config.num_layers - model.config.adapting_blocks
-    assert_trees_close(fast_weights(state, first, 0), fast, 1e-9)
+    assert_trees_close([fast_weights(state, first, row) for row in range(BATCH)], fast, 1e-9)
+    fast = fast[0]
     moved = jax.tree.map(lambda new, old: np.abs(new - old).max(), fast, initial_of(params, fast))
     assert max(jax.tree.leaves(moved)) > 1e-2
 
@@ -373,6 +375,48 @@ def test_no_token_tells_of_a_later_one_nor_a_sequence_of_another(exact, name):
         after = losses(other)
         np.testing.assert_array_equal(after[0, :place], before_losses[0, :place])
         np.testing.assert_array_equal(after[1], before_losses[1])
+
+
+@pytest.mark.parametrize("objective", ["next_token", "local"])
+def test_bfloat16_parameters_learn_as_float32_ones_of_their_values(objective):
+    """Forty changes of 1e-3 each: in bfloat16, most of them would be rounded away."""
+    learning = settings(
+        objective=objective, chunks=(1, 2), step_size=1e-3, optimizer="momentum", blocks=1
+    )
+    learnt = {}
+    text = np.tile(TEXT, 4)
+    for dtype in ("bfloat16", "float32"):
+        config = dataclasses.replace(
+            PLAIN, num_layers=1, dtype="float32", param_dtype=dtype, in_context=learning
+        )
+        model = LanguageModel(config)
+        if not learnt:
+            params = nn.unbox(jax.jit(model.init)(jax.random.key(0), text[:, :2])["params"])
+        logits, state = jax.jit(model.apply)({"params": params}, text)
+        first = config.num_layers - config.adapting_blocks
+        learnt[dtype] = logits, fast_weights(state, first, 0)
+        assert {leaf.dtype for leaf in jax.tree.leaves(learnt[dtype])} == {jnp.dtype("float32")}
+        # What is held in bfloat16 the float32 model holds exactly.
+        params = jax.tree.map(lambda w: w.astype(jnp.float32), params)
+    initial = initial_of(params, learnt["float32"][1])
+    moved = jax.tree.map(lambda new, old: np.abs(new - old).max(), learnt["float32"][1], initial)
+    assert min(jax.tree.leaves(moved)) > 1e-4
+    assert_trees_close(learnt["bfloat16"], learnt["float32"], 1e-6)
+
+
+def test_a_state_that_has_read_nothing_can_be_donated():
+    learning = settings(optimizer="momentum", blocks=1)
+    config = dataclasses.replace(
+        PLAIN, num_layers=1, dtype="float32", param_dtype="float32", in_context=learning
+    )
+    model = LanguageModel(config)
+    params = nn.unbox(jax.jit(model.init)(jax.random.key(0), TEXT[:, :2])["params"])
+    places = [
+        leaf.unsafe_buffer_pointer()
+        for leaf in jax.tree.leaves((init_state(model, params, BATCH), params))
+        if leaf.size
+    ]
+    assert len(set(places)) == len(places)
 
 
 @pytest.mark.parametrize("objective", ["next_token", "local"])

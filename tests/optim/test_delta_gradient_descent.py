@@ -70,6 +70,37 @@ def test_schedule_is_shortened_at_each_step():
     np.testing.assert_allclose(moved, [1 / 2, 2 / 3, 3 / 4], rtol=1e-6)
 
 
+def test_ordinary_weight_decay_and_its_mask():
+    params = {"k": random(4, 3), "b": random(3, seed=1)}
+    zero = jax.tree.map(jnp.zeros_like, params)
+    optimizer = delta_gradient_descent(1.0, weight_decay=0.4, mask={"k": True, "b": False})
+    result = step(optimizer, params, zero, inputs={})
+    np.testing.assert_allclose(result["k"], 0.8 * params["k"], rtol=1e-6)
+    np.testing.assert_array_equal(result["b"], params["b"])
+    for wrong in ({"weight_decay": -1}, {"strength": -1}, {"learning_rate": -1}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))} must be a finite number"):
+            delta_gradient_descent(**{"learning_rate": 0.1, **wrong})
+
+
+def test_decay_along_complex_and_float16_inputs():
+    real, imaginary = np.random.default_rng(0).normal(size=(2, 7, 4))
+    x = real + 1j * imaginary
+    w = np.ones((4, 3)) * (1 + 2j)
+    rows = x / np.sqrt((abs(x) ** 2).sum(axis=1, keepdims=True))
+    expected = w - 0.5 * rows.conj().T @ rows @ w / 7
+    with jax.enable_x64(True):
+        result = step(delta_gradient_descent(1.0), {"k": w}, {"k": 0 * w}, inputs={"k": x})
+    np.testing.assert_allclose(result["k"], expected, atol=1e-12)
+    # Lengths whose squares float16 does not have.
+    low = {"k": random(4, 3).astype(jnp.float16)}
+    zero = {"k": jnp.zeros((4, 3), jnp.float16)}
+    unit = step(delta_gradient_descent(1.0), low, zero, inputs={"k": random(7, 4)})
+    for factor in (1e-4, 1e3):
+        scaled = (factor * random(7, 4)).astype(jnp.float16)
+        result = step(delta_gradient_descent(1.0), low, zero, inputs={"k": scaled})
+        np.testing.assert_allclose(result["k"], unit["k"], atol=3e-3)
+
+
 def test_zero_inputs_decay_nothing():
     params = {"k": random(4, 3)}
     result = step(

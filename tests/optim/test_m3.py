@@ -1,5 +1,6 @@
 """M3 against a NumPy transcription of Algorithm 1, its limits, its state and its errors."""
 
+import inspect
 import sys
 
 import jax
@@ -32,7 +33,10 @@ def numpy_algorithm_1(gradients, w, rate, b1, b2, b3, alpha, f, steps, eps):
 
 
 def numpy_ema(gradients, w, rate, b1, b2, b3, alpha, f, steps, eps, rms, of_update):
-    """The averaging form, every average written as the weighted sum that it is."""
+    """The averaging form, every average written as the weighted sum that it is.
+
+    A second moment of gradients has its matrix's mean in it, by a share of 0.8^t.
+    """
 
     def average(history, decay):
         weights = decay ** np.arange(len(history))[::-1]
@@ -45,9 +49,11 @@ def numpy_ema(gradients, w, rate, b1, b2, b3, alpha, f, steps, eps, rms, of_upda
         if chunks:
             o = o + alpha * numpy_newton_schulz(average(chunks, b3), steps, QUINTIC)
         directions.append(o)
-        squares = [x**2 for x in (directions if of_update else gradients[:t])]
-        u = o / (np.sqrt(average(squares, b2)) + eps)
-        w = w - rate * rms * u / np.sqrt(np.mean(u**2))
+        v = average([abs(x) ** 2 for x in (directions if of_update else gradients[:t])], b2)
+        if not of_update:
+            v = (1 - 0.8**t) * v + 0.8**t * np.mean(v)
+        u = o / (np.sqrt(v) + eps)
+        w = w - rate * rms * u / np.sqrt(np.mean(abs(u) ** 2))
         trajectory.append(w)
     return trajectory
 
@@ -60,6 +66,17 @@ def trajectory(optimizer, gradients, w):
         w = optax.apply_updates(w, updates)
         result.append(w)
     return result
+
+
+def updates_of(optimizer, gradients):
+    """The updates for one gradient after another, in one program."""
+
+    @jax.jit
+    def run(gradients):
+        state = optimizer.init(gradients[0])
+        return jax.lax.scan(lambda s, g: optimizer.update(g, s, g)[::-1], state, gradients)[1]
+
+    return np.asarray(run(jnp.asarray(gradients)))
 
 
 @pytest.mark.parametrize("shape", [(4, 6), (6, 4)])
@@ -90,6 +107,94 @@ def test_averaging_form_over_50_steps(second_moment):
         )
         result = trajectory(optimizer, jnp.asarray(gradients), jnp.asarray(w))
     np.testing.assert_allclose(result, expected, rtol=0, atol=1e-10)
+
+
+def test_first_updates_are_bounded_without_warm_up():
+    """Gaussian gradients: the square of one is near zero somewhere in any large matrix."""
+    sizes = np.abs(updates_of(scale_by_m3(ns_steps=3), random(24, 96, 96)))
+    np.testing.assert_allclose(np.sqrt((sizes**2).mean(axis=(1, 2))), 0.2, rtol=1e-4)
+    # A Gaussian's own largest of 9,216 is 4 times its root mean square.
+    assert sizes.max() < 8 * 0.2 and sizes[0].max() < 5 * 0.2
+
+
+def test_late_updates_are_those_of_the_second_moment_alone():
+    gradients = np.asarray(random(120, 4, 5), np.float64) ** 3
+    v = np.zeros((4, 5))
+    for t, g in enumerate(gradients, 1):
+        v = 0.95 * v + 0.05 * g**2
+        expected = np.sqrt(v / (1 - 0.95**t)) + 1e-8
+    with jax.enable_x64(True):
+        divided = updates_of(scale_by_m3(), gradients)[-1]
+        muon = updates_of(scale_by_m3(second_moment="none"), gradients)[-1]
+    expected = muon / expected
+    expected *= 0.2 / np.sqrt((expected**2).mean())
+    np.testing.assert_allclose(divided, expected, rtol=1e-7)
+
+
+def test_an_entry_without_gradients_stays_where_it_is():
+    """A mask makes gradients zero, which orthogonalisation does not keep."""
+    mask = np.tril(np.ones((5, 5)))
+    result = updates_of(scale_by_m3(), mask * np.asarray(random(100, 5, 5)))
+    assert not (result * (1 - mask)).any()
+    assert np.abs(result).max() < 1.0 and np.abs(result * mask).min(axis=0)[mask > 0].all()
+    tiny = updates_of(scale_by_m3(), 1e-25 * random(3, 4, 5))
+    np.testing.assert_allclose(np.sqrt((tiny**2).mean(axis=(1, 2))), 0.2, rtol=1e-4)
+
+
+def test_one_huge_gradient_is_survived_and_forgotten():
+    gradients = np.repeat(np.asarray(random(2, 4, 5)), [20, 140], axis=0)
+    gradients[10] *= 1e20
+    result = updates_of(scale_by_m3(b1=0.5, b2=0.5, b3=0.5, slow_every=1), gradients)
+    assert np.isfinite(result).all()
+    np.testing.assert_allclose(np.sqrt((result**2).mean(axis=(1, 2))), 0.2, rtol=1e-4)
+    straight = updates_of(scale_by_m3(b1=0.5, b2=0.5, b3=0.5, slow_every=1), gradients[20:])
+    np.testing.assert_allclose(result[-1], straight[-1], atol=1e-3)
+
+
+def test_sums_of_bfloat16_gradients_lose_nothing():
+    """An update changes each of these sums by less than half of a bfloat16 number's last place."""
+    optimizer = m3(0.1, b1=0.999, b2=0.999, slow_every=1024)
+    params = {"w": jnp.ones((2, 2), jnp.bfloat16), "bias": jnp.ones(2, jnp.bfloat16)}
+
+    @jax.jit
+    def run(params):
+        step = lambda state, _: (optimizer.update(params, state, params)[1], None)
+        return jax.lax.scan(step, optimizer.init(params), length=1024)[0]
+
+    state = run(params)
+    share = 1 - 0.999**1024
+    for name, expected in (("m1", share), ("m2", 0.1), ("v", share)):
+        np.testing.assert_allclose(optax.tree.get(state, name)["w"], expected, rtol=1e-3)
+    np.testing.assert_allclose(optax.tree.get(state, "nu")["bias"], share, rtol=1e-3)
+
+
+def test_float16_gradients_of_any_size_give_the_update_of_float32():
+    gradients = random(3, 4, 5)
+    expected = updates_of(scale_by_m3(), gradients)
+    for factor in (1e-4, 1e4):
+        low = updates_of(scale_by_m3(), (factor * gradients).astype(jnp.float16))
+        assert low.dtype == np.float16
+        np.testing.assert_allclose(low, expected, atol=3e-2)
+
+
+def test_complex_weights_in_every_form():
+    real, imaginary = np.random.default_rng(0).normal(size=(2, 9, 3, 5))
+    gradients = real + 1j * imaginary
+    w = np.zeros((3, 5), complex)
+    constants = dict(b1=0.9, b2=0.7, b3=0.6, alpha=0.8, eps=1e-3, rms=0.3)
+    with jax.enable_x64(True):
+        for form in ("gradient", "update"):
+            expected = numpy_ema(
+                list(gradients), w, 1.0, f=4, steps=5, of_update=form == "update", **constants
+            )
+            optimizer = scale_by_m3(slow_every=4, second_moment=form, **constants)
+            result = updates_of(optimizer, gradients)
+            np.testing.assert_allclose(-np.cumsum(result, axis=0), expected, atol=1e-10)
+    complex_vector = {"a": {"b": jnp.ones(3, complex)}}
+    updates, _ = m3(0.1).update(complex_vector, m3(0.1).init(complex_vector), complex_vector)
+    assert jnp.isfinite(updates["a"]["b"]).all()
+    with pytest.raises(ValueError, match="a/b: mu_dtype=bfloat16 would drop the imaginary parts"):
+        m3(0.1, mu_dtype="bfloat16").init(complex_vector)
 
 
 def test_cached_direction_in_bfloat16_costs_no_more_than_its_rounding():
@@ -175,9 +280,9 @@ def test_slow_orthogonalisation_runs_only_when_due(monkeypatch):
 def test_state_holds_no_more_than_promised():
     w = random(4, 6).astype(jnp.bfloat16)
     size = {field: value.dtype.itemsize for field, value in scale_by_m3().init(w)._asdict().items()}
-    assert size == {"count": 4, "m1": 2, "m2": 2, "v": 4, "o2": 2}
-    state = scale_by_m3(mu_dtype="float32").init(w)
-    assert state.m1.dtype == state.m2.dtype == jnp.float32 and state.o2.dtype == jnp.bfloat16
+    assert size == {"count": 4, "m1": 4, "m2": 4, "v": 4, "o2": 2}
+    state = scale_by_m3(mu_dtype="bfloat16").init(w)
+    assert state.m1.dtype == state.o2.dtype == jnp.bfloat16 and state.m2.dtype == jnp.float32
     state = scale_by_m3(alpha=0, second_moment="none").init(w)
     assert state.m2 == state.o2 == state.v == ()
 
@@ -241,12 +346,34 @@ def test_weight_decay_and_its_mask():
         ({"accumulate": "mean"}, "accumulate must be one of .*got 'mean'"),
         ({"scale": "none"}, "scale must be one of"),
         ({"second_moment": "v"}, "second_moment must be one of"),
-        ({"slow_every": 0}, "slow_every must be at least 1, got 0"),
+        ({"slow_every": 0}, "slow_every must be a whole number of at least 1, got 0."),
+        ({"slow_every": 2.5}, "slow_every must be a whole number of at least 1, got 2.5."),
+        ({"b1": -1}, r"b1 must be in \[0, 1\), got -1."),
+        ({"b2": 1}, r"b2 must be in \[0, 1\), got 1."),
+        ({"b3": float("nan")}, r"b3 must be in \[0, 1\), got nan."),
+        ({"b1": 0, "accumulate": "sum"}, "b1 must be a finite number above 0, got 0."),
+        ({"alpha": -0.1}, "alpha must be a finite number of at least 0, got -0.1."),
+        ({"eps": np.float32(-1)}, "eps must be a finite number above 0, got -1.0."),
+        ({"rms": float("inf")}, "rms must be a finite number above 0, got inf."),
+        ({"weight_decay": -1}, "weight_decay must be a finite number of at least 0"),
+        ({"adam_b2": 1.0}, "adam_b2 must be in"),
+        ({"ns_steps": 2.0}, "must be a Python int"),
     ],
 )
 def test_errors_of_arguments(options, message):
     with pytest.raises(ValueError, match=message):
-        m3(0.1, **options)
+        m3(0.1, **options).init(jnp.ones((2, 2)))
+
+
+def test_printed_sums_take_any_weight():
+    m3(0.1, b1=1, b2=1.0, b3=3, accumulate="sum", scale="literal")
+
+
+def test_adamuon_has_m3s_options_by_name():
+    known = inspect.signature(adamuon).parameters
+    assert {"ns_steps", "weight_decay", "mask"} < set(known) and "options" not in known
+    assert not {"alpha", "second_moment"} & set(known)
+    assert known["rms"].default == 0.2 and known["b1"].default == 0.95
 
 
 def test_scale_by_m3_names_a_leaf_that_is_no_matrix():

@@ -55,6 +55,80 @@ def test_delta_rule_over_20_steps(shape):
     np.testing.assert_allclose(result, expected, atol=1e-12)
 
 
+def test_delta_rule_of_complex_gradients():
+    parts = np.random.default_rng(0).normal(size=(2, 20, 4, 3))
+    gradients = parts[0] + 1j * parts[1]
+    with jax.enable_x64(True):
+        for turned in (False, True):  # either order of the product
+            given = gradients.swapaxes(1, 2) if turned else gradients
+            m, expected = np.zeros(given.shape[1:]), []
+            for g in given:
+                unit = g / np.sqrt((abs(g) ** 2).sum())
+                m = m @ (0.9 * np.eye(g.shape[1]) - 0.7 * unit.conj().T @ unit) + g
+                expected.append(-0.1 * m)
+            result = run(delta_momentum(0.1, 0.9, 0.7), jnp.asarray(given), jnp.asarray(m))
+            np.testing.assert_allclose(result, expected, atol=1e-12)
+    with pytest.raises(ValueError, match="b: a network memory is of real numbers.*split_real"):
+        deep_momentum(0.1).init({"a": jnp.ones(2), "b": jnp.ones(2, complex)})
+
+
+@pytest.mark.parametrize("make", [delta_momentum, deep_momentum])
+def test_weight_decay_is_of_the_masked_weights_times_the_rate(make):
+    params = {"a": random(3, 2), "b": random(3, 2, seed=1)}
+    optimizer = make(0.1, weight_decay=0.5, mask={"a": True, "b": False})
+    zero = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(zero, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["a"], -0.05 * params["a"], rtol=1e-6)
+    assert not updates["b"].any()
+
+
+def test_extreme_gradients_leave_finite_updates():
+    """A float16 zero, a float16 number whose square is none, a float32 whose square is none."""
+    for optimizer in (delta_momentum(0.1), deep_momentum(0.1, hidden_width=4)):
+        low = random(6, 3, 4).astype(jnp.float16).at[2].set(0.0).at[3].mul(1e-4).at[4].mul(1e4)
+        assert all(jnp.isfinite(u).all() for u in run(optimizer, low, low[0]))
+    gradients = [random(3, 4, seed=i) for i in range(5)]
+    deep = deep_momentum(0.1, hidden_width=4)
+    expected = run(deep, gradients, gradients[0])
+    # Only the direction is remembered: the updates after it are those of the same gradient unscaled.
+    huge = run(deep, [gradients[0], 1e20 * gradients[1], *gradients[2:]], gradients[0])
+    np.testing.assert_allclose(huge[1] / 1e20, expected[1], rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(jnp.stack(huge[2:]), jnp.stack(expected[2:]), rtol=1e-3, atol=1e-5)
+
+
+def test_memories_of_bfloat16_gradients_lose_nothing():
+    """In bfloat16 such sums stop growing at 256 parts, and at a third of their second moment."""
+    ones = jnp.ones((2, 2), jnp.bfloat16)
+    transform = scale_by_generalized_momentum(
+        linear_memory(0.998), preconditioner=optax.scale_by_rms(0.999)
+    )
+    step = lambda state, _: (transform.update(ones, state)[1], None)
+    state = jax.jit(lambda: jax.lax.scan(step, transform.init(ones), length=1000)[0])()
+    nu = 1 - 0.999 ** np.arange(1, 1001)
+    weights = 0.998 ** np.arange(1000)[::-1]
+    np.testing.assert_allclose(state.memory, np.sum(weights / np.sqrt(nu + 1e-8)), rtol=1e-3)
+    np.testing.assert_allclose(state.preconditioner.nu, nu[-1], rtol=1e-3)
+    assert linear_memory(mu_dtype="bfloat16").init(ones, None).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: delta_momentum(0.1, decay=1.1), r"decay must be in \[0, 1\], got 1.1."),
+        (lambda: delta_momentum(0.1, delta=-1), "delta must be a finite number of at least 0"),
+        (lambda: delta_momentum(0.1, weight_decay=-1), "weight_decay must be a finite number"),
+        (
+            lambda: deep_momentum(0.1, hidden_width=jnp.array(3)),
+            "hidden_width must be a Python int.*static_args",
+        ),
+        (lambda: deep_momentum(0.1, inner_learning_rate=-1), "inner_learning_rate must be"),
+    ],
+)
+def test_errors_of_arguments(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
 def test_delta_term_is_a_contraction_and_touches_only_the_current_direction():
     memory = linear_memory(decay=1.0, delta=1.0)
     first, second = jnp.array([[100.0, 0.0, 0.0]]), jnp.array([[0.0, 1e-3, 0.0]])
@@ -164,5 +238,7 @@ def test_seed_decides_the_network():
         for s in (0, 0, 1)
     )
     assert (first == again).all() and (first != other).any()
-    with pytest.raises(ValueError, match="hidden_width must be at least 1, got 0"):
+    with pytest.raises(
+        ValueError, match="hidden_width must be a finite number of at least 1, got 0"
+    ):
         deep_momentum(0.1, hidden_width=0)

@@ -108,6 +108,14 @@ def test_labels_by_function_and_bfloat16_parameters():
     np.testing.assert_allclose(updates["slower"]["w"].astype(jnp.float32), -0.1 * total, atol=0.01)
 
 
+def test_a_long_sum_of_bfloat16_gradients_loses_nothing():
+    one = jnp.ones((), jnp.bfloat16)
+    optimizer = multi_timescale(optax.sgd(1.0), {0: 1025}, 0)
+    step = lambda state, _: (optimizer.update(one, state)[1], None)
+    state = jax.jit(lambda: jax.lax.scan(step, optimizer.init(one), length=1024)[0])()
+    assert optax.tree.get(state, "accumulated") == 1024
+
+
 def test_errors_name_the_leaf_and_the_label():
     with pytest.raises(
         ValueError, match="the period of 'slow' must be an int of at least 1, got 0"

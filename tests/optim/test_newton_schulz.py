@@ -15,12 +15,13 @@ from hope_jax.optim.newton_schulz import _iterate, orthogonalize
 
 def numpy_newton_schulz(x, steps, coefficients):
     """One matrix, float64, no transposition: the polynomial acts on the longer side too."""
-    x = np.asarray(x, np.float64)
+    x = np.asarray(x)
+    x = x.astype(np.result_type(x, np.float64))
     norm = np.linalg.norm(x)
     x = x / norm if norm else x
     for i in range(steps):
         a, b, c = coefficients[min(i, len(coefficients) - 1)]
-        gram = x @ x.T
+        gram = x @ x.conj().T
         x = a * x + b * gram @ x + c * gram @ gram @ x
     return x
 
@@ -66,6 +67,45 @@ def test_singular_values_at_256():
 def test_result_does_not_depend_on_scale(factor):
     x = random(5, 7)
     np.testing.assert_allclose(newton_schulz(factor * x), newton_schulz(x), atol=1e-5)
+
+
+def test_float16_and_the_smallest_numbers():
+    """Below 1.5e-5 a float16 number's reciprocal is no float16 number any more."""
+    tiny = newton_schulz(1e-5 * jnp.eye(3, dtype=jnp.float16))
+    assert tiny.dtype == jnp.float16
+    np.testing.assert_allclose(tiny, newton_schulz(jnp.eye(3)), atol=5e-3)
+    x = random(5, 7)
+    low = newton_schulz((6e4 / jnp.abs(x).max() * x).astype(jnp.float16))
+    np.testing.assert_allclose(low, newton_schulz(x), atol=2e-2)
+    assert jnp.isfinite(newton_schulz(1e-40 * x)).all()
+
+
+def test_complex_matrices_by_their_conjugate_transpose():
+    x = np.asarray(random(2, 4, 6)) + 1j * np.asarray(random(2, 4, 6, seed=1))
+    expected = [numpy_newton_schulz(matrix, 5, QUINTIC) for matrix in x]
+    np.testing.assert_allclose(newton_schulz(jnp.asarray(x)), expected, atol=2e-5)
+    u, _, vt = np.linalg.svd(x[0], full_matrices=False)
+    polar = newton_schulz(jnp.asarray(x[0]), 12, POLAR_EXPRESS)
+    np.testing.assert_allclose(polar, u @ vt, atol=1e-4)
+
+
+def test_coefficients_are_the_published_ones():
+    """The numbers, and what five steps make of singular values, from the polynomials by hand."""
+    assert QUINTIC == ((3.4445, -4.7750, 2.0315),) and CUBIC == ((1.5, -0.5, 0.0),)
+    # A diagonal matrix's singular values, divided by its norm, follow the polynomial one by one.
+    values = np.array([1.0, 0.3, 0.1, 0.03, 0.01, 0.003])
+    with jax.enable_x64(True):
+        after = {
+            name: np.diag(newton_schulz(jnp.diag(jnp.asarray(values)), 5, coefficients))
+            for name, coefficients in (("q", QUINTIC), ("c", CUBIC), ("p", POLAR_EXPRESS))
+        }
+    np.testing.assert_allclose(
+        after["q"], [0.7526, 0.9246, 0.6848, 1.0955, 0.6841, 1.0847], atol=1e-4
+    )
+    np.testing.assert_allclose(after["c"], [1.0, 0.9936, 0.6356, 0.2145, 0.0723, 0.0217], atol=1e-4)
+    np.testing.assert_allclose(
+        after["p"], [0.9988, 1.1064, 0.9584, 1.1226, 1.0038, 0.9931], atol=1e-4
+    )
 
 
 def test_zero_stays_zero_with_finite_gradient():

@@ -1,14 +1,17 @@
 """Runs that stop, go on, fail, and are given the wrong settings."""
 
 import contextlib
+import math
 import os
 import signal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from hope_jax.training import loop
+from hope_jax.training.step import Metrics
 from tests.training.runs import change_batch, losses, tiny_config
 
 
@@ -63,6 +66,29 @@ def test_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(tmp_pat
     with pytest.raises(loop.NonFiniteLossError, match="step 3"):
         loop.train(tiny_config(tmp_path), str(run))
     assert saved_steps(run) == [2]
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_documents_are_kept_apart_as_the_config_says(tmp_path, monkeypatch, apart):
+    """Also: an evaluation in which no token has a weight is no number, and ends no run."""
+    resets = {"train": [], "evaluate": []}
+
+    def train_step(state, batch):
+        resets["train"].append(batch.get("reset"))
+        return state._replace(step=state.step + 1), Metrics(jnp.zeros(()), jnp.zeros(()))
+
+    def eval_step(params, batch):
+        resets["evaluate"].append(batch.get("reset"))
+        return jnp.zeros(()), jnp.zeros(())
+
+    monkeypatch.setattr(loop, "make_train_step", lambda *_: train_step)
+    monkeypatch.setattr(loop, "make_eval_step", lambda *_: eval_step)
+    changes = {"data.reset_documents": apart, "evaluate.sample_tokens": 0}
+    result = loop.train(tiny_config(tmp_path, **changes), str(tmp_path / "run"))
+    assert math.isnan(result["validation_loss"])
+    for kind, seen in resets.items():
+        assert len(seen) > 1, kind
+        assert any(flags is not None and np.any(flags) for flags in seen) == apart, kind
 
 
 def test_settings_that_do_not_fit_are_refused_before_compilation(tmp_path, monkeypatch):

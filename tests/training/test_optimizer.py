@@ -72,6 +72,58 @@ def test_every_optimizer_has_a_state_for_every_language_model(name, kind):
     assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, params)
 
 
+# An argument of each by name, and whether it has a weight decay.
+ARGUMENTS = {
+    "adam": ({"b1": 0.8, "eps": 1e-6}, False),
+    "adamw": ({"b2": 0.95, "nesterov": True}, True),
+    "sgd": ({"momentum": 0.9}, False),
+    "ademamix": ({"b3": 0.99, "alpha": 4.0}, True),
+    "muon": ({"ns_steps": 1, "beta": 0.9}, True),
+    "adamuon": ({"ns_steps": 1, "b2": 0.9, "rms": 0.1}, True),
+    "m3": ({"ns_steps": 1, "slow_every": 4, "alpha": 0.2}, True),
+    "delta_momentum": ({"delta": 0.1}, True),
+    "deep_momentum": ({"hidden_width": 2, "seed": 3}, True),
+    "preconditioned_momentum": ({"decay": 0.8}, True),
+    "delta_gradient_descent": ({"strength": 0.5}, True),
+}
+
+
+@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+def test_every_optimizer_takes_its_arguments_and_decays_maps_alone(name):
+    arguments, decays = ARGUMENTS[name]
+    config = settings(name=name, arguments=arguments, weight_decay=0.5 * decays, warmup_steps=0)
+    optimizer = make_optimizer(config, 20)
+    params = {
+        "up": {"kernel": jnp.full((1, 3, 4), 2.0)},
+        "embedding": jnp.ones((5, 3)),
+        "norm": {"scale": jnp.ones(3)},
+    }
+    zero = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(zero, optimizer.init(params), params, inputs={})
+    # A step of delta gradient descent is shortened to eta / (1 + eta).
+    rate = 0.1 / 1.1 if name == "delta_gradient_descent" else 0.1
+    np.testing.assert_allclose(updates["up"]["kernel"], -rate * 0.5 * 2.0 * decays, rtol=1e-5)
+    assert not updates["embedding"].any() and not updates["norm"]["scale"].any()
+    if not decays:
+        with pytest.raises(ValueError, match=f"'{name}' has no weight decay; set it to 0"):
+            make_optimizer(settings(name=name, weight_decay=0.1), 20)
+
+
+def test_sums_of_bfloat16_parameters_are_float32():
+    params = {"embedding": jnp.ones((4, 2), jnp.bfloat16)}
+    for name in sorted(OPTIMIZERS):
+        arguments = {"momentum": 0.9} if name == "sgd" else {}
+        state = make_optimizer(settings(name=name, arguments=arguments), 20).init(params)
+        assert {x.dtype for x in jax.tree.leaves(state)} <= {
+            jnp.dtype("float32"),
+            jnp.dtype("int32"),
+        }
+    huge = {"embedding": jnp.full((4, 2), 3e4, jnp.float16)}
+    optimizer = make_optimizer(settings(name="sgd", warmup_steps=0), 20)
+    updates, _ = optimizer.update(huge, optimizer.init(huge), huge)
+    np.testing.assert_allclose(updates["embedding"], -0.1 / np.sqrt(8), rtol=1e-3)
+
+
 def test_gradients_are_clipped_by_their_global_norm():
     optimizer = make_optimizer(settings(name="sgd", warmup_steps=0), 20)
     params = {"a": jnp.zeros(2), "b": jnp.zeros(1)}
@@ -100,7 +152,27 @@ def test_a_level_moves_at_its_own_period():
         (dict(name="delta_gradient_descent", arguments={"strenght": 1.0}), "strength"),
         (dict(arguments={"beta1": 0.9}), "b1"),
         (dict(name="sgd", weight_decay=0.1), "no weight decay"),
-        (dict(warmup_steps=20), "warmup_steps=20"),
+        (dict(warmup_steps=20), "warmup_steps=20 must lie below steps=20; shorten the warm-up"),
+        (dict(warmup_steps=-3), "optimizer.warmup_steps must be a whole number of at least 0"),
+        (dict(warmup_steps=2.5), "optimizer.warmup_steps must be a whole number"),
+        (
+            dict(learning_rate=0.0),
+            "optimizer.learning_rate must be a finite number above 0, got 0.0",
+        ),
+        (dict(learning_rate=-1.0), "optimizer.learning_rate must be"),
+        (dict(learning_rate=float("nan")), "optimizer.learning_rate must be"),
+        (dict(learning_rate=float("inf")), "optimizer.learning_rate must be"),
+        (dict(learning_rate="fast"), "optimizer.learning_rate must be a number, got 'fast'"),
+        (dict(final_fraction=5.0), r"optimizer.final_fraction must be in \[0, 1\], got 5.0"),
+        (dict(clip_norm=-1.0), "optimizer.clip_norm must be a finite number of at least 0"),
+        (dict(weight_decay=-0.1), "optimizer.weight_decay must be a finite number of at least 0"),
+        (dict(name="m3", arguments={"b1": -1.0}), r"b1 must be in \[0, 1\), got -1.0"),
+        (dict(name="m3", arguments={"slow_every": 2.5}), "slow_every must be a whole number"),
+        (dict(name="adamuon", arguments={"ns_step": 5}), "nearest: ns_steps"),
+        (dict(name="adamuon", arguments={"alpha": 0.5}), "no argument of 'adamuon'"),
+        (dict(arguments={"weight_decay": 0.1}), "set optimizer.weight_decay"),
+        (dict(arguments={"mask": True}), "mask cannot be set there"),
+        (dict(periods={"level_1": 0}), "period of 'level_1' must be an int of at least 1, got 0"),
     ],
 )
 def test_what_does_not_fit_is_refused(changes, message):

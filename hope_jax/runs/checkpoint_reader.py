@@ -1,0 +1,179 @@
+"""Reads the checkpoints of a run, and changes nothing: the run may be training meanwhile.
+
+A checkpoint is a folder `checkpoints/STEP` that appears in one move and leaves in one move. In it are
+the parameters (`params`), all else that training changes (`rest`), the place in the data (`data`), and
+checksums of all files.
+"""
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from hope_jax.runs.checksums import find_wrong_file
+from hope_jax.runs.folder_error import explained
+from hope_jax.runs.unchecked import find_undecodable, is_unchecked
+
+PARTS = ("params", "rest", "data")
+# A reader that this many newer checkpoints have overtaken gives up.
+_ATTEMPTS = 20
+
+
+def checkpoint_steps(workdir: str | Path) -> list[int]:
+    """Steps of the checkpoints in a run's folder, newest first."""
+    folder = Path(workdir) / "checkpoints"
+    with explained(workdir, "listing checkpoints"):
+        if not folder.is_dir():
+            return []
+        return sorted((int(p.name) for p in folder.iterdir() if p.name.isdecimal()), reverse=True)
+
+
+def find_damage(workdir: str | Path, step: int, parts: Sequence[str] = PARTS) -> str | None:
+    """Reads the files of a checkpoint and compares them with their checksums.
+
+    Args:
+      workdir: folder of the run.
+      step: of the checkpoint.
+      parts: those that matter.
+
+    Returns:
+      The damage that is proven: a file that is missing, cut, altered or cannot be decoded; else None.
+
+    Raises:
+      RunFolderError: if a file is there and cannot be read.
+    """
+    folder = Path(workdir).absolute() / "checkpoints" / str(step)
+    with explained(workdir, f"reading the checkpoint of step {step}"):
+        return find_undecodable(folder) if is_unchecked(folder) else find_wrong_file(folder, parts)
+
+
+def read_state(workdir: str | Path, step: int, target: Any) -> tuple[Any, dict[str, Any]]:
+    """Reads a checkpoint that is whole.
+
+    Args:
+      workdir: folder of the run.
+      step: of the checkpoint.
+      target: shapes and shardings of the state, a NamedTuple with a field `params`.
+
+    Returns:
+      The state, and that of the data iterator.
+
+    Raises:
+      ValueError: if the checkpoint is of another state, with its arrays and both shapes.
+    """
+    folder = Path(workdir).absolute() / "checkpoints" / str(step)
+    rest = target._asdict()
+    params = rest.pop("params")
+    with explained(workdir, f"reading the checkpoint of step {step}"):
+        data = json.loads((folder / "data" / "metadata").read_bytes())
+        if is_unchecked(folder):
+            return _read_tree(folder / "state", target, step), data
+        params = _read_tree(folder / "params", params, step)
+        rest = _read_tree(folder / "rest", rest, step)
+    return type(target)(params=params, **rest), data
+
+
+def read_params(workdir: str | Path, target: Any) -> Any:
+    """Reads the parameters of the newest checkpoint that is whole, and nothing else.
+
+    Nothing is written, moved or locked. A checkpoint that goes while it is read has made room for a
+    newer one, which is taken.
+
+    Args:
+      workdir: folder of the run.
+      target: shapes and shardings of the parameters.
+
+    Returns:
+      The parameters.
+
+    Raises:
+      ValueError: if there is no checkpoint, none that is whole, or one of another model.
+      RunFolderError: if the folder cannot be read.
+    """
+    damaged: set[tuple[int, int]] = set()
+    for _ in range(_ATTEMPTS):
+        there = [(step, _identity(workdir, step)) for step in checkpoint_steps(workdir)]
+        found = [(step, place) for step, place in there if place and (step, place) not in damaged]
+        if not found:
+            break
+        step, place = found[0]
+        try:
+            damage = find_damage(workdir, step, ("params",))
+            if damage is None:
+                return _read_params(workdir, step, target)
+        except Exception:
+            if _identity(workdir, step) == place:
+                raise
+            continue
+        if _identity(workdir, step) == place:
+            logging.warning(
+                "checkpoint of step %d is damaged (%s); taking the one before", step, damage
+            )
+            damaged.add((step, place))
+    else:
+        raise ValueError(
+            f"--workdir={workdir}: checkpoints are replaced faster than they can be read; raise "
+            f"checkpoint.keep or checkpoint.every of the run"
+        )
+    if damaged:
+        raise ValueError(f"--workdir={workdir}: all checkpoints are damaged")
+    raise ValueError(f"--workdir={workdir} has no checkpoint yet; let the run save one")
+
+
+def _identity(workdir: str | Path, step: int) -> int:
+    """Tells a checkpoint from one of the same step that took its place; 0 if there is none."""
+    try:
+        return (Path(workdir) / "checkpoints" / str(step)).stat().st_ino
+    except FileNotFoundError:
+        return 0
+
+
+def _read_params(workdir: str | Path, step: int, target: Any) -> Any:
+    folder = Path(workdir).absolute() / "checkpoints" / str(step)
+    with explained(workdir, f"reading the checkpoint of step {step}"):
+        if not is_unchecked(folder):
+            return _read_tree(folder / "params", target, step)
+        tree = {"params": target}
+        _check_fits(folder / "state", tree, step, partial=True)
+        handler = ocp.PyTreeCheckpointHandler()
+        settings = ocp.checkpoint_utils.construct_restore_args(tree)
+        args = ocp.args.PyTreeRestore(tree, restore_args=settings, partial_restore=True)
+        return handler.restore(folder / "state", args=args)["params"]
+
+
+def _read_tree(folder: Path, target: Any, step: int) -> Any:
+    _check_fits(folder, target, step)
+    return ocp.StandardCheckpointHandler().restore(folder, args=ocp.args.StandardRestore(target))
+
+
+def _check_fits(folder: Path, target: Any, step: int, partial: bool = False) -> None:
+    """Compares names, shapes and dtypes: Orbax casts, cuts and fills up without a word."""
+    there = _shapes(ocp.StandardCheckpointHandler().metadata(folder).tree)
+    here = _shapes(target)
+    names = sorted(here if partial else {*there, *here})
+    differing = [
+        f"{name} is {there.get(name, 'not')} there and {here.get(name, 'not')} here"
+        for name in names
+        if there.get(name) != here.get(name)
+    ]
+    if differing:
+        more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
+        raise ValueError(
+            f"the checkpoint of step {step} in {folder.parents[2]} is of another model or optimiser: "
+            f"{'; '.join(differing[:3])}{more}. Give the settings and the version of hope_jax that wrote "
+            f"it, or another --workdir; nothing was moved"
+        )
+
+
+def _shapes(tree: Any) -> dict[str, str]:
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): (
+            f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
+        )
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }

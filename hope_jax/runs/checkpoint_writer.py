@@ -1,0 +1,213 @@
+"""Writes a run's folder: its config, its corpus's record and its checkpoints. One process at a time."""
+
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
+
+from hope_jax.data.whole_file import UNFINISHED
+from hope_jax.runs.agreement import first_decides
+from hope_jax.runs.checkpoint_reader import checkpoint_steps, find_damage, read_state
+from hope_jax.runs.checksums import write_checksums
+from hope_jax.runs.corpus_record import Record, check_corpus, keep_corpus
+from hope_jax.runs.folder_error import explained
+from hope_jax.runs.lock import FolderLock
+from hope_jax.runs.run_config import check_config, keep_config
+
+_DELETED = ".deleted"
+
+
+class CheckpointWriter:
+    """The one who writes in a run's folder, from now until it is closed.
+
+    With several processes every one has a writer and calls the same methods in the same order; the
+    first decides and all learn of it. A checkpoint takes its name only when it is whole and its
+    checksums are written, and is renamed before it is deleted, so that a kill at any point leaves only
+    whole ones, and readers see no others.
+
+    Args:
+      workdir: folder of the run; made if it is not there.
+      config: of the run; compared with the one that is there.
+      keep: how many of the newest checkpoints stay.
+      corpus: from `describe_corpus`; compared with that of the run, if given.
+
+    Raises:
+      ValueError: if the folder holds a run with other settings or of another corpus, if another process
+        writes to it, or it cannot be written.
+    """
+
+    def __init__(self, workdir: str, config: ConfigDict, keep: int, corpus: Record | None = None):
+        if keep < 1:
+            raise ValueError(f"checkpoint.keep={keep} would keep none; give 1 or more")
+        self.folder = Path(workdir).absolute()
+        self._keep = keep
+        self._lock: FolderLock | None = None
+        self._last: int | None = None
+        first_decides(lambda: self._take(config, corpus))
+        # A failure of the background is raised where it is waited for; once is enough.
+        logging.getLogger("absl").addFilter(_not_said_twice)
+        self._checkpointer = ocp.AsyncCheckpointer(
+            ocp.CompositeCheckpointHandler(),
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
+        )
+
+    def _take(self, config: ConfigDict, corpus: Record | None) -> None:
+        """Locks the folder, compares what is there, and clears away what was not finished."""
+        try:
+            (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+            self._lock = FolderLock(self.folder)
+        except OSError as error:
+            raise ValueError(
+                f"--workdir={self.folder} cannot be written ({error.strerror} at {error.filename}); "
+                f"give a folder that can"
+            ) from error
+        try:
+            check_config(self.folder, config)
+            source = ", ".join(
+                f"data.{name}={config.data[name]!r}"
+                for name in ("files", "tfds", "tokens", "tokenizer")
+                if config.data.get(name) or name == "files"
+            )
+            if corpus is not None:
+                check_corpus(self.folder, corpus, source)
+            with explained(self.folder, "writing the config"):
+                keep_config(self.folder, config)
+                if corpus is not None:
+                    keep_corpus(self.folder, corpus)
+                for left in self.folder.glob(f".*{UNFINISHED}"):
+                    left.unlink()
+                for left in (self.folder / "checkpoints").iterdir():
+                    if left.name.endswith(_DELETED) or ".orbax-checkpoint-tmp" in left.name:
+                        shutil.rmtree(left)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def latest(self) -> int | None:
+        """Step of the newest checkpoint, whole or not; None if there is none."""
+        return next(iter(checkpoint_steps(self.folder)), None)
+
+    def save(self, step: int, state: Any, data: dict[str, Any]) -> None:
+        """Begins to write a checkpoint; training may go on meanwhile.
+
+        Waits for the one before. That which was saved or restored last is not saved again.
+
+        Args:
+          step: number of steps taken.
+          state: after them, a NamedTuple with a field `params`.
+          data: state of the data iterator after them; `{}` before the first.
+
+        Raises:
+          RunFolderError: if the folder refuses this checkpoint or the one before.
+        """
+        if step == self._last:
+            return
+        self.wait()
+        rest = state._asdict()
+        params = rest.pop("params")
+        self._last = step
+        with explained(self.folder, f"writing the checkpoint of step {step}"):
+            self._checkpointer.save(
+                self.folder / "checkpoints" / str(step),
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardSave(params),
+                    rest=ocp.args.StandardSave(rest),
+                    data=ocp.args.JsonSave(data),
+                ),
+            )
+
+    def _seal(self) -> None:
+        """Writes the checksums, in the background, before the checkpoint gets its name."""
+        (unnamed,) = (self.folder / "checkpoints").glob(f"{self._last}.orbax-checkpoint-tmp*")
+        write_checksums(unnamed)
+
+    def restore(self, target: Any) -> tuple[Any, dict[str, Any]] | None:
+        """Reads the newest checkpoint that is whole.
+
+        One that is damaged for certain is moved to the folder `damaged`, with a warning, and the one
+        before is taken. Nothing is moved for any other reason: what cannot be read, or is of another
+        model or optimiser, is an error.
+
+        Args:
+          target: shapes and shardings of the state, a NamedTuple with a field `params`.
+
+        Returns:
+          The state and that of the data iterator; `None` if there is no checkpoint.
+
+        Raises:
+          ValueError: if there are checkpoints and all are damaged, or are of another state.
+          RunFolderError: if the folder cannot be read.
+        """
+        step = first_decides(self._choose)
+        if step is None:
+            return None
+        self._last = step
+        return read_state(self.folder, step, target)
+
+    def _choose(self) -> int | None:
+        for step in checkpoint_steps(self.folder):
+            damage = find_damage(self.folder, step)
+            if damage is None:
+                return step
+            self._set_aside(step, damage)
+        damaged = self.folder / "damaged"
+        if damaged.is_dir() and any(damaged.iterdir()):
+            raise ValueError(
+                f"{self.folder} has no whole checkpoint, and damaged ones in {damaged}. Put one back "
+                f"that is whole after all (mv {damaged}/STEP {self.folder}/checkpoints/STEP), or give "
+                f"another --workdir to start anew"
+            )
+        return None
+
+    def _set_aside(self, step: int, damage: str) -> None:
+        folder = self.folder / "damaged"
+        place, number = folder / str(step), 1
+        with explained(self.folder, "setting a damaged checkpoint aside"):
+            folder.mkdir(exist_ok=True)
+            while place.exists():
+                number += 1
+                place = folder / f"{step}_{number}"
+            os.rename(self.folder / "checkpoints" / str(step), place)
+        logging.warning(
+            "checkpoint of step %d is damaged (%s), and now in %s; taking the one before",
+            step,
+            damage,
+            place,
+        )
+
+    def wait(self) -> None:
+        """Waits until everything is written, and deletes checkpoints that are too many.
+
+        Raises:
+          RunFolderError: if the folder refused something, or is not there any more.
+        """
+        if self._lock is not None:
+            self._lock.check()
+        with explained(self.folder, "writing a checkpoint"):
+            self._checkpointer.wait_until_finished()
+            if jax.process_index() > 0:
+                return
+            for step in checkpoint_steps(self.folder)[self._keep :]:
+                old = self.folder / "checkpoints" / str(step)
+                gone = old.with_name(old.name + _DELETED)
+                os.rename(old, gone)
+                shutil.rmtree(gone)
+
+    def close(self) -> None:
+        """Waits until everything is written, and lets others have the folder."""
+        try:
+            self.wait()
+        finally:
+            self._checkpointer.close()
+            logging.getLogger("absl").removeFilter(_not_said_twice)
+            if self._lock is not None:
+                self._lock.release()
+
+
+def _not_said_twice(record: logging.LogRecord) -> bool:
+    return "in background save thread" not in record.getMessage()
