@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from hope_jax.models import LanguageModelConfig
 from hope_jax.models.parameter_count import match_parameter_count
-from hope_jax.training.config import check_config, default_config
+from hope_jax.training.config import default_config, whole_config
 
 VARIANTS = ("hope", "hope_attention", "transformer", "learning")
 
@@ -59,4 +59,4 @@ def get_config(variant: str = "hope") -> ConfigDict:
         config.data.update(sequence_length=2048, batch_size=2)
     model = LanguageModelConfig.from_config_dict(config.model)
     config.model.mlp_width = match_parameter_count(model, hope).mlp_width
-    return check_config(config)
+    return whole_config(config)

@@ -13,7 +13,7 @@ import pathlib
 from ml_collections import ConfigDict
 
 from hope_jax.runs.config_file import load_config_file
-from hope_jax.training.config import check_config
+from hope_jax.training.config import whole_config
 
 
 def get_config() -> ConfigDict:
@@ -29,4 +29,4 @@ def get_config() -> ConfigDict:
     config.optimizer.name = "adamw"
     config.optimizer.learning_rate = 1e-5
     config.steps = 1000
-    return check_config(config)
+    return whole_config(config)

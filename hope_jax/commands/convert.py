@@ -16,12 +16,15 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 from flax import linen as nn
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
+from hope_jax.commands.config import change_settings, define_config_flags, read_config
+from hope_jax.commands.paths import check_output_folder
 from hope_jax.commands.trained_model import load_model
 from hope_jax.models import LanguageModel
 from hope_jax.models.llama import read_llama, read_llama_config, write_llama
 from hope_jax.runs.checkpoint_writer import CheckpointWriter
+from hope_jax.training.config import RunConfig, whole_config
 from hope_jax.training.optimizer import make_optimizer
 from hope_jax.training.step import TrainState
 
@@ -84,7 +87,7 @@ UNEXPECTED = "folders are given as --from_llama=FOLDER, --to_llama=FOLDER and --
 
 def define_flags() -> None:
     """Defines the command's flags."""
-    config_flags.DEFINE_config_file("config", None, "Config file.", lock_config=True)
+    define_config_flags()
     flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
     flags.DEFINE_string("from_llama", None, "Folder of a checkpoint to make a run of.")
     flags.DEFINE_string("to_llama", None, "Folder to write the run's model to as a checkpoint.")
@@ -98,7 +101,10 @@ def run() -> None:
     if given.from_llama and given.config is None:
         raise ValueError("--from_llama needs --config, such as experiments/stacked_llama.py")
     if given.from_llama:
-        import_llama(given.from_llama, given.workdir, given.config)
+        check_output_folder("workdir", given.workdir)
+        config = change_settings(RunConfig, read_config(given.config), given.set)
+        import_llama(given.from_llama, given.workdir, whole_config(config, print))
     else:
+        check_output_folder("to_llama", given.to_llama)
         model, params, _ = load_model(given.workdir)
         write_llama(given.to_llama, model.config, params)

@@ -10,6 +10,7 @@ from pathlib import Path
 import jax.numpy as jnp
 from absl import flags
 
+from hope_jax.commands.paths import check_state_files
 from hope_jax.commands.trained_model import load_model
 from hope_jax.inference.context_file import load_context, save_context
 from hope_jax.inference.sampling import score
@@ -49,6 +50,7 @@ def run() -> None:
     """Runs the command."""
     given = flags.FLAGS
     text = read_text(given.text)
+    check_state_files(given.state_in, given.state_out)
     model, params, tokenizer = load_model(given.workdir)
     context = load_context(given.state_in, model, params) if given.state_in else None
     tokens = jnp.asarray(tokenizer.encode(text), jnp.int32)[None]

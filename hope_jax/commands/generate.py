@@ -4,6 +4,7 @@ The text appears as it is made, in memory and time per token that do not grow. W
 read and written can be kept with `--state_out=FILE` and taken up again with `--state_in=FILE`.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ import jax
 import numpy as np
 from absl import flags
 
+from hope_jax.commands.paths import check_state_files
 from hope_jax.commands.trained_model import load_model
 from hope_jax.data.tokenizers import Tokenizer
 from hope_jax.inference.context_file import load_context, save_context
@@ -35,7 +37,7 @@ def read_prompt(
     if ids.size:
         return read(model, params, ids[None], context)
     if context is None:
-        raise ValueError("nothing to continue: give --prompt, or --state_in, or both")
+        raise ValueError(NOTHING)
     return context
 
 
@@ -82,6 +84,7 @@ def stream_text(
     return context
 
 
+NOTHING = "nothing to continue: give --prompt, or --state_in, or both"
 UNEXPECTED = "put a prompt of several words in quotes"
 
 
@@ -90,11 +93,12 @@ def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "Folder of the training run.", required=True)
     flags.DEFINE_string("prompt", "", "Text to be continued.")
     flags.DEFINE_integer("num_tokens", 256, "Tokens to draw.", lower_bound=0)
-    flags.DEFINE_float("temperature", 0.8, "0 is greedy.", lower_bound=0.0)
-    flags.DEFINE_float(
-        "top_p", 1.0, "Draw from the likeliest tokens that hold this probability.", upper_bound=1.0
-    )
-    flags.DEFINE_integer("seed", 0, "Of the random draws.")
+    flags.DEFINE_float("temperature", 0.8, "0 is greedy.")
+    flags.DEFINE_float("top_p", 1.0, "Draw from the likeliest tokens that hold this probability.")
+    # Bounds that Python's comparisons give, no number is outside.
+    flags.register_validator("temperature", lambda t: 0 <= t < math.inf, "must be finite, from 0")
+    flags.register_validator("top_p", lambda p: 0 < p <= 1, "must be above 0 and at most 1")
+    flags.DEFINE_integer("seed", 0, "Of the random draws.", lower_bound=0, upper_bound=2**32 - 1)
     flags.DEFINE_string("state_in", None, "File to take up what an earlier call has read.")
     flags.DEFINE_string("state_out", None, "File to keep what this call has read.")
 
@@ -102,6 +106,9 @@ def define_flags() -> None:
 def run() -> None:
     """Runs the command."""
     given = flags.FLAGS
+    if not given.prompt and not given.state_in:
+        raise ValueError(NOTHING)
+    check_state_files(given.state_in, given.state_out)
     model, params, tokenizer = load_model(given.workdir)
     context = None
     if given.state_in:

@@ -17,6 +17,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from hope_jax.commands.evaluate import read_text
+from hope_jax.commands.paths import check_output_folder
 from hope_jax.commands.trained_model import load_model
 from hope_jax.inference.level_trace import LevelTrace, trace_levels
 
@@ -82,6 +83,7 @@ def run() -> None:
     """Runs the command."""
     given = flags.FLAGS
     text = read_text(given.text)
+    check_output_folder("output" if given.output else "workdir", given.output or given.workdir)
     model, params, tokenizer = load_model(given.workdir)
     trace = trace_levels(model, params, np.asarray(tokenizer.encode(text), np.int32))
     folder = Path(given.output or given.workdir)

@@ -1,4 +1,4 @@
-"""Makes text into files of tokens, from which corpora of any size are trained on.
+r"""Makes text into files of tokens, from which corpora of any size are trained on.
 
     hope tokenize --files='corpus/**/*.jsonl' --tokenizer=tokenizer.model --output=DIR
     hope train --config=X.py --config.data.tokens=DIR \
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
+from hope_jax.commands.paths import check_output_folder
 from hope_jax.data.corpus import is_held_out, named_paths
 from hope_jax.data.token_stream import write_tokens
 from hope_jax.data.tokenizers import load_tokenizer
@@ -138,6 +139,7 @@ def define_flags() -> None:
 def run() -> None:
     """Runs the command."""
     given = flags.FLAGS
+    check_output_folder("output", given.output)
     counts = tokenize(
         given.files,
         given.tokenizer,

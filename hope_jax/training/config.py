@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import inspect
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -75,7 +76,7 @@ class OptimizerConfig:
             near = difflib.get_close_matches(self.name, OPTIMIZERS) or sorted(OPTIMIZERS)
             raise SettingError(f"name={self.name!r} is not known; nearest: {', '.join(near)}")
         for name, value in self.arguments.items():
-            _check_argument(name, value)
+            _check_argument(self.name, name, value)
         for name, period in self.periods.items():
             if not isinstance(period, int) or isinstance(period, bool) or period < 1:
                 raise SettingError(
@@ -83,9 +84,15 @@ class OptimizerConfig:
                 )
 
 
-def _check_argument(name: str, value: Any) -> None:
+def _check_argument(optimizer: str, name: str, value: Any) -> None:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    allowed = "finite" if isinstance(value, float) and not math.isfinite(value) else None
+    known = inspect.signature(OPTIMIZERS[optimizer]).parameters
+    default = known[name].default if name in known else None
+    allowed = None
+    if isinstance(default, bool) and not isinstance(value, bool):
+        allowed = "True or False"
+    elif isinstance(default, int | float) and not (number and math.isfinite(value)):
+        allowed = "a finite number"
     for pattern, fits, words in _ARGUMENTS:
         if re.fullmatch(pattern, name) and not (number and fits(value)):
             allowed = words
@@ -151,7 +158,7 @@ class LogConfig:
         check_fields(self)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """All settings of a training run.
 
@@ -159,6 +166,9 @@ class RunConfig:
       SettingError: on construction, for values that do not fit.
     """
 
+    steps: int = setting("of training", 700, least=1, most=2**31 - 1)
+    seed: int = setting("of initial weights and of the data's order", 0, least=0, most=2**32 - 1)
+    accumulate: int = setting("micro-batches of a step, one after the other", 1, least=1)
     model: LanguageModelConfig = setting("the language model")
     data: DataConfig = setting("the corpus, and how it is cut")
     optimizer: OptimizerConfig = setting("how the model learns")
@@ -166,9 +176,6 @@ class RunConfig:
     checkpoint: CheckpointConfig = setting("what is saved")
     evaluate: EvaluateConfig = setting("what is measured")
     log: LogConfig = setting("what is written")
-    steps: int = setting("of training", 700, least=1, most=2**31 - 1)
-    seed: int = setting("of initial weights and of the data's order", 0, least=0, most=2**32 - 1)
-    accumulate: int = setting("micro-batches of a step, one after the other", 1, least=1)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -191,10 +198,10 @@ def default_config(**model: Any) -> ConfigDict:
       0.05
     """
     sections = {name: {} for name in ("data", "optimizer", "mesh", "checkpoint", "evaluate", "log")}
-    return check_config({"model": model, **sections})
+    return whole_config({"model": model, **sections})
 
 
-def check_config(config: Any, note: Callable[[str], None] | None = None) -> ConfigDict:
+def whole_config(config: Any, note: Callable[[str], None] | None = None) -> ConfigDict:
     """The whole config of a run: checked, with the defaults of what an older one does not say.
 
     A warm-up that would fill the run is shortened, and n-gram models that would have no text to read

@@ -36,15 +36,31 @@ def join_processes(count: int) -> None:
       count: `mesh.processes`; with 1 there is nobody to join.
 
     Raises:
-      ValueError: if another number of processes is there.
+      ValueError: if nothing tells who the others are, or another number of processes is there.
     """
     if count == 1:
         return
     number = os.environ.get("JAX_PROCESS_ID")
+    if number is not None and not (number.isdecimal() and int(number) < count):
+        raise ValueError(
+            f"JAX_PROCESS_ID={number} must be a number from 0 to {count - 1}, for mesh.processes={count}"
+        )
+    address = os.environ.get("JAX_COORDINATOR_ADDRESS", "host:1")
+    if not address.rpartition(":")[0] or not address.rpartition(":")[2].isdecimal():
+        raise ValueError(
+            f"JAX_COORDINATOR_ADDRESS={address} must be HOST:PORT, such as 10.0.0.1:1234"
+        )
     who = {} if number is None else {"num_processes": count, "process_id": int(number)}
-    jax.distributed.initialize(
-        **who, heartbeat_timeout_seconds=_SILENCE, shutdown_timeout_seconds=_SILENCE
-    )
+    try:
+        jax.distributed.initialize(
+            **who, heartbeat_timeout_seconds=_SILENCE, shutdown_timeout_seconds=_SILENCE
+        )
+    except ValueError as error:  # of what it knows; what it then meets are other errors
+        raise ValueError(
+            f"mesh.processes={count}, but nothing tells this process who the others are: set "
+            f"JAX_COORDINATOR_ADDRESS=HOST:PORT, of the first, and JAX_PROCESS_ID=0 to {count - 1}, or "
+            f"mesh.processes to 1"
+        ) from error
     if jax.process_count() != count:
         raise ValueError(
             f"mesh.processes={count}, but {jax.process_count()} processes are seen; start the same "
