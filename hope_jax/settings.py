@@ -178,7 +178,11 @@ def _hints(cls: type) -> dict[str, Any]:
 
 
 def _section(field: Any, hint: Any) -> type | None:
-    return hint if dataclasses.is_dataclass(hint) else field.metadata["section"]
+    return (
+        hint
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint)
+        else field.metadata["section"]
+    )
 
 
 def _converted(cls: type, values: Any, derived: Collection[str] = ()) -> dict[str, Any]:

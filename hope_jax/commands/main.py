@@ -103,7 +103,7 @@ def _run(arguments: Sequence[str]) -> int | None:
     except (ValueError, OSError) as error:
         if explains_itself(error):
             end(BAD_INPUT, f"hope {name}: {one_line(error)}")
-        if not is_of_a_given_file(error):
+        if not isinstance(error, OSError) or not is_of_a_given_file(error):
             raise
         end(BAD_INPUT, f"hope {name}: {error.filename}: {error.strerror}; give another path")
     except RuntimeError as error:
@@ -150,12 +150,11 @@ def explains_itself(error: BaseException) -> bool:
     return Path(frames[-1].filename).is_relative_to(_PACKAGE)
 
 
-def is_of_a_given_file(error: BaseException) -> bool:
+def is_of_a_given_file(error: OSError) -> bool:
     """Whether the system refuses a file that is neither Python's nor a library's: one of the user's."""
-    name = getattr(error, "filename", None)
-    if not isinstance(error, OSError) or not isinstance(name, str):
+    if not isinstance(error.filename, str):
         return False
-    path = Path(name).absolute()
+    path = Path(error.filename).absolute()
     owned = (sys.prefix, sys.base_prefix, str(_PACKAGE))
     return not any(path.is_relative_to(folder) for folder in owned)
 

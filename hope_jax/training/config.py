@@ -16,6 +16,7 @@ from hope_jax.settings import (
     SettingError,
     as_values,
     check_fields,
+    describe,
     read_settings,
     setting,
 )
@@ -197,8 +198,8 @@ def default_config(**model: Any) -> ConfigDict:
       >>> default_config(**sizes).optimizer.final_fraction
       0.05
     """
-    sections = {name: {} for name in ("data", "optimizer", "mesh", "checkpoint", "evaluate", "log")}
-    return whole_config({"model": model, **sections})
+    sections = [row.key for row in describe(RunConfig) if row.section and "." not in row.key]
+    return whole_config({**dict.fromkeys(sections, {}), "model": model})
 
 
 def whole_config(config: Any, note: Callable[[str], None] | None = None) -> ConfigDict:

@@ -50,7 +50,9 @@ def join_processes(count: int) -> None:
         raise ValueError(
             f"JAX_COORDINATOR_ADDRESS={address} must be HOST:PORT, such as 10.0.0.1:1234"
         )
-    who = {} if number is None else {"num_processes": count, "process_id": int(number)}
+    who: dict[str, Any] = (
+        {} if number is None else {"num_processes": count, "process_id": int(number)}
+    )
     try:
         jax.distributed.initialize(
             **who, heartbeat_timeout_seconds=_SILENCE, shutdown_timeout_seconds=_SILENCE

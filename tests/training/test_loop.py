@@ -104,7 +104,6 @@ def test_settings_that_do_not_fit_are_refused_before_compilation(tmp_path, monke
         "does not fit": {"mesh.data": 3},
         "expect_devices": {"mesh.expect_devices": 16},
         "adamw": {"optimizer.name": "adamv"},
-        "warmup_steps": {"optimizer.warmup_steps": 6},
     }
     for number, (message, changes) in enumerate(cases.items()):
         with pytest.raises(ValueError, match=message):
