@@ -62,8 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             sys.stdout.flush()
     except KeyboardInterrupt:
         end(INTERRUPTED, "hope: interrupted")
-    except BrokenPipeError:
-        if not _is_output_closed():
+    except BrokenPipeError as error:
+        if not explains_itself(error):  # not what is printed, but a library's own
             raise
         # Whoever read has enough, as head has. What is left goes nowhere, also when Python ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -157,14 +157,6 @@ def is_of_a_given_file(error: OSError) -> bool:
     path = Path(error.filename).absolute()
     owned = (sys.prefix, sys.base_prefix, str(_PACKAGE))
     return not any(path.is_relative_to(folder) for folder in owned)
-
-
-def _is_output_closed() -> bool:
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        return True
-    return False
 
 
 def one_line(said: object) -> str:

@@ -112,7 +112,8 @@ def _train(config: ConfigDict, workdir: str) -> dict[str, float] | None:
     sizes = [len(stream.tokens) for stream in streams]
     passes = config.steps * config.data.batch_size * config.data.sequence_length / sizes[0]
     console.print(
-        f"{sizes[0]:,} tokens to learn from, {passes:.2g} times over, and {sizes[1]:,} to validate on"
+        f"{sizes[0]:,} tokens to learn from, {passes:.2g} times over, and {sizes[1]:,} to validate on",
+        soft_wrap=True,
     )
     with contextlib.ExitStack() as stack:
         # Only now, so that settings that do not fit leave no run behind.
