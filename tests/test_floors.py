@@ -12,7 +12,7 @@ BELOW: dict[str, set[str]] = {
     "data": set(),
     "layers": {"memory"},
     "models": {"layers", "optim"},
-    "inference": {"models", "layers"},
+    "inference": {"models", "layers", "data"},
     "runs": {"data"},
     "training": {"runs", "inference", "models", "layers", "data", "optim"},
 }

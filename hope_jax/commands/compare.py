@@ -31,7 +31,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from hope_jax.commands.config import change_settings, define_set_flag, read_config
-from hope_jax.commands.paths import check_output_folder
+from hope_jax.commands.exit_codes import SAVED
+from hope_jax.data.whole_file import write_whole
+from hope_jax.data.whole_folder import check_writable
 from hope_jax.models import LanguageModel, LanguageModelConfig
 from hope_jax.models.flops import count_flops
 from hope_jax.models.parameter_count import parameter_count
@@ -141,11 +143,12 @@ def _run(variant: str, config: ConfigDict, workdir: Path, rate: float, seed: int
     config = ConfigDict(config.to_dict())
     config.optimizer.learning_rate = rate
     config.seed += seed
+    config = whole_config(config)
     wanted = json.loads(config.to_json_best_effort())
     result = folder / "result.json"
     if result.is_file():
         kept = json.loads(result.read_text())
-        if kept["config"] != wanted:
+        if whole_config(kept["config"]) != whole_config(wanted):
             raise ValueError(
                 f"{folder} holds a run with other settings; give the same to go on, or another "
                 f"--workdir"
@@ -156,13 +159,13 @@ def _run(variant: str, config: ConfigDict, workdir: Path, rate: float, seed: int
             with contextlib.redirect_stdout(io.StringIO()):
                 done = train(config, str(folder))
             if done is None:
-                sys.exit(130)  # asked to stop; the run has saved
+                sys.exit(SAVED)
             loss = done["validation_loss"]
         except NonFiniteLossError as error:
             print(f"  diverged: {error}", flush=True)
             loss = float("inf")
         kept = {"loss": loss, "config": wanted}
-        result.write_text(json.dumps(kept) + "\n")
+        write_whole(result, json.dumps(kept) + "\n")
         print(f"  validation loss {loss:.4f}", flush=True)
         jax.clear_caches()
     lines = [line for line in read_metrics(str(folder)) if "loss" in line]
@@ -211,7 +214,7 @@ def _write(costs: Mapping[str, Cost], runs: Sequence[Run], workdir: Path) -> Non
     axes.legend(fontsize=7, ncols=2)
     figure.savefig(workdir / "losses.png", dpi=120)
     plt.close(figure)
-    (workdir / "table.md").write_text("\n".join(lines) + "\n")
+    write_whole(workdir / "table.md", "\n".join(lines) + "\n")
 
 
 def _cost(config: ConfigDict) -> Cost:
@@ -258,7 +261,7 @@ def define_flags() -> None:
 def run() -> None:
     """Runs the command."""
     given = flags.FLAGS
-    check_output_folder("workdir", given.workdir)
+    check_writable(Path(given.workdir) / "table.md", "--workdir")
     rates = [_rate(rate) for rate in given.learning_rates]
     configs = load_configs(given.config, given.set)
     if not rates:

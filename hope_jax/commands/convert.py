@@ -5,10 +5,12 @@
 
 The first makes a run in which nothing has been trained yet: generate, evaluate and inspect with it at
 once, or train it with `hope train --workdir=DIR`. The config says all but the sizes of
-the model; with `model.in_context` the pre-trained MLPs become levels that learn while they read.
+the model; with `model.in_context` the pre-trained MLPs become levels that learn while they read. The
+checkpoint's tokenizer and small files are copied into the run, and out again by the second.
 """
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +21,25 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from hope_jax.commands.config import change_settings, define_config_flags, read_config
-from hope_jax.commands.paths import check_output_folder
-from hope_jax.commands.trained_model import load_model
-from hope_jax.models import LanguageModel
-from hope_jax.models.llama import read_llama, read_llama_config, write_llama
+from hope_jax.commands.trained_model import load_model, load_run_config
+from hope_jax.data.tokenizers import (
+    COMPANIONS,
+    check_vocabulary,
+    copy_tokenizer,
+    load_tokenizer,
+    tokenizer_file,
+)
+from hope_jax.data.whole_folder import check_writable, whole_folder
+from hope_jax.models import LanguageModel, LanguageModelConfig
+from hope_jax.models.llama import check_llama, read_llama, read_llama_config, write_llama
 from hope_jax.runs.checkpoint_writer import CheckpointWriter
 from hope_jax.training.config import RunConfig, whole_config
 from hope_jax.training.optimizer import make_optimizer
 from hope_jax.training.step import TrainState
 
+# Folder in a run of what the checkpoint held besides weights, its config first.
+KEPT = "llama"
+_SMALL = ("config.json", "tokenizer.json", "tokenizer.model")
 # Settings of the model that a checkpoint does not speak of.
 _OWN = (
     "attention_window",
@@ -46,7 +58,8 @@ def import_llama(folder: str, workdir: str, config: ConfigDict) -> None:
     """Makes a run at step 0 whose parameters are those of a Llama checkpoint.
 
     Args:
-      folder: of the checkpoint; if a tokenizer.json is there, it becomes the run's tokenizer.
+      folder: of the checkpoint; its tokenizer.json, or else its tokenizer.model, becomes the run's
+        tokenizer. If it has neither, the config names one.
       workdir: folder of the run.
       config: of the run. Of its model, what does not follow from the checkpoint is kept: levels,
         in-context learning, window, dtypes and the like.
@@ -54,8 +67,15 @@ def import_llama(folder: str, workdir: str, config: ConfigDict) -> None:
     Raises:
       ValueError: if the checkpoint cannot be read, or the folder holds another run.
     """
+    if (Path(workdir) / "config.json").exists():
+        raise ValueError(f"--workdir={workdir} holds a run already; give another folder")
     own = {name: value for name, value in config.model.to_dict().items() if name in _OWN}
     model_config = read_llama_config(folder, **own)
+    named = config.data.tokenizer != "bytes" and not any(_tokenizers(folder))
+    tokenizer = config.data.tokenizer if named else str(tokenizer_file(folder))
+    check_vocabulary(load_tokenizer(tokenizer), model_config.vocab_size, tokenizer)
+    kept = Path(workdir).absolute() / KEPT
+    check_writable(kept / "config.json", "--workdir")
     model, params = LanguageModel(model_config), read_llama(folder, model_config)
     tokens = jnp.zeros((1, 2), jnp.int32)
     # What only in-context learning has begins as in any model.
@@ -64,18 +84,59 @@ def import_llama(folder: str, workdir: str, config: ConfigDict) -> None:
 
     config = ConfigDict(config.to_dict())
     config.model = ConfigDict(json.loads(json.dumps(vars(model_config), default=dict)))
-    tokenizer = Path(folder) / "tokenizer.json"
-    if tokenizer.is_file():
-        config.data.tokenizer = str(tokenizer.absolute())
+    config.data.tokenizer = tokenizer if named else str(kept / Path(tokenizer).name)
     optimizer = make_optimizer(config.optimizer, config.steps)
     checkpoints = CheckpointWriter(workdir, config, config.checkpoint.keep)
     try:
         if checkpoints.latest() is not None:
             raise ValueError(f"--workdir={workdir} holds a run already; give another folder")
         state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+        _keep(Path(folder), kept)
         checkpoints.save(0, state, {})
     finally:
         checkpoints.close()
+
+
+def _keep(folder: Path, kept: Path) -> None:
+    """Copies what a checkpoint holds besides its weights."""
+    kept.mkdir(parents=True, exist_ok=True)
+    for name in (*_SMALL, *COMPANIONS):
+        if (folder / name).is_file():
+            shutil.copyfile(folder / name, kept / name)
+
+
+def export_llama(workdir: str, folder: str) -> None:
+    """Writes a run's model, with its tokenizer, as a checkpoint in Hugging Face's format.
+
+    Args:
+      workdir: folder of the run.
+      folder: to write; it must be empty or not there.
+
+    Raises:
+      ValueError: if there is no run, its model is no Llama, or the folder cannot be written.
+    """
+    config = load_run_config(workdir)
+    check_llama(LanguageModelConfig.from_config_dict(config.model))
+    with whole_folder(folder, "--to_llama") as aside:
+        model, params, tokenizer = load_model(workdir)
+        kept = Path(workdir) / KEPT
+        like = kept if (kept / "config.json").is_file() else None
+        write_llama(
+            aside,
+            model.config,
+            params,
+            bos_id=tokenizer.before[0] if tokenizer.before else None,
+            end_ids=tokenizer.end_ids,
+            like=like,
+        )
+        copy_tokenizer(config.data.tokenizer, aside)
+        for name in (*_SMALL[1:], *COMPANIONS) if like else ():
+            if (kept / name).is_file() and not (aside / name).exists():
+                shutil.copyfile(kept / name, aside / name)
+
+
+def _tokenizers(folder: str) -> list[Path]:
+    return [path for name in _SMALL[1:] if (path := Path(folder) / name).is_file()]
 
 
 def _rest(all_params: Any, given: Any) -> Any:
@@ -101,10 +162,15 @@ def run() -> None:
     if given.from_llama and given.config is None:
         raise ValueError("--from_llama needs --config, such as experiments/stacked_llama.py")
     if given.from_llama:
-        check_output_folder("workdir", given.workdir)
         config = change_settings(RunConfig, read_config(given.config), given.set)
         import_llama(given.from_llama, given.workdir, whole_config(config, print))
+        print(
+            f"made a run in {given.workdir}; sample from it with\n"
+            f'  hope generate --workdir={given.workdir} --prompt="Once upon a time"'
+        )
     else:
-        check_output_folder("to_llama", given.to_llama)
-        model, params, _ = load_model(given.workdir)
-        write_llama(given.to_llama, model.config, params)
+        export_llama(given.workdir, given.to_llama)
+        print(
+            f"wrote a checkpoint in Hugging Face's format to {given.to_llama}; read it with\n"
+            f'  transformers.AutoModelForCausalLM.from_pretrained("{given.to_llama}")'
+        )

@@ -8,9 +8,10 @@ import math
 from pathlib import Path
 
 import jax.numpy as jnp
+import numpy as np
 from absl import flags
 
-from hope_jax.commands.paths import check_state_files
+from hope_jax.commands.generate import check_states
 from hope_jax.commands.trained_model import load_model
 from hope_jax.inference.context_file import load_context, save_context
 from hope_jax.inference.sampling import score
@@ -27,6 +28,8 @@ def read_text(path: str) -> str:
         raise ValueError(f"--text={path} is no file")
     try:
         text = file.read_bytes().decode()
+    except OSError as error:
+        raise ValueError(f"--text={path} cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"--text={path} is not UTF-8 text ({error})") from error
     if not text:
@@ -50,17 +53,29 @@ def run() -> None:
     """Runs the command."""
     given = flags.FLAGS
     text = read_text(given.text)
-    check_state_files(given.state_in, given.state_out)
+    check_states(given.state_in, given.state_out)
     model, params, tokenizer = load_model(given.workdir)
     context = load_context(given.state_in, model, params) if given.state_in else None
-    tokens = jnp.asarray(tokenizer.encode(text), jnp.int32)[None]
+    ids = np.asarray(tokenizer.encode(text), np.int32)
+    if not ids.size:
+        raise ValueError(f"--text={given.text} gives no token; the tokenizer drops all of it")
+    told = len(text.encode())
+    if context is None:
+        before = np.asarray(tokenizer.before, np.int32)
+        # Without a token in front nothing foretells the first one.
+        told -= 0 if before.size else tokenizer.bytes_of_first(text)
+        ids = np.concatenate([before, ids])
+        marks = max(before.size - 1, 0)  # foretold themselves, but no text
+    else:
+        marks = 0
+    tokens = jnp.asarray(ids, jnp.int32)[None]
     losses, context = score(model, params, tokens, context, segment=given.segment)
-    # Without a context nothing foretells the first token.
-    told = len(tokenizer.decode(tokens[0, -losses.shape[1] :]).encode()) if losses.size else 0
+    losses = losses[:, marks:]
     nats = float(losses.sum())
     print(f"{losses.size:,} tokens of {told:,} bytes")
     if losses.size:
         print(f"{nats / losses.size:.4f} nats per token")
-        print(f"{nats / math.log(2) / told:.4f} bits per byte")
+        if told > 0:
+            print(f"{nats / math.log(2) / told:.4f} bits per byte")
     if given.state_out:
         save_context(given.state_out, context, model, params)

@@ -17,8 +17,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 from hope_jax.commands.evaluate import read_text
-from hope_jax.commands.paths import check_output_folder
 from hope_jax.commands.trained_model import load_model
+from hope_jax.data.whole_folder import check_writable
 from hope_jax.inference.level_trace import LevelTrace, trace_levels
 
 
@@ -83,9 +83,11 @@ def run() -> None:
     """Runs the command."""
     given = flags.FLAGS
     text = read_text(given.text)
-    check_output_folder("output" if given.output else "workdir", given.output or given.workdir)
+    flag, folder = ("output", given.output) if given.output else ("workdir", given.workdir)
+    check_writable(Path(folder) / "inspect.md", f"--{flag}")
     model, params, tokenizer = load_model(given.workdir)
-    trace = trace_levels(model, params, np.asarray(tokenizer.encode(text), np.int32))
+    ids = np.asarray([*tokenizer.before, *tokenizer.encode(text)], np.int32)
+    trace = trace_levels(model, params, ids)
     folder = Path(given.output or given.workdir)
     folder.mkdir(parents=True, exist_ok=True)
     draw(trace, folder / "inspect.png")

@@ -1,90 +1,37 @@
-r"""Makes text into files of tokens, from which corpora of any size are trained on.
+"""Makes text into files of tokens, from which corpora of any size are trained on.
 
     hope tokenize --files='corpus/**/*.jsonl' --tokenizer=tokenizer.model --output=DIR
     hope train --config=X.py --config.data.tokens=DIR \
         --config.data.tokenizer=tokenizer.model --workdir=runs/a
 
-Of `.jsonl` files (also `.jsonl.gz`) every line is a document, its field `text`; of `.parquet` files every
-row (that needs `pip install pyarrow`); any other file is one document. A share of the documents, chosen
-by a hash of file and place, is held out for validation.
+Of `.jsonl` and `.json` files every line or item is a document, its field `text`; of `.parquet` files
+every row; any other file is one document. All but `.parquet` may be compressed, `.gz` or `.zst`. A share
+of the documents, chosen by a hash of file and place, is held out for validation; of a single one, its
+end. The folder appears when it is whole.
 """
 
-import functools
-import gzip
-import json
 import multiprocessing
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from absl import flags
 
-from hope_jax.commands.paths import check_output_folder
-from hope_jax.data.corpus import is_held_out, named_paths
-from hope_jax.data.token_stream import write_tokens
-from hope_jax.data.tokenizers import load_tokenizer
+from hope_jax.data.corpus import read_documents, split_documents
+from hope_jax.data.token_stream import encode_document, write_tokens
+from hope_jax.data.tokenizers import Tokenizer, load_tokenizer
+
+_tokenizer: Any = None  # of a process that encodes
 
 
-def read_documents(patterns: Sequence[str], field: str = "text") -> Iterator[tuple[str, bytes]]:
-    """Reads documents one after the other, in the order of the patterns and of the files' names.
-
-    Args:
-      patterns: of files.
-      field: of `.jsonl` lines and `.parquet` rows that holds the text.
-
-    Yields:
-      Name, which does not depend on where the files lie, and text.
-
-    Raises:
-      ValueError: if a pattern matches no file, or a line or row has no such field.
-    """
-    for pattern in patterns:
-        for name, path in named_paths(pattern):
-            if path.endswith((".jsonl", ".jsonl.gz")):
-                texts = _lines(path, field)
-            elif path.endswith(".parquet"):
-                texts = _rows(path, field)
-            else:
-                yield name, Path(path).read_bytes()
-                continue
-            for place, text in enumerate(texts):
-                yield f"{name}:{place}", text.encode()
+def _use(tokenizer: Tokenizer) -> None:
+    global _tokenizer
+    _tokenizer = tokenizer
 
 
-def _lines(path: str, field: str) -> Iterator[str]:
-    opened: Any = gzip.open if path.endswith(".gz") else open
-    with opened(path, "rt", encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            value = json.loads(line)
-            if not isinstance(value, dict) or not isinstance(value.get(field), str):
-                raise ValueError(f"{path}, line {number}: there is no text in a field {field!r}")
-            yield value[field]
-
-
-def _rows(path: str, field: str) -> Iterator[str]:
-    try:
-        from pyarrow import parquet
-    except ImportError as error:
-        raise ValueError(f"{path}: to read .parquet files, pip install pyarrow") from error
-    file = parquet.ParquetFile(path)
-    if field not in file.schema_arrow.names:
-        raise ValueError(f"{path}: there is no column {field!r}; it has {file.schema_arrow.names}")
-    for batch in file.iter_batches(columns=[field]):
-        yield from batch.column(0).to_pylist()
-
-
-@functools.cache
-def _tokenizer(name: str) -> Any:
-    return load_tokenizer(name)
-
-
-def _encoded(
-    tokenizer: str, validation_fraction: float, document: tuple[str, bytes]
-) -> tuple[str, int, np.ndarray]:
-    name, text = document
-    part = "validation" if is_held_out(name, validation_fraction) else "train"
-    return part, len(text), _tokenizer(tokenizer).encode(text)
+def _encoded(document: tuple[str, bytes]) -> tuple[str, int, np.ndarray]:
+    part, text = document
+    return part, len(text), encode_document(text, _tokenizer)
 
 
 def tokenize(
@@ -111,16 +58,15 @@ def tokenize(
     Raises:
       ValueError: if files, tokenizer or folder do not fit.
     """
-    if not 0 < validation_fraction < 1:
-        raise ValueError(f"the share held out must lie between 0 and 1, got {validation_fraction}")
-    vocab_size = _tokenizer(tokenizer).vocab_size
-    encode = functools.partial(_encoded, tokenizer, validation_fraction)
-    documents = read_documents(files, field)
+    # Loaded once and handed over, so that all processes encode with what is noted.
+    loaded = load_tokenizer(tokenizer)
+    documents = split_documents(read_documents(files, field), validation_fraction)
     if processes == 1:
-        return write_tokens(output, map(encode, documents), tokenizer, vocab_size)
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        encoded = pool.imap(encode, documents, chunksize=64)
-        return write_tokens(output, encoded, tokenizer, vocab_size)
+        _use(loaded)
+        return write_tokens(output, map(_encoded, documents), loaded)
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(processes, _use, (loaded,)) as pool:
+        return write_tokens(output, pool.imap(_encoded, documents, chunksize=64), loaded)
 
 
 UNEXPECTED = "quote patterns: --files='a/**/*.txt'"
@@ -139,7 +85,6 @@ def define_flags() -> None:
 def run() -> None:
     """Runs the command."""
     given = flags.FLAGS
-    check_output_folder("output", given.output)
     counts = tokenize(
         given.files,
         given.tokenizer,
@@ -153,3 +98,7 @@ def run() -> None:
             f"{part}: {count['tokens']:,} tokens of {count['documents']:,} documents, "
             f"{count['bytes'] / count['tokens']:.2f} bytes a token"
         )
+    print(
+        f"train on them with --config.data.tokens={given.output} "
+        f"--config.data.tokenizer={given.tokenizer}"
+    )

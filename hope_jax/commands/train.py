@@ -7,11 +7,13 @@ r"""Trains a language model.
 Run it again on the same folder and it goes on where it stopped; --config can then be left out.
 """
 
+from pathlib import Path
+
 from absl import flags
 
 from hope_jax.commands.config import change_settings, config_table, define_config_flags, read_config
 from hope_jax.commands.exit_codes import SAVED
-from hope_jax.commands.paths import check_output_folder
+from hope_jax.data.whole_folder import check_writable
 
 UNEXPECTED = "settings look like --config.steps=500"
 
@@ -37,7 +39,7 @@ def run() -> int | None:
         print(config_table(RunConfig, whole_config(config)), end="")
         return None
     config = whole_config(config, note=print)
-    check_output_folder("workdir", given.workdir)
+    check_writable(Path(given.workdir) / "config.json", "--workdir")
 
     from hope_jax.training.loop import train
 

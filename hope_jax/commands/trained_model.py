@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from hope_jax.data.tokenizers import Tokenizer, load_tokenizer
+from hope_jax.data.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
 from hope_jax.models import LanguageModel, LanguageModelConfig
 from hope_jax.runs.checkpoint_reader import read_params
 from hope_jax.runs.run_config import load_config
@@ -43,6 +43,7 @@ def load_model(workdir: str) -> tuple[LanguageModel, Any, Tokenizer]:
     config = load_run_config(workdir)
     tokenizer = load_tokenizer(config.data.tokenizer)
     model = LanguageModel(LanguageModelConfig.from_config_dict(config.model))
+    check_vocabulary(tokenizer, model.config.vocab_size, config.data.tokenizer)
     tokens = jnp.zeros((1, 1), jnp.int32)
     shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), tokens)["params"])
     place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])

@@ -2,12 +2,15 @@
 
 import glob
 import hashlib
+import itertools
 import os
 import pathlib
 import re
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
+
+from hope_jax.data.documents import read_file
 
 _SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 
@@ -27,11 +30,13 @@ class Documents(NamedTuple):
 def load_documents(files: str = "", tfds: str = "", validation_fraction: float = 0.1) -> Documents:
     """Loads a corpus and splits it, document by document.
 
-    The split is by a hash of a file's name, so that a new file moves no other between the parts.
+    The split is by a hash of a document's name, so that a new file moves no other between the parts. If
+    that holds out none, the last one is; of a single document, its end.
 
     Args:
-      files: a pattern such as `corpus/**/*.txt`; empty for the sources of the standard library of
-        the Python that runs this, which every machine has.
+      files: a pattern such as `corpus/**/*.txt`, or a folder, of files of the kinds of `read_file`;
+        empty for the sources of the standard library of the Python that runs this, which every
+        machine has.
       tfds: name of a TFDS data set of texts instead, prepared as ArrayRecord. Its `train` split is
         read, and its `validation` split if it has one; no other. The folder is TFDS's own, or that in
         the environment's `TFDS_DATA_DIR`.
@@ -47,27 +52,45 @@ def load_documents(files: str = "", tfds: str = "", validation_fraction: float =
         raise ValueError(
             f"data.files={files!r} and data.tfds={tfds!r} are both given; set one of them to ''"
         )
-    if not 0 < validation_fraction < 1:
-        raise ValueError(
-            f"data.validation_fraction must lie between 0 and 1, got {validation_fraction}"
-        )
     if tfds:
         return _tfds_documents(tfds, validation_fraction)
-    named = [(name, pathlib.Path(path).read_bytes()) for name, path in named_paths(files)]
-    return _split(iter(named), validation_fraction, f"data.files={files!r}")
+    return _split(read_documents([files]), validation_fraction, f"data.files={files!r}")
+
+
+def read_documents(patterns: Sequence[str], field: str = "text") -> Iterator[tuple[str, bytes]]:
+    """Reads documents one after the other, in the order of the patterns and of the files' names.
+
+    Args:
+      patterns: of files; see `named_paths`, and for the kinds of files `read_file`.
+      field: of JSON objects and Parquet rows that holds the text.
+
+    Yields:
+      Name, which does not depend on where the files lie, and text.
+
+    Raises:
+      ValueError: if a pattern matches no file, or a file cannot be read.
+    """
+    for pattern in patterns:
+        for name, path in named_paths(pattern):
+            for place, text in read_file(path, field):
+                yield name + place, text
 
 
 def named_paths(files: str = "") -> list[tuple[str, str]]:
     """Files by a name that does not depend on where the corpus lies.
 
     Args:
-      files: a pattern, or empty for the sources of the standard library.
+      files: a pattern, a folder for all files in it, or empty for the sources of the standard library.
 
     Raises:
       ValueError: if nothing matches.
     """
     if files:
-        paths = sorted(path for path in glob.glob(files, recursive=True) if os.path.isfile(path))
+        found = [files] if os.path.isfile(files) else glob.glob(files, recursive=True)
+        if os.path.isdir(files):
+            files = os.path.join(glob.escape(files), "")
+            found = glob.glob(os.path.join(files, "**"), recursive=True)
+        paths = sorted(path for path in found if os.path.isfile(path))
         if not paths:
             raise ValueError(
                 f"data.files={files!r} matches no file from {os.getcwd()}; give a path or a quoted "
@@ -124,19 +147,63 @@ def is_held_out(name: str, fraction: float) -> bool:
     return int.from_bytes(digest[:8], "big") < fraction * 2**64
 
 
-def _split(
-    named: Iterator[tuple[str, bytes]], validation_fraction: float, source: str
-) -> Documents:
-    train: list[bytes] = []
-    validation: list[bytes] = []
-    for name, document in named:
-        if not document:
-            continue
-        (validation if is_held_out(name, validation_fraction) else train).append(document)
+def split_documents(
+    named: Iterable[tuple[str, bytes]], validation_fraction: float
+) -> Iterator[tuple[str, bytes]]:
+    """Says of each document to which part it belongs; empty ones are left out.
+
+    Where there is one document alone, its end is held out.
+
+    Args:
+      named: names and texts.
+      validation_fraction: share held out.
+
+    Yields:
+      `train` or `validation`, and the text.
+
+    Raises:
+      ValueError: if the share does not lie between 0 and 1.
+
+    Example:
+      >>> list(split_documents([("a", b"one\\ntwo\\n")], 0.5))
+      [('train', b'one\\n'), ('validation', b'two\\n')]
+    """
+    if not 0 < validation_fraction < 1:
+        raise ValueError(f"validation_fraction must lie between 0 and 1, got {validation_fraction}")
+    part = lambda name: "validation" if is_held_out(name, validation_fraction) else "train"
+    full = ((name, text) for name, text in named if text)
+    first, second = next(full, None), next(full, None)
+    if first is not None and second is None:
+        cut = _cut(first[1], validation_fraction)
+        pieces = (("train", first[1][:cut]), ("validation", first[1][cut:]))
+        yield from (piece for piece in pieces if piece[1])
+        return
+    for name, text in itertools.chain([item for item in (first, second) if item], full):
+        yield part(name), text
+
+
+def _cut(text: bytes, fraction: float) -> int:
+    """Where the last part of a text begins: with a line, or else with a character."""
+    cut = min(int(len(text) * (1 - fraction)), len(text) - 1)
+    line = text.rfind(b"\n", 0, cut) + 1
+    if line > cut // 2:
+        return line
+    while cut and text[cut] & 0b1100_0000 == 0b1000_0000:
+        cut -= 1
+    return cut
+
+
+def _split(named: Iterable[tuple[str, bytes]], fraction: float, source: str) -> Documents:
+    parts: dict[str, list[bytes]] = {"train": [], "validation": []}
+    for part, text in split_documents(named, fraction):
+        parts[part].append(text)
+    train, validation = parts.values()
+    if len(train) > 1 and not validation:
+        validation.append(train.pop())
     if not train or not validation:
         raise ValueError(
             f"{source} gives {len(train)} training and {len(validation)} validation documents that "
-            f"are not empty; at least one of each is needed: add files, or change "
-            f"data.validation_fraction={validation_fraction}"
+            f"are not empty; at least one of each is needed: add text, or change "
+            f"data.validation_fraction={fraction}"
         )
     return Documents(train, validation)

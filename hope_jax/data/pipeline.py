@@ -25,7 +25,8 @@ class PackedWindows:
         if len(stream.tokens) < length + 1:
             raise ValueError(
                 f"the corpus part has {len(stream.tokens)} tokens, fewer than the {length + 1} of one "
-                f"sequence and its last target; add text or lower data.sequence_length={length}"
+                f"sequence and its last target; add text, lower data.sequence_length={length}, or, for "
+                f"the validation part, hold out a larger share"
             )
 
     def __len__(self) -> int:
@@ -33,7 +34,14 @@ class PackedWindows:
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         first = index * self.length
-        ids = self.stream.tokens[first : first + self.length + 1].astype(np.int32)
+        raw = self.stream.tokens[first : first + self.length + 1]
+        if raw.min() < 0 or raw.max() >= self.stream.vocab_size:
+            raise ValueError(
+                f"tokens {first:,} to {first + self.length:,} hold ids {raw.min()} to {raw.max()}, but "
+                f"the tokenizer has {self.stream.vocab_size}; the files are damaged, make them anew "
+                f"with hope tokenize"
+            )
+        ids = raw.astype(np.int32)
         starts = np.zeros(self.length + 1, bool)
         begin, end = np.searchsorted(self.stream.starts, (first, first + self.length + 1))
         starts[self.stream.starts[begin:end] - first] = True

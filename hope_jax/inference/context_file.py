@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-import os
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,19 @@ import numpy as np
 from flax import linen as nn
 from flax import serialization
 
+from hope_jax.data.whole_file import write_whole
 from hope_jax.inference.sampling import Context, read
 from hope_jax.models.language_model import LanguageModel
 
 _FORMAT = "hope_jax context 1"
+# The file begins with this line, in which stands a checksum of all that follows. Files of before it
+# have none, and are read.
+_HEADER = b"hope_jax context file, CRC-32 %08x\n"
+_MARK, _HEADER_SIZE = _HEADER[:21], len(_HEADER % 0)
 
 
 def save_context(path: str | Path, context: Context, model: LanguageModel, params: Any) -> None:
-    """Writes a context and the marks of the model that it belongs to, as MessagePack.
+    """Writes a context and the marks of the model that it belongs to, as MessagePack with a checksum.
 
     The file appears whole or not at all.
 
@@ -38,9 +43,8 @@ def save_context(path: str | Path, context: Context, model: LanguageModel, param
         "arrays": {name: np.asarray(leaf) for name, leaf in _named_leaves(context).items()},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_bytes(serialization.msgpack_serialize(content))
-    os.replace(unfinished, path)
+    packed = serialization.msgpack_serialize(content)
+    write_whole(path, _HEADER % zlib.crc32(packed) + packed)
 
 
 def load_context(path: str | Path, model: LanguageModel, params: Any) -> Context:
@@ -65,7 +69,7 @@ def load_context(path: str | Path, model: LanguageModel, params: Any) -> Context
     if not path.is_file():
         raise FileNotFoundError(f"there is no state file {path}")
     try:
-        content: Any = serialization.msgpack_restore(path.read_bytes())
+        content: Any = serialization.msgpack_restore(_checked(path.read_bytes()))
         if content["format"] != _FORMAT:
             raise ValueError(f"format {content['format']!r} where {_FORMAT!r} is read")
         theirs, arrays = json.loads(content["config"]), content["arrays"]
@@ -91,6 +95,16 @@ def load_context(path: str | Path, model: LanguageModel, params: Any) -> Context
         raise ValueError(f"{path} was written by another version of hope_jax; its arrays differ")
     leaves = [jnp.asarray(arrays[name]) for name in _named_leaves(expected)]
     return jax.tree.unflatten(jax.tree.structure(expected), leaves)
+
+
+def _checked(content: bytes) -> bytes:
+    """What follows the header, if there is one."""
+    if not content.startswith(_MARK):
+        return content
+    packed = content[_HEADER_SIZE:]
+    if content[:_HEADER_SIZE] != _HEADER % zlib.crc32(packed):
+        raise ValueError("its checksum is another")
+    return packed
 
 
 def _named_leaves(tree: Any) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Sampling from a language model, one token at a time in constant memory."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -97,7 +97,11 @@ def score_segment(
 
 
 def sample_token(
-    key: Array, logits: Float[Array, "B V"], temperature: float = 1.0, top_p: float = 1.0
+    key: Array,
+    logits: Float[Array, "B V"],
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    vocab_size: int | None = None,
 ) -> Int[Array, " B"]:
     """Draws a token from `softmax(logits / temperature)`, cut to its nucleus.
 
@@ -107,6 +111,7 @@ def sample_token(
       temperature: 0 takes the most likely token.
       top_p: only the smallest set of most likely tokens that holds this probability is drawn from;
         1 keeps all.
+      vocab_size: only ids below are drawn, where a model has more than its tokenizer; None for all.
 
     Returns:
       Ids.
@@ -115,6 +120,8 @@ def sample_token(
       ValueError: for a negative temperature, or `top_p` outside (0, 1].
     """
     check_sampling(temperature, top_p)
+    if vocab_size is not None:
+        logits = logits[:, :vocab_size]
     if temperature == 0:
         return jnp.argmax(logits, axis=-1)
     logits = logits / temperature
@@ -130,14 +137,16 @@ def sample_token(
 
 def check_sampling(temperature: float, top_p: float) -> None:
     """Raises ValueError for settings that `sample_token` does not accept."""
-    if temperature < 0:
+    if not (0 <= temperature < float("inf")):
         raise ValueError(f"temperature must be at least 0 (0 is greedy), got {temperature}")
     if not 0 < top_p <= 1:
         raise ValueError(f"top_p must lie in (0, 1] (1 keeps every token), got {top_p}")
 
 
 @functools.partial(
-    jax.jit, static_argnames=("model", "temperature", "top_p"), donate_argnames="context"
+    jax.jit,
+    static_argnames=("model", "temperature", "top_p", "vocab_size"),
+    donate_argnames="context",
 )
 def decode_step(
     model: LanguageModel,
@@ -146,6 +155,7 @@ def decode_step(
     key: Array,
     temperature: float = 1.0,
     top_p: float = 1.0,
+    vocab_size: int | None = None,
 ) -> tuple[Int[Array, " B"], Context]:
     """Draws the next token and reads it; the buffers of `context` are reused.
 
@@ -156,11 +166,12 @@ def decode_step(
       key: random key of this token.
       temperature: see `sample_token`.
       top_p: see `sample_token`.
+      vocab_size: see `sample_token`.
 
     Returns:
       The token, and the context that has read it.
     """
-    token = sample_token(key, context.logits, temperature, top_p)
+    token = sample_token(key, context.logits, temperature, top_p, vocab_size)
     return token, _read(model, params, token[:, None], context.state)
 
 
@@ -180,6 +191,8 @@ def generate(
     num_tokens: int,
     temperature: float = 1.0,
     top_p: float = 1.0,
+    vocab_size: int | None = None,
+    end_ids: Collection[int] = (),
     on_token: Callable[[np.ndarray], None] = lambda token: None,
 ) -> tuple[np.ndarray, Context]:
     """Samples a continuation of whatever `context` has read.
@@ -192,22 +205,36 @@ def generate(
       num_tokens: how many to draw.
       temperature: see `sample_token`.
       top_p: see `sample_token`.
+      vocab_size: see `sample_token`.
+      end_ids: ids after which nothing more is drawn, once every sequence has had one; a sequence that
+        had its own before the others goes on, and is to be cut there.
       on_token: called with the ids, shaped (B,), of each token as it is made.
 
     Returns:
-      Ids, int32 shaped (B, num_tokens), and the context that has read all of them.
+      Ids, int32 shaped (B, num_tokens) or shorter, and the context that has read all of them.
     """
     check_sampling(temperature, top_p)
     made: list[np.ndarray] = []
-    running: Array | None = None
-    for index in range(num_tokens + 1):
-        previous = running
-        if index < num_tokens:
-            step_key = jax.random.fold_in(key, index)
-            running, context = decode_step(model, params, context, step_key, temperature, top_p)
-        # Looked at only now, when the next step has been sent off.
-        if previous is not None:
-            made.append(np.asarray(previous))
-            on_token(made[-1])
+    running: list[Array] = []
+    ended = np.zeros(context.logits.shape[0], bool)
+
+    def look() -> None:
+        made.append(np.asarray(running.pop(0)))
+        ended[np.isin(made[-1], list(end_ids))] = True
+        on_token(made[-1])
+
+    for index in range(num_tokens):
+        step_key = jax.random.fold_in(key, index)
+        token, context = decode_step(
+            model, params, context, step_key, temperature, top_p, vocab_size
+        )
+        running.append(token)
+        # Looked at only when the next step has been sent off, unless this one may be the last.
+        if end_ids or len(running) > 1:
+            look()
+        if ended.all():
+            break
+    while running:
+        look()
     ids = np.stack(made, axis=1) if made else np.zeros((context.logits.shape[0], 0))
     return ids.astype(np.int32), context

@@ -2,8 +2,8 @@
 
 Each is a mapping of `TitansConfig` settings that are not its defaults: a memory, an objective, a
 projector, a decay, a momentum. Keys, values and gates are static projections of the input in all but
-Hope's own. All are as published; those whose memory is an MLP are trained with `bounded_step=True`
-beside them, since their steps grow with it.
+Hope's own. All are as published, but for `titans_lmm_dampened`; those whose memory is an MLP are trained
+with `bounded_step=True` beside them, since their steps grow with it.
 
     >>> from hope_jax.layers.titans import TitansConfig
     >>> TitansConfig(width=128, num_heads=2, **FAMILY["delta_net"]).objective
@@ -68,8 +68,10 @@ FAMILY: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "ttt_mlp": {**_DESCENT, "retention": "none"},
         # an MLP that descends -<M(k), v>, with decay
         "dla": {**_DESCENT, "objective": "dot"},
-        # an MLP with L2, decay and momentum
-        "titans_lmm": {**_DESCENT, "momentum": "gate"},
+        # an MLP with L2, decay and momentum: S_t = theta S_{t-1} - eta grad, W_t = a W_{t-1} + S_t
+        "titans_lmm": {**_DESCENT, "momentum": "gate", "dampening": False},
+        # a variant: S_t = theta S_{t-1} - (1 - theta) eta grad, the average of steps, not their sum
+        "titans_lmm_dampened": {**_DESCENT, "momentum": "gate"},
         # an MLP with an L_3 objective (Moneta) or Huber's (Yaad), and decay
         "miras_lp": {**_DESCENT, "objective": "lp"},
         "miras_huber": {**_DESCENT, "objective": "huber"},

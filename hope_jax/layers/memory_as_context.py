@@ -19,7 +19,7 @@ from hope_jax.layers.projection import Projection
 from hope_jax.layers.rotary import apply_rotary, rotary_frequencies
 from hope_jax.layers.titans import SelfModifyingTitans, TitansConfig, TitansState
 from hope_jax.memory.bank import Anchor, Weights
-from hope_jax.memory.linear_map import direction
+from hope_jax.memory.directions import unit
 
 
 class SegmentState(NamedTuple):
@@ -166,9 +166,11 @@ class _Piece(nn.Module):
         """The state of a context in which nothing has been read."""
         heads, size = self.config.num_heads, self.config.head_width
         memory = self.memory(x[:, :0])[1]
-        empty = jnp.zeros((x.shape[0], 2, self.segment, heads, size), self.dtype)
+        empty = lambda: jnp.zeros((x.shape[0], 2, self.segment, heads, size), self.dtype)
         slot = jnp.zeros(x.shape[0], jnp.int32)
-        return SegmentState(memory, memory.heads.memory.weights, empty, empty, slot, slot - 1)
+        # No array stands twice in a state, so that it can be donated.
+        recalled = jax.tree.map(jnp.copy, memory.heads.memory.weights)
+        return SegmentState(memory, recalled, empty(), empty(), slot, slot - 1)
 
     @nn.compact
     def __call__(
@@ -256,8 +258,7 @@ class _Piece(nn.Module):
     ) -> Float[Array, "B R H N"]:
         """What the memory of the segment's start gives; where restarted, what it gives at first."""
         rule = self.config.rule.memory
-        wide = queries.astype(jnp.promote_types(self.dtype, jnp.float32))
-        queries = direction(wide)[0].astype(self.dtype).swapaxes(1, 2)
+        queries = unit(queries).astype(self.dtype).swapaxes(1, 2)
         initial = self.memory(jnp.zeros((1, 0, self.config.width), self.dtype))[1]
         initial = jax.tree.map(lambda w: w[0], initial.heads.memory.weights)
 

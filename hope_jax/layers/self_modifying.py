@@ -17,8 +17,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from hope_jax.memory.bank import Anchor, Weights
 from hope_jax.memory.chunks import lay_on_grid, resume_chunks, scan_chunks, take_from_grid
+from hope_jax.memory.directions import unit
 from hope_jax.memory.gates import Gates, chunk_decay
-from hope_jax.memory.linear_map import direction
 from hope_jax.memory.memory import (
     MemoryState,
     Tokens,
@@ -31,6 +31,7 @@ from hope_jax.memory.rule import (
     BankState,
     MemoryRule,
     end_bank_chunk,
+    evaluate,
     initial_state,
     write_bank_chunk,
     write_bank_token,
@@ -130,15 +131,16 @@ class SelfModifyingState(NamedTuple):
 
 
 def init_state(rule: SelfModifyingRule, initial: Initial) -> SelfModifyingState:
-    """Makes the state of a head that has read nothing: its initial weights."""
+    """Makes the state of a head that has read nothing: its initial weights, in arrays of its own."""
     others = initial_state(rule.others, initial.others) if rule.adaptive else None
-    return SelfModifyingState(
+    state = SelfModifyingState(
         others,
         initial.others,
         initial_state(rule.memory, initial.memory),
         initial.memory,
         jnp.zeros((), jnp.int32),
     )
+    return jax.tree.map(jnp.copy, state)
 
 
 def read_sequence(
@@ -204,7 +206,7 @@ def _read_from_edge(rule, initial, inputs, state):
             rule.others.chunk_size,
             rule.others.states_every,
         )
-        others_start = start if length else others_start
+        others_start = jax.tree.map(jnp.copy, start) if length else others_start
     else:
         tokens = _static_tokens(rule, initial, inputs, None)
     out, memory, start = scan_chunks(
@@ -217,7 +219,8 @@ def _read_from_edge(rule, initial, inputs, state):
         rule.memory.states_every,
         lambda tokens: prepare_chunk(rule.memory, tokens),
     )
-    memory_start = start if length else state.memory_start
+    # At a chunk's edge these are the weights of the bank; no state holds one array twice.
+    memory_start = jax.tree.map(jnp.copy, start) if length else state.memory_start
     position = (state.position + length) % rule.grid
     return out, SelfModifyingState(others, others_start, memory, memory_start, position)
 
@@ -322,9 +325,10 @@ def _generate(rule, initial, anchor, inputs, active):
     names = [name for name in GATES if name in rule.adaptive]
     generated |= dict(zip(names, outputs.gates[..., 0], strict=True))
     tokens = _tokens(rule, initial, inputs, generated | inputs.static, active)
-    outputs, hidden, targets = bank.forward_pair(anchor, tokens.keys, tokens.values, dtype)
+    outputs, hidden, targets = evaluate(rule.others, anchor, tokens.keys, tokens.values)
+    gates = tokens.gates
     writes = write_rows(
-        rule.others, anchor, tokens.keys, outputs, hidden, targets, tokens.gates.eta
+        rule.others, anchor, tokens.keys, outputs, hidden, targets, gates.eta, gates
     )
     return tokens, hidden, writes
 
@@ -338,11 +342,11 @@ def _tokens(rule, initial, inputs, raw, active):
     dtype = inputs.x.dtype
     key, query = (_at_least_float32(raw[name]) for name in ("k", "q"))
     if rule.unit_keys:
-        key, query = direction(key)[0], direction(query)[0]
+        key, query = unit(key), unit(query)
     else:
         query = query / query.shape[-1] ** 0.5
     value = _at_least_float32(raw["v"])
-    value = (direction(value)[0] if rule.unit_values else value).astype(dtype)
+    value = (unit(value) if rule.unit_values else value).astype(dtype)
     ones = jnp.ones(key.shape[:1], initial.alpha_bias.dtype)
     eta = ones
     if rule.step == "gate":

@@ -85,10 +85,11 @@ class TitansConfig:
     # layer overflowed within 60,000 random tokens, so use it for contexts far shorter than that.
     decay_to: Literal["zero", "initial"] = setting("where retention leads", "zero")
     read: Literal["before", "after", "chunk"] = setting("the state that a token reads", "before")
+    # Without, the value is the target of all but those of eta and alpha, whose output is one number.
     generated_target: bool = setting("memories generate their own target values (Eq. 91)", True)
     # An MLP's maps grow with training, and then eta overshoots on repetitive text, more with every
     # chunk, until the state overflows (docs/equations.md).
-    bounded_step: bool = setting("writes to an MLP undo at most their own error", True)
+    bounded_step: bool = setting("writes of a chunk undo at most their own error", True)
     unit_keys: bool = setting("keys and queries at unit length", True)
     unit_values: bool = setting("values at unit length; without, the state can overflow", True)
     eta_max: float = setting(

@@ -1,7 +1,7 @@
 """The update of one linear map inside a memory: token by token, and a chunk at a time.
 
-With the map's own input x_t, its direction u_t = x_t / |x_t|, and a write row U_t = -eta_t d_t (the
-negative step along the local error at the chunk's start), both forms compute
+With the map's own input x_t, its direction u_t = x_t / max(|x_t|, 1), and a write row U_t = -eta_t d_t
+(the negative step along the local error at the chunk's start), both forms compute
 
     S_t = theta_t S_{t-1} + x_t^T U_t
     W_t = (alpha_t I - beta_t u_t^T u_t) W_{t-1} + S_t
@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from hope_jax.memory.directions import direction
 from hope_jax.memory.gates import ChunkDecay, Decay
 from hope_jax.memory.triangular import triangle_precision, unit_lower_inverse
 
@@ -38,8 +39,8 @@ class Projection(NamedTuple):
     """What the projector of a chunk needs; it depends on inputs and gates, not on the state.
 
     Attributes:
-      directions: u, the inputs at unit length, shape (C, I).
-      lengths: |x|, shape (C, 1).
+      directions: u, the inputs at a length of at most 1, shape (C, I).
+      lengths: `max(|x|, 1)`, shape (C, 1).
       beta: strength, shape (C, 1).
       strict: L, shape (C, C).
       inverse: `(I + L)^-1`, shape (C, C).
@@ -95,30 +96,6 @@ def dot(left: Array, right: Array, dtype: jnp.dtype) -> Array:
     )
 
 
-def direction(inputs: Float[Array, "C I"]) -> tuple[Float[Array, "C I"], Float[Array, "C 1"]]:
-    """Splits rows into directions and lengths; a zero row has direction zero.
-
-    Args:
-      inputs: rows, shape (C, I).
-
-    Returns:
-      Rows at unit length, shape (C, I), and their lengths, shape (C, 1).
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> unit, length = direction(jnp.array([[3.0, 4.0]]))
-      >>> length.tolist()
-      [[5.0]]
-    """
-    squared = jnp.sum(inputs * inputs, axis=-1, keepdims=True)
-    # A zero row, such as padding, is a constant, so that derivatives of all orders are zero there.
-    # Any token that carries information is far above it.
-    least = jnp.finfo(squared.dtype).tiny
-    some = squared > least
-    length = jnp.sqrt(jnp.where(some, squared, least))
-    return jnp.where(some, inputs, 0) / length, length
-
-
 def write_token(
     state: LinearMapState,
     inputs: Float[Array, "P I"],
@@ -155,8 +132,8 @@ def write_token(
         step = momentum = theta * state.momentum + step
     weight = alpha * state.weight
     if beta is not None:
-        unit = direction(inputs[-1:])[0][0]
-        weight -= beta * jnp.outer(unit, unit @ state.weight)
+        along = direction(inputs[-1])[0]
+        weight -= beta * jnp.outer(along, along @ state.weight)
     return LinearMapState(weight + step, momentum)
 
 
@@ -201,17 +178,17 @@ def prepare_projections(
     precision = triangle_precision(dtype)
     parts = []
     for inputs in groups:
-        unit, length = direction(inputs.astype(jnp.promote_types(inputs.dtype, jnp.float32)))
-        similarity = jnp.matmul(unit, unit.mT, precision=precision)
+        along, length = direction(inputs)
+        similarity = jnp.matmul(along, along.mT, precision=precision)
         strict = beta[:, None] * decay.before.erase * similarity
         mixing = decay.before.write * similarity * length.mT
-        parts.append((unit, length, jnp.broadcast_to(beta[:, None], length.shape), strict, mixing))
+        parts.append((along, length, jnp.broadcast_to(beta[:, None], length.shape), strict, mixing))
     systems = [strict.reshape(-1, *strict.shape[-2:]) for *_, strict, _ in parts]
     inverses = unit_lower_inverse(jnp.concatenate(systems), precision)
     projections, taken = [], 0
-    for system, (unit, length, strength, strict, mixing) in zip(systems, parts, strict=True):
+    for system, (along, length, strength, strict, mixing) in zip(systems, parts, strict=True):
         inverse = inverses[taken : taken + len(system)].reshape(strict.shape)
-        projections.append(Projection(unit, length, strength, strict, inverse, mixing))
+        projections.append(Projection(along, length, strength, strict, inverse, mixing))
         taken += len(system)
     return projections
 

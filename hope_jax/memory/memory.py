@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from hope_jax.memory.bank import Anchor, Outputs, Weights
+from hope_jax.memory.bank import Anchor, Weights
 from hope_jax.memory.chunks import lay_on_grid, resume_chunks, scan_chunks, take_from_grid
 from hope_jax.memory.gates import ChunkDecay, Gates, chunk_decay, windowed_decay
 from hope_jax.memory.linear_map import Projection, Reading, prepare_projection, prepare_reading
@@ -28,8 +28,10 @@ from hope_jax.memory.rule import (
     MemoryRule,
     Recent,
     end_bank_chunk,
+    evaluate,
     initial_state,
     read_bank_chunk,
+    window_rows,
     write_bank_chunk,
     write_bank_token,
     write_rows,
@@ -78,12 +80,14 @@ class Prepared(NamedTuple):
         where it depends on the state after all.
       recent: with a window, which W - 1 of the tokens before the chunk and its own are the last ones,
         and whether they belong to the document that is open; else `None`.
+      active: False where a place of the chunk holds no token; `None` if all do.
     """
 
     decay: ChunkDecay
     projection: Projection | None
     reading: Reading | None
     recent: tuple[Int[Array, " W"], Bool[Array, " W"]] | None
+    active: Bool[Array, " C"] | None
 
 
 def init_state(rule: MemoryRule, initial: Weights) -> MemoryState:
@@ -94,9 +98,10 @@ def init_state(rule: MemoryRule, initial: Weights) -> MemoryState:
       initial: its initial weights, from `rule.bank.init`; an ordinary trainable parameter.
 
     Returns:
-      A `MemoryState`.
+      A `MemoryState`. Its arrays are its own, so that it can be donated to a compiled function.
     """
-    return MemoryState(initial_state(rule, initial), initial, jnp.zeros((), jnp.int32))
+    state = MemoryState(initial_state(rule, initial), initial, jnp.zeros((), jnp.int32))
+    return jax.tree.map(jnp.copy, state)
 
 
 def update(
@@ -182,7 +187,8 @@ def update_and_read(
             rule.states_every,
             lambda tokens: prepare_chunk(rule, tokens),
         )
-        start = start if length else old.start
+        # At a chunk's edge these are the weights of the bank; no state holds one array twice.
+        start = jax.tree.map(jnp.copy, start) if length else old.start
         return out, MemoryState(bank, start, (old.position + length) % rule.chunk_size)
     grid, active = lay_on_grid(tokens, state.position, rule.chunk_size)
     out, bank, start = resume_chunks(
@@ -235,12 +241,11 @@ def token_step(
         )
     gates = token.gates
     row = jax.tree.map(lambda x: x[None], token)
-    keys, values, step = _written(rule, bank, row)
+    keys, values, gamma = _written(rule, bank, row)
     anchor = Anchor(start)
-    outputs, hidden, targets = _evaluate(rule, anchor, keys, values)
-    writes = write_rows(rule, anchor, keys, outputs, hidden, targets, step)
-    if rule.window > 1:
-        writes = jax.tree.map(lambda row: gates.eta * row, writes)
+    outputs, hidden, targets = evaluate(rule, anchor, keys, values)
+    step = row.gates.eta if gamma is None else gates.eta * gamma
+    writes = write_rows(rule, anchor, keys, outputs, hidden, targets, step, row.gates)
     theta = None if gates.log_theta is None else jnp.exp(gates.log_theta)
     new = write_bank_token(
         rule, bank, keys, hidden, writes, jnp.exp(gates.log_alpha), gates.beta, theta, initial
@@ -268,12 +273,11 @@ def prepare_chunk(
         along = tokens.values if rule.projector == "values" else tokens.keys
         projection = prepare_projection(along, gates.beta, decay, dtype)
     if rule.window > 1:
-        decay = windowed_decay(decay, gates.eta, rule.window, tokens.reset, active)
         recent = _last_tokens(rule.window - 1, tokens.keys.shape[0], tokens.reset, active)
     elif tokens.queries is not None and rule.read != "chunk" and rule.projector != "values":
         rows = _rows_read(rule, decay)
         reading = prepare_reading(tokens.queries, tokens.keys, projection, rows)
-    return Prepared(decay, projection, reading, recent)
+    return Prepared(decay, projection, reading, recent, active)
 
 
 def memory_chunk(
@@ -300,20 +304,25 @@ def memory_chunk(
     """
     decay, dtype = prepared.decay, tokens.keys.dtype
     anchor = Anchor(start, None if decay.restarted is None else initial, decay.restarted)
-    keys, values, step = _written(rule, state, tokens)
-    written_at = anchor
+    keys, values, gamma = _written(rule, state, tokens)
+    gates, written_at = tokens.gates, anchor
     if rule.window > 1 and decay.restarted is not None:
         # No row from before the chunk is written by a token after a reset in it.
         written_at = anchor._replace(restarted=jnp.pad(decay.restarted, (rule.window - 1, 0)))
-    outputs, hidden, targets = _evaluate(rule, written_at, keys, values)
-    writes = write_rows(rule, written_at, keys, outputs, hidden, targets, step)
+    outputs, hidden, targets = evaluate(rule, written_at, keys, values)
+    evaluated = (rule, written_at, keys, outputs, hidden, targets)
+    if gamma is None:
+        writes = write_rows(*evaluated, gates.eta, gates)
+    else:
+        writes, steps = window_rows(*evaluated, gates.eta[:, None] * gamma, gates)
+        decay = windowed_decay(decay, steps, tokens.reset, prepared.active)
     update = write_bank_chunk(
         rule,
         state,
         keys,
         hidden,
         writes,
-        tokens.gates.beta,
+        gates.beta,
         decay,
         prepared.projection,
         initial,
@@ -376,15 +385,12 @@ def _rows_read(rule, decay):
 
 
 def _written(rule, state, tokens):
-    """Rows whose errors are written: keys, what they should give, and the weight of each error.
-
-    With a window, the weight leaves out eta, which belongs to the token that writes.
-    """
+    """Rows whose errors are written: keys, what they should give, and with a window gamma of each."""
     keys, values = tokens.keys, tokens.values
     if rule.projector == "values":
-        return values, keys, tokens.gates.eta
+        return values, keys, None
     if rule.window == 1:
-        return keys, values, tokens.gates.eta
+        return keys, values, None
     recent = state.recent
     join = lambda before, own: jnp.concatenate([before.astype(own.dtype), own])
     return (
@@ -419,12 +425,3 @@ def _recent(recent, tokens, last):
 
     own = Recent(tokens.keys, tokens.values, tokens.gates.gamma)
     return Recent(*map(take, recent, own))
-
-
-def _evaluate(rule, anchor, keys, values):
-    """M(k), what its errors need, and what it should have been: v, or the memory's own M(v)."""
-    if rule.generated_target:
-        return rule.bank.forward_pair(anchor, keys, values, keys.dtype)
-    outputs, hidden = rule.bank.forward(anchor, keys, keys.dtype)
-    targets = Outputs(values[None], jnp.zeros((0, values.shape[0], 1), values.dtype))
-    return outputs, hidden, targets

@@ -2,14 +2,14 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from hope_jax.memory.bank import Anchor, Bank, Hidden, Outputs, Weights
-from hope_jax.memory.gates import ChunkDecay, Decay
+from hope_jax.memory.gates import ChunkDecay, Decay, Gates
 from hope_jax.memory.linear_map import (
     ChunkUpdate,
     LinearMapState,
@@ -45,9 +45,10 @@ class MemoryRule:
         `after`: just after it; `chunk`: the one at its chunk's start (Eq. 90).
       generated_target: whether the target is the memory's own output for the value, `M(v)` (Eq. 91),
         instead of the value.
-      bounded_step: whether writes to an MLP are scaled down where they would change the answer to their
-        own key by more than their error, as they do once the maps have grown. With a projector on every
-        map that is asked of each write, else of a chunk of equal keys.
+      bounded_step: whether writes are scaled down where a chunk of equal ones would change the answer
+        to their own key by more than their error (`changed_by_chunk`), as those to an MLP do once its
+        maps have grown. Those to a matrix with the dot product are left alone: their errors do not
+        depend on what they have written.
       chunk_size: C; local errors are taken at the state of the chunk's start.
       window: tokens whose errors, weighed by `Gates.gamma`, each token writes: its own and those
         before it (the Omega rule, Eq. 68).
@@ -147,6 +148,37 @@ def initial_state(rule: MemoryRule, initial: Weights) -> BankState:
     return BankState(initial, momentum, recent)
 
 
+def evaluate(
+    rule: MemoryRule,
+    anchor: Anchor,
+    keys: Float[Array, "C N"],
+    values: Float[Array, "C N"],
+) -> tuple[Outputs, Hidden | None, Outputs]:
+    """Applies a bank to keys, and forms what it should have given.
+
+    That is the value, or with `generated_target` each memory's own output for it. A value is no target
+    for a memory of one number: the gate memories generate theirs in either case.
+
+    Args:
+      rule: how the bank learns.
+      anchor: the weights at the chunk's start.
+      keys: k, shape (C, N); their dtype is that of the operands.
+      values: v, shape (C, N).
+
+    Returns:
+      M(k), what its errors need of that, and the targets.
+    """
+    if rule.generated_target or rule.bank.num_gates:
+        outputs, hidden, targets = rule.bank.forward_pair(anchor, keys, values, keys.dtype)
+    else:
+        outputs, hidden = rule.bank.forward(anchor, keys, keys.dtype)
+        targets = outputs
+    if not rule.generated_target:
+        values = jnp.broadcast_to(values, outputs.values.shape)
+        targets = Outputs(values, targets.gates)
+    return outputs, hidden, targets
+
+
 def write_rows(
     rule: MemoryRule,
     anchor: Anchor,
@@ -154,9 +186,10 @@ def write_rows(
     outputs: Outputs,
     hidden: Hidden | None,
     targets: Outputs,
-    eta: Float[Array, " C"],
+    step: Float[Array, " C"],
+    gates: Gates,
 ) -> Weights:
-    """Forms the write rows `U = -eta d` of every map from the errors at the anchor.
+    """Forms the write rows `U = -step d` of every map from the errors at the anchor.
 
     Args:
       rule: how the bank learns.
@@ -165,22 +198,124 @@ def write_rows(
       outputs: M(k) at the anchor.
       hidden: of that forward pass.
       targets: what M(k) should have been.
-      eta: step sizes, shape (C,).
+      step: step sizes, shape (C,).
+      gates: of the tokens that write, shape (C,), or (1,) where one token writes all rows.
 
     Returns:
       Rows in the structure of `Weights`: shapes (C, S), (M, C, N), (G, C, 1).
     """
-    step = -eta[:, None]
+    errors, first = _errors(rule, anchor, keys, outputs, hidden, targets, -step)
+    if bounds_steps(rule):
+        changes = _changes(rule, keys, outputs, hidden, targets, errors, first)
+        scale = 1 / jnp.maximum(1, step * changed_by_chunk(rule, changes, gates))[..., None]
+        cut = rule.bank.num_values
+        errors = Outputs(errors.values * scale[:cut], errors.gates * scale[cut:])
+        if hidden is None:
+            first = rule.bank.join(*errors)
+        else:
+            first = rule.bank.join(rule.bank.split_hidden(first) * scale)
+    return _rows(rule, errors, first)
+
+
+def window_rows(
+    rule: MemoryRule,
+    anchor: Anchor,
+    keys: Float[Array, "P N"],
+    outputs: Outputs,
+    hidden: Hidden | None,
+    targets: Outputs,
+    steps: Float[Array, "C P"],
+    gates: Gates,
+) -> tuple[Weights, Float[Array, "C P"]]:
+    """As `write_rows`, where each of C tokens writes any of the P rows at a step of its own.
+
+    Args:
+      rule: how a single memory learns.
+      anchor: the weights at the chunk's start.
+      keys: k, shape (P, N).
+      outputs: M(k) at the anchor.
+      hidden: of that forward pass.
+      targets: what M(k) should have been.
+      steps: step sizes, shape (C, P).
+      gates: of the tokens that write, shape (C,).
+
+    Returns:
+      Rows `U = -d` of every map, and the steps, smaller where they are to be bounded.
+    """
+    errors, first = _errors(
+        rule, anchor, keys, outputs, hidden, targets, -jnp.ones(len(keys), steps.dtype)
+    )
+    if bounds_steps(rule):
+        changes = _changes(rule, keys, outputs, hidden, targets, errors, first)
+        gates = jax.tree.map(lambda gate: gate[:, None], gates)
+        steps /= jnp.maximum(1, steps * changed_by_chunk(rule, changes, gates))
+    return _rows(rule, errors, first), steps
+
+
+def bounds_steps(rule: MemoryRule) -> bool:
+    """Whether steps are scaled down: where asked for, unless no write changes a later error.
+
+    The error of the dot product does not depend on what a memory gives, and a matrix hands it on as it
+    is: what such a memory holds is a sum of its values.
+    """
+    return rule.bounded_step and (rule.bank.activation is not None or rule.error is not dot_error)
+
+
+class Change(NamedTuple):
+    """How writes to one map change the answers of M + G memories to their own keys.
+
+    Attributes:
+      length: |x|^2 of the map's inputs, shape (C,), or (M + G, C) where each memory has its own.
+      answer: how far a write of step 1 moves the answer along its error, shape (M + G, C).
+      projected: whether the map has the projector.
+    """
+
+    length: Float[Array, "*m C"]
+    answer: Float[Array, "m C"]
+    projected: bool
+
+
+def changed_by_chunk(
+    rule: MemoryRule, changes: list[Change], gates: Gates
+) -> Float[Array, "m *C P"]:
+    r"""How far a chunk of equal tokens moves the answer to their key, in units of its error and step.
+
+    A write along x changes the answer by n times its error. In a chunk of C such writes each counts
+    once, and `1 / (1 - theta)` times once the momentum has run out, W times with a window; retention and
+    projector take what was written away again, a share of `1 - alpha + beta |u|^2` at each token. So
+    their sum, over the maps, is at most
+
+    .. math:: \frac{W}{1 - \theta} \sum \frac{n}{\max(1 / C,\; 1 - \alpha + \beta |u|^2)}
+
+    Args:
+      rule: how the bank learns.
+      changes: for each map of the network.
+      gates: of the tokens that write; shapes that broadcast with (C,), the tokens that are written.
+
+    Returns:
+      The sum for each memory and token, to be multiplied by the step.
+    """
+    total: Any = 0.0
+    for change in changes:
+        lost = -jnp.expm1(gates.log_alpha)
+        if change.projected:
+            lost += gates.beta * jnp.minimum(1, change.length)
+        total += change.answer / jnp.maximum(1 / rule.chunk_size, lost)
+    if gates.log_theta is not None:
+        total /= jnp.maximum(-jnp.expm1(gates.log_theta), 1e-6)
+    return rule.window * total
+
+
+def _errors(rule, anchor, keys, outputs, hidden, targets, step):
+    """Errors at the outputs of the memories, and of their first maps, times the step."""
+    step = step[:, None]
     errors = Outputs(*(step * rule.error(o, t) for o, t in zip(outputs, targets, strict=True)))
-    first = rule.bank.errors(anchor, hidden, errors, keys.dtype)
-    if hidden is None:
+    return errors, rule.bank.errors(anchor, hidden, errors, keys.dtype)
+
+
+def _rows(rule, errors, first):
+    if rule.bank.activation is None:
         return Weights(first, None, None)
-    if rule.bounded_step:
-        # Writes of a chunk add up, unless the projector takes away what earlier ones have put there.
-        count = 1 if rule.projector == "per_map" else rule.chunk_size * eta
-        steepness = [_steepness(rule.error, *pair) for pair in zip(outputs, targets, strict=True)]
-        count = count * jnp.concatenate(steepness)
-        first, errors = _bounded(rule.bank, keys, hidden, first, errors, count)
     return Weights(
         first,
         errors.values if rule.bank.num_values else None,
@@ -188,23 +323,30 @@ def write_rows(
     )
 
 
-def _bounded(bank, keys, hidden, first, errors, count):
-    """Scales each memory's rows so that writes undo at most their own error.
+def _changes(rule, keys, outputs, hidden, targets, errors, first):
+    """The `Change` of each map, from errors and rows of any step.
 
-    With h the input of the second map and z that of the activation, a write changes the answer to its
-    own key by `eta n d` along the error d, with `n = |h|^2 + |k|^2 |dL/dz|^2 / |d|^2`. Rows are divided
-    by `max(1, count n)`; `count`, shape (M + G, C), holds how many writes add up, times the steepness.
+    A matrix: `n = |k|^2`. An MLP, with h the input of its second map and z that of the activation:
+    `|h|^2` by the second, `|k|^2 |dL/dz|^2 / |d|^2` by the first.
     """
     squared = lambda rows: jnp.sum(jnp.square(rows), axis=-1)
+    steepness = jnp.concatenate(
+        [_steepness(rule.error, *pair) for pair in zip(outputs, targets, strict=True)]
+    )
+    length = squared(keys.astype(steepness.dtype))
+    on_first = rule.projector in ("per_map", "first_map")
+    if hidden is None:
+        return [Change(length, steepness * length, on_first)]
     size = jnp.concatenate([squared(part) for part in errors])
-    back = bank.split_hidden(first)
     # Smaller steps than 1e-6 do no harm, and the derivative of their ratio would overflow.
     some = size > 1e-12
-    ratio = jnp.where(some, squared(back) / jnp.where(some, size, 1), 0)
-    gain = count * (squared(hidden.activations) + squared(keys.astype(size.dtype)) * ratio)
-    scale = 1 / jnp.maximum(1, gain)[..., None]
-    cut = bank.num_values
-    return bank.join(back * scale), Outputs(errors.values * scale[:cut], errors.gates * scale[cut:])
+    back = squared(rule.bank.split_hidden(first))
+    ratio = jnp.where(some, back / jnp.where(some, size, 1), 0)
+    inner = squared(hidden.activations)
+    return [
+        Change(length, steepness * length * ratio, on_first),
+        Change(inner, steepness * inner, rule.projector == "per_map"),
+    ]
 
 
 def _steepness(error, output, target):

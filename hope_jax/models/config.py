@@ -75,6 +75,10 @@ class LanguageModelConfig:
     )
     norm_epsilon: float = setting("of the normalisations", 1e-6, above=0)
     tie_embeddings: bool = setting("logits read the embedding table", True)
+    # The table's rows are of about unit length then, as suits logits; Llama takes them as they are.
+    scaled_embedding: bool = setting(
+        "whether the residual stream starts with sqrt(width) times the table's rows", True
+    )
     dtype: DtypeName = setting("of activations", "float32")
     param_dtype: DtypeName = setting("of parameters", "float32")
     remat: RematPolicy = setting(

@@ -163,8 +163,10 @@ class LanguageModel(nn.Module):
         # Whole rows are gathered, so that the result lies with the batch from the start.
         table = self.embedding.astype(config.dtype)
         table = nn.with_logical_constraint(table, ("vocab", "activation_embed"))
-        # Rows have unit length, which suits logits; the residual stream starts at unit variance.
-        x = table[tokens] * config.width**0.5
+        x = table[tokens]
+        if config.scaled_embedding:
+            # Rows have unit length, which suits logits; the residual stream starts at unit variance.
+            x = x * config.width**0.5
         x = nn.with_logical_constraint(x, ("batch", "length", "activation_embed"))
         if not self._adapts:
             x, blocks = self.blocks(x, None if state is None else state.blocks, reset, None, None)

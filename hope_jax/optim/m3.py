@@ -71,7 +71,7 @@ def _divide(
     """
     mean = jnp.mean(v, axis=axes.reduction + axes.output, keepdims=True)
     blended = v + 0.8 ** count.astype(v.dtype) * (mean - v)
-    return jnp.where((v > 0) | (mean == 0), direction / (jnp.sqrt(blended) + eps), 0)
+    return jnp.where((v == 0) & (mean > 0), 0, direction / (jnp.sqrt(blended) + eps))
 
 
 def _refuse_lossy(path: tuple, leaf: jax.Array, mu_dtype: Any) -> None:

@@ -278,7 +278,9 @@ def describe_weight_rules(params: Params, spec: WeightDimensionNumbers | None = 
 
     def alone(index: int) -> MatrixAxes | str | Exception:
         # With the other leaves out of the way, a rule that refuses one says nothing of the others.
-        tree = treedef.unflatten([x if i == index else None for i, (_, x) in enumerate(leaves)])
+        tree = jax.tree.unflatten(
+            treedef, [x if i == index else None for i, (_, x) in enumerate(leaves)]
+        )
         try:
             return jax.tree.leaves(resolve_axes(spec, tree), is_leaf=is_axes)[0]
         except Exception as error:  # whatever a user's own rule raises

@@ -221,4 +221,4 @@ class CheckpointWriter:
 
 
 def _not_said_twice(record: logging.LogRecord) -> bool:
-    return "in background save thread" not in record.getMessage()
+    return not (record.exc_info and "orbax" in record.pathname)

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import tensorstore as ts
 
-# What the system refuses says nothing about what is in a file.
-_REFUSED = ("permission", "input/output", "resource_exhausted", "too many open", "unavailable")
+from hope_jax.runs.folder_error import refused_by_system
 
 
 def is_unchecked(folder: Path) -> bool:
@@ -24,7 +23,7 @@ def find_undecodable(folder: Path) -> str | None:
       What is missing or cannot be decoded, and why; None if all can. A flipped bit is seldom found.
 
     Raises:
-      OSError: if a file is there and cannot be read.
+      OSError, ValueError: if a file is there and cannot be read (see `refused_by_system`).
     """
     try:
         json.loads((folder / "data" / "metadata").read_bytes())
@@ -44,8 +43,7 @@ def find_undecodable(folder: Path) -> str | None:
         try:
             ts.open({"driver": "zarr", "kvstore": store}).result().read().result()
         except (ValueError, KeyError, FileNotFoundError) as error:
-            said = " ".join(str(error).split())
-            if any(refused in said.lower() for refused in _REFUSED):
-                raise OSError(said) from error
-            return f"array {path} cannot be decoded ({said[:200]})"
+            if refused_by_system(error):
+                raise
+            return f"array {path} cannot be decoded ({' '.join(str(error).split())[:200]})"
     return None

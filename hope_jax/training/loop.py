@@ -25,7 +25,7 @@ from hope_jax.data.token_stream import (
     encode_documents,
     read_tokens,
 )
-from hope_jax.data.tokenizers import Tokenizer, load_tokenizer
+from hope_jax.data.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
 from hope_jax.inference.sampling import generate, read
 from hope_jax.models import LanguageModel, LanguageModelConfig
 from hope_jax.models.parameter_count import parameter_count
@@ -86,11 +86,7 @@ def _train(config: ConfigDict, workdir: str) -> dict[str, float] | None:
     )
     check_batch(mesh, config.data.batch_size, config.accumulate)
     tokenizer = load_tokenizer(config.data.tokenizer)
-    if tokenizer.vocab_size > config.model.vocab_size:
-        raise ValueError(
-            f"data.tokenizer={config.data.tokenizer!r} has {tokenizer.vocab_size} tokens, but "
-            f"model.vocab_size={config.model.vocab_size}; set model.vocab_size to at least that"
-        )
+    check_vocabulary(tokenizer, config.model.vocab_size, config.data.tokenizer)
     model_config = LanguageModelConfig.from_config_dict(config.model)
     model = LanguageModel(model_config)
     optimizer = make_optimizer(config.optimizer, config.steps)
@@ -173,7 +169,7 @@ def _load_corpus(
     if not data.tokens:
         documents = load_documents(data.files, data.tfds, data.validation_fraction)
         return documents, [encode_documents(part, tokenizer) for part in documents]
-    return None, [read_tokens(data.tokens, part, data.tokenizer) for part in PARTS]
+    return None, [read_tokens(data.tokens, part, tokenizer) for part in PARTS]
 
 
 def _corpus_record(streams: Sequence[TokenStream]) -> Record:
@@ -300,7 +296,7 @@ def _finish(
     metrics: MetricsWriter | NoMetrics,
 ) -> dict[str, float]:
     """Writes down and shows how good the model has become."""
-    bits = loss / math.log(2) * len(validation.tokens) / validation.num_bytes
+    bits = loss / math.log(2) * validation.num_told / validation.num_bytes
     result = {"validation_loss": loss, "bits_per_byte": bits}
     metrics.write_final(config.steps, **result)
     if jax.process_index() == 0:
@@ -328,6 +324,8 @@ def _show_sample(
         jax.random.key(config.seed),
         num_tokens=config.evaluate.sample_tokens,
         temperature=0.8,
+        vocab_size=tokenizer.vocab_size,
+        end_ids=tokenizer.end_ids,
     )
     console.print("a sample:", style="bold")
     text = config.evaluate.prompt + tokenizer.decode(ids[0])

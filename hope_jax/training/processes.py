@@ -36,7 +36,7 @@ def join_processes(count: int) -> None:
       count: `mesh.processes`; with 1 there is nobody to join.
 
     Raises:
-      ValueError: if nothing tells who the others are, or another number of processes is there.
+      ValueError: if another number of processes is there.
     """
     if count == 1:
         return
@@ -106,7 +106,7 @@ def _connections() -> list[tuple[str, socket.socket]]:
         told[: len(about)] = np.frombuffer(about, np.uint8)
     about = np.asarray(multihost_utils.broadcast_one_to_all(told)).tobytes().rstrip(b"\0")
     secret, port, host = about[:16], struct.unpack("!H", about[16:18])[0], about[18:].decode()
-    connections = []
+    connections: list[socket.socket] = []
     try:
         if listener is not None:
             listener.settimeout(_GRACE)

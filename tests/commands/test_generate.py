@@ -1,5 +1,6 @@
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import linen as nn
 
@@ -25,8 +26,11 @@ GREEDY = {"temperature": 0.0, "top_p": 1.0, "seed": 0}
 class Letters:
     """One letter for each id, so that any sample is text."""
 
+    vocab_size = 256
+    before = end_ids = ()
+
     def encode(self, text):
-        return [ord(letter) % 256 for letter in text]
+        return np.array([ord(letter) % 256 for letter in text], np.int32)
 
     def decode(self, ids):
         return "".join(chr(256 + i) for i in ids)
@@ -39,10 +43,10 @@ def params():
 
 
 def test_what_was_read_and_said_is_carried_from_call_to_call(params, tmp_path):
-    def speak(context, tokens):
+    def speak(read, tokens):
         pieces = []
         context = stream_text(
-            MODEL, params, Letters(), context, write=pieces.append, num_tokens=tokens, **GREEDY
+            MODEL, params, Letters(), *read, write=pieces.append, num_tokens=tokens, **GREEDY
         )
         return "".join(pieces), context
 

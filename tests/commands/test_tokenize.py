@@ -6,9 +6,16 @@ import json
 import numpy as np
 import pytest
 
-from hope_jax.commands.tokenize import read_documents, tokenize
+from hope_jax.commands.tokenize import tokenize
+from hope_jax.data.corpus import read_documents
 from hope_jax.data.pipeline import PackedWindows
-from hope_jax.data.token_stream import PARTS, encode_documents, read_tokens, write_tokens
+from hope_jax.data.token_stream import (
+    PARTS,
+    TokenFile,
+    encode_documents,
+    read_tokens,
+    write_tokens,
+)
 from hope_jax.data.tokenizers import ByteTokenizer
 from hope_jax.training.loop import train
 from tests.training.runs import tiny_config
@@ -28,6 +35,7 @@ def corpus(tmp_path, monkeypatch):
     return [text.encode() for text in texts]
 
 
+BYTES = ByteTokenizer()
 PATTERNS = ["*.jsonl", "*.jsonl.gz", "*.txt"]
 
 
@@ -51,8 +59,8 @@ def test_rows_of_parquet(tmp_path, monkeypatch):
 def test_files_hold_what_memory_would(corpus):
     counts = tokenize(PATTERNS, "bytes", "out", validation_fraction=0.2)
     assert sum(count["documents"] for count in counts.values()) == 40
-    streams = [read_tokens("out", part, "bytes") for part in PARTS]
-    assert all(isinstance(stream.tokens, np.memmap) for stream in streams)
+    streams = [read_tokens("out", part, BYTES) for part in PARTS]
+    assert all(isinstance(stream.tokens, TokenFile) for stream in streams)
     assert streams[0].tokens.dtype == np.uint16
     held = []
     for stream in streams:
@@ -70,14 +78,17 @@ def test_files_hold_what_memory_would(corpus):
     several = tokenize(PATTERNS, "bytes", "two", validation_fraction=0.2, processes=2)
     assert several == counts
     for part in PARTS:
-        for a, b in zip(read_tokens("two", part, "bytes"), read_tokens("out", part, "bytes")):  # noqa: B905
-            np.testing.assert_array_equal(a, b)
+        a, b = (read_tokens(folder, part, BYTES) for folder in ("two", "out"))
+        np.testing.assert_array_equal(a.tokens[:], b.tokens[:])
+        np.testing.assert_array_equal(a.starts, b.starts)
 
 
 def test_large_vocabularies_take_four_bytes(tmp_path):
     documents = [("train", 1, np.array([70_000], np.int32)), ("validation", 1, np.array([1]))]
-    write_tokens(tmp_path / "out", documents, "bytes", 100_000)
-    assert read_tokens(tmp_path / "out", "train", "bytes").tokens.tolist() == [70_000]
+    large = ByteTokenizer()
+    large.vocab_size = 100_000
+    write_tokens(tmp_path / "out", documents, large)
+    assert read_tokens(tmp_path / "out", "train", large).tokens[:].tolist() == [70_000]
 
 
 def test_training_from_files_is_training_from_text(tmp_path, monkeypatch):
@@ -96,20 +107,21 @@ def test_training_from_files_is_training_from_text(tmp_path, monkeypatch):
 
 def test_what_does_not_fit_is_refused(corpus, tmp_path):
     with pytest.raises(ValueError, match="no tokens.json; make it with hope tokenize"):
-        read_tokens("nowhere", "train", "bytes")
+        read_tokens("nowhere", "train", BYTES)
     with pytest.raises(ValueError, match="matches no file"):
         tokenize(["*.md"], "bytes", "out")
-    with pytest.raises(ValueError, match="no document for validation"):
-        tokenize(["39.txt"], "bytes", "one", validation_fraction=1e-9)
-    with pytest.raises(ValueError, match="no tokens.json"):
-        read_tokens("one", "train", "bytes")  # what is not whole is not read
+    (tmp_path / "empty.txt").write_text("")
+    with pytest.raises(ValueError, match="no document for train and validation"):
+        tokenize(["empty.txt"], "bytes", "one")
+    assert not list(tmp_path.glob("*one*"))  # nothing is left, whole or not
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "x.jsonl").write_text('{"text": "a"}\n{"body": "b"}\n')
     with pytest.raises(ValueError, match="line 2: there is no text in a field 'text'"):
         tokenize(["bad/*.jsonl"], "bytes", "out")
     tokenize(PATTERNS, "bytes", "out2", validation_fraction=0.2)
-    with pytest.raises(ValueError, match="holds tokens already"):
+    with pytest.raises(ValueError, match="holds files already"):
         tokenize(PATTERNS, "bytes", "out2", validation_fraction=0.2)
-    (tmp_path / "other.model").write_text("x")
+    other = ByteTokenizer()
+    other.digest = "another"
     with pytest.raises(ValueError, match="another tokenizer"):
-        read_tokens("out2", "train", str(tmp_path / "other.model"))
+        read_tokens("out2", "train", other)

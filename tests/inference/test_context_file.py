@@ -68,6 +68,34 @@ def test_a_damaged_file_is_refused(params, saved, damage):
         load_context(saved, MODEL, params)
 
 
+def test_one_flipped_bit_anywhere_is_found(params, saved):
+    content = bytearray(saved.read_bytes())
+    for number, offset in enumerate([*range(60), *range(60, len(content), 97)]):
+        content[offset] ^= 1 << number % 8
+        saved.write_bytes(content)
+        with pytest.raises(ValueError, match="is no state file, or a damaged one"):
+            load_context(saved, MODEL, params)
+        content[offset] ^= 1 << number % 8
+
+
+def test_a_file_of_before_there_were_checksums_is_read(params, saved):
+    saved.write_bytes(saved.read_bytes().split(b"\n", 1)[1])
+    loaded = load_context(saved, MODEL, params)
+    context = read(MODEL, params, PROMPT)
+    jax.tree.map(np.testing.assert_array_equal, loaded, context)
+
+
+def test_a_planted_link_is_not_followed(params, saved, tmp_path):
+    """Nobody can foresee the name of the unfinished file; a link in the place of the file is replaced."""
+    victim = tmp_path / "victim"
+    victim.write_text("mine")
+    saved.unlink()
+    saved.symlink_to(victim)
+    saved.with_name("state.unfinished").symlink_to(victim)
+    save_context(saved, read(MODEL, params, PROMPT), MODEL, params)
+    assert victim.read_text() == "mine" and not saved.is_symlink()
+
+
 def test_a_missing_file_is_named(params, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"there is no state file .*nowhere"):
         load_context(tmp_path / "nowhere", MODEL, params)

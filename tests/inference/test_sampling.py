@@ -42,12 +42,19 @@ def test_draws_follow_the_distribution():
     np.testing.assert_allclose(frequencies(probability, top_p=0.8), nucleus, **close)
     np.testing.assert_array_equal(frequencies(probability, top_p=0.01), [0, 1, 0, 0])
     np.testing.assert_array_equal(frequencies(probability, temperature=0.0), [0, 1, 0, 0])
+    # Ids that no token has are never drawn, whatever they are worth.
+    few = {"vocab_size": 1}
+    np.testing.assert_array_equal(frequencies(probability, **few), [1, 0, 0, 0])
+    np.testing.assert_array_equal(frequencies(probability, temperature=0.0, **few), [1, 0, 0, 0])
+    nucleus = np.array([0.1, 0.5, 0, 0]) / 0.6
+    np.testing.assert_allclose(frequencies(probability, top_p=0.9, vocab_size=2), nucleus, **close)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"temperature": -1.0}, "temperature must be at least 0"),
+        ({"temperature": float("nan")}, "temperature must be at least 0"),
         ({"top_p": 0.0}, r"top_p must lie in \(0, 1\]"),
         ({"top_p": 1.5}, r"top_p must lie in \(0, 1\]"),
     ],
@@ -107,3 +114,27 @@ def test_a_step_reuses_the_memory_of_the_context(params):
 def test_reading_nothing_is_refused(params):
     with pytest.raises(ValueError, match="tokens has length 0"):
         read(MODEL, params, PROMPT[:, :0])
+
+
+def test_generation_ends_where_every_sequence_has_had_an_end(params):
+    def sample(context, tokens, ends=()):
+        return generate(
+            MODEL,
+            params,
+            context,
+            jax.random.key(1),
+            num_tokens=tokens,
+            temperature=0,
+            end_ids=ends,
+        )
+
+    whole, _ = sample(read(MODEL, params, PROMPT), 9)
+    first = [next(i for i, token in enumerate(row) if token == row[2]) for row in whole]
+    ends = [int(row[2]) for row in whole]
+    had = [np.flatnonzero(np.isin(row, ends))[0] for row in whole]
+    made, context = sample(read(MODEL, params, PROMPT), 9, ends)
+    assert made.shape[1] == max(had) + 1 <= max(first) + 1 < 9
+    np.testing.assert_array_equal(made, whole[:, : made.shape[1]])
+    # The context has read the end and nothing more.
+    rest, _ = sample(context, 9 - made.shape[1])
+    np.testing.assert_array_equal(rest, whole[:, made.shape[1] :])

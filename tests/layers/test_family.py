@@ -102,13 +102,13 @@ def by_hand(name, params, x, reset):
 
                 gradient = jax.grad(loss)(start)
                 a = gate("alpha", h)[t] if name not in ("ttt_linear", "ttt_mlp") else 1.0
-                if name == "titans_lmm":
+                if name.startswith("titans_lmm"):
                     theta = gate("theta", h)[t]
-                    # The average of steps, not their sum (docs/equations.md).
-                    eta = eta * (1 - theta)
-                    surprise = [
-                        theta * s - eta * g for s, g in zip(surprise, gradient, strict=True)
-                    ]
+                    pairs = zip(surprise, gradient, strict=True)
+                    if name == "titans_lmm":
+                        surprise = [theta * s - eta * g for s, g in pairs]
+                    else:
+                        surprise = [theta * s + (1 - theta) * (-eta * g) for s, g in pairs]
                     maps = [a * w + s for w, s in zip(maps, surprise, strict=True)]
                 else:
                     maps = [a * w - eta * g for w, g in zip(maps, gradient, strict=True)]

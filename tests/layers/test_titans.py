@@ -16,13 +16,19 @@ from hope_jax.layers.self_modifying import (
     read_sequence_by_token,
 )
 from hope_jax.layers.titans import SelfModifyingTitans, TitansConfig
-from tests.memory.reference import gelu
+from tests.layers.reference import read_layer
 
 WIDTH, HEADS, LENGTH = 4, 2, 11
 SETTINGS = {
-    "default": dict(memory_chunk=2, others_chunk=4),
+    "default": dict(
+        memory_chunk=2, others_chunk=4, eta_max=0.8, initial_eta=0.5, initial_alpha=0.9
+    ),
+    "values_as_targets": dict(memory_chunk=2, others_chunk=4, generated_target=False),
     "memory_chunk_larger": dict(
-        memory_chunk=4, others_chunk=2, adaptive=("k", "v", "q", "eta", "alpha"), momentum="learned"
+        memory_chunk=4,
+        others_chunk=2,
+        adaptive=("k", "v", "q", "eta", "alpha"),
+        momentum="learned",
     ),
     "nothing_adaptive": dict(
         memory_chunk=4, others_chunk=4, adaptive=(), generated_target=False, network="matrix"
@@ -132,54 +138,44 @@ def test_chunked_equals_by_token_with_gradients(x64):
     assert_close(measure(read_sequence), measure(read_sequence_by_token), 1e-11)
 
 
-@pytest.mark.parametrize("bounded", [False, True])
-def test_chunk_of_one_equals_the_equations(bounded, x64):
-    """Eq. 83-88 token by token in NumPy: five MLP memories, targets of their own making."""
-    settings = dict(memory_chunk=1, others_chunk=1, momentum="none", initial_eta=0.5)
-    settings["bounded_step"] = bounded
-    rule, initial, inputs = core(settings | dict(adaptive=("k", "v", "eta", "alpha")))
-    out = read_sequence(rule, initial, inputs)[0]
-    hidden = WIDTH
-    first = np.array(initial.others.first)
-    names = ("k", "v", "eta", "alpha")
-    memories = {
-        name: [
-            first[:, i * hidden : (i + 1) * hidden],
-            np.array(initial.others.values[i] if i < 2 else initial.others.gates[i - 2]),
-        ]
-        for i, name in enumerate(names)
-    }
-    memories["memory"] = [np.array(initial.memory.first), np.array(initial.memory.values[0])]
-    unit = lambda z: z / np.linalg.norm(z)
-    sigmoid = lambda z: 1 / (1 + np.exp(-z))
+@pytest.mark.parametrize(
+    "name", ["default", "values_as_targets", "memory_chunk_larger", "chunks_of_one", "as_printed"]
+)
+def test_equals_the_equations(name, x64):
+    """Eq. 83-90 token by token in NumPy: all memories, both chunk sizes, momentum, gates, documents."""
+    layer, params, x, call = make(name)
+    draw = np.random.default_rng(0)
+    params = jax.tree.map(lambda w: w + 0.3 * draw.normal(size=w.shape), params)
+    reset = np.asarray(reset_mask())
+    y, state = call(params, x, None, reset)
+    config, given = layer.config, jax.tree.map(np.asarray, params["params"])
+    for b in range(len(x)):
+        expected, heads = read_layer(config, given, np.asarray(x[b]), reset[b])
+        np.testing.assert_allclose(y[b], expected, rtol=1e-9, atol=1e-10)
+        for h, memories in enumerate(heads):
+            for name, (first, second) in maps_by_name(config, state.heads, (b, h)).items():
+                np.testing.assert_allclose(first, memories[name][0], rtol=1e-9, atol=1e-10)
+                np.testing.assert_allclose(second, memories[name][1], rtol=1e-9, atol=1e-10)
 
-    def apply(name, z):
-        residual = z if name in ("k", "v", "memory") else 0.0
-        return residual + gelu(z @ memories[name][0])[0] @ memories[name][1]
 
-    gains = []
-    for t, x in enumerate(np.asarray(inputs.x)):
-        k, v = unit(apply("k", x)), unit(apply("v", x))
-        eta = sigmoid(apply("eta", x)[0] + float(initial.eta_bias))
-        alpha = sigmoid(apply("alpha", x)[0] + float(initial.alpha_bias))
-        q = unit(np.asarray(inputs.static["q"][t]))
-        np.testing.assert_allclose(out[t], apply("memory", q), rtol=1e-10)
-        new = {}
-        for name, (inner, outer) in memories.items():
-            d = apply(name, k) - apply(name, v)
-            h, slope = gelu(k @ inner)
-            back = (outer @ d) * slope
-            step = eta
-            if bounded:
-                gains.append(h @ h + (k @ k) * (back @ back) / (d @ d))
-                step = eta / max(1, gains[-1])
-            new[name] = [
-                (alpha * np.eye(len(z)) - eta * np.outer(z, z) / (z @ z)) @ w
-                - step * np.outer(z, e)
-                for w, z, e in ((inner, k, back), (outer, h, d))
-            ]
-        memories = new
-    assert not bounded or min(gains) < 1 < max(gains)
+def maps_by_name(config, state, place):
+    """Both maps of every memory of one head of one sequence."""
+    others, memory = (jax.tree.map(lambda w: w[place], bank.weights) for bank in state[0:3:2])
+    names = (*config.adaptive_values, *config.adaptive_gates)
+    first = jnp.split(others.first, len(names), axis=1)
+    second = [*others.values, *([] if others.gates is None else others.gates)]
+    maps = dict(zip(names, zip(first, second, strict=True), strict=True))
+    return maps | {"memory": (memory.first, memory.values[0])}
+
+
+@pytest.mark.parametrize("name", ["default", "memory_chunk_larger"])
+def test_gates_begin_where_the_config_says(name, x64):
+    layer, params, _, _ = make(name)
+    gate = lambda name: jax.nn.sigmoid(params["params"][f"{name}_bias"])
+    config = layer.config
+    np.testing.assert_allclose(config.eta_max * gate("eta"), config.initial_eta)
+    np.testing.assert_allclose(gate("alpha"), config.initial_alpha)
+    np.testing.assert_allclose(gate("theta"), config.initial_theta)
 
 
 @pytest.mark.slow

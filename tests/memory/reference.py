@@ -71,13 +71,14 @@ def loop(
             origin = initial[i] if decay_to == "initial" else np.zeros_like(initial[i])
             held = weights[i] - origin
             if projector == "values":
-                v = values[t]
-                shrink = alpha[t] * np.eye(len(v)) - beta[t] * np.outer(v, v) / (v @ v)
+                v = values[t] / max(1, np.linalg.norm(values[t]))
+                shrink = alpha[t] * np.eye(len(v)) - beta[t] * np.outer(v, v)
                 weights[i] = held @ shrink + step + origin
                 continue
             shrink = alpha[t] * np.eye(len(x))
             if projector == "per_map" or (projector == "first_map" and i == 0):
-                shrink -= beta[t] * np.outer(x, x) / (x @ x)
+                u = x / max(1, np.linalg.norm(x))
+                shrink -= beta[t] * np.outer(u, u)
             weights[i] = shrink @ held + step + origin
         outputs.append(network({"before": before, "after": weights, "chunk": start}[read], q))
         if (t + 1) % chunk == 0:

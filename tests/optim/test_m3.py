@@ -137,6 +137,7 @@ def test_an_entry_without_gradients_stays_where_it_is():
     result = updates_of(scale_by_m3(), mask * np.asarray(random(100, 5, 5)))
     assert not (result * (1 - mask)).any()
     assert np.abs(result).max() < 1.0 and np.abs(result * mask).min(axis=0)[mask > 0].all()
+    assert np.isnan(updates_of(scale_by_m3(), np.full((2, 3, 3), np.nan, np.float32))).all()
     tiny = updates_of(scale_by_m3(), 1e-25 * random(3, 4, 5))
     np.testing.assert_allclose(np.sqrt((tiny**2).mean(axis=(1, 2))), 0.2, rtol=1e-4)
 
@@ -175,6 +176,9 @@ def test_float16_gradients_of_any_size_give_the_update_of_float32():
         low = updates_of(scale_by_m3(), (factor * gradients).astype(jnp.float16))
         assert low.dtype == np.float16
         np.testing.assert_allclose(low, expected, atol=3e-2)
+    # Sums that are no float16 numbers any more.
+    printed = updates_of(scale_by_m3(accumulate="sum"), jnp.full((4, 2, 2), 4e4, jnp.float16))
+    np.testing.assert_allclose(printed, 0.2, atol=1e-3)
 
 
 def test_complex_weights_in_every_form():
@@ -283,6 +287,9 @@ def test_state_holds_no_more_than_promised():
     assert size == {"count": 4, "m1": 4, "m2": 4, "v": 4, "o2": 2}
     state = scale_by_m3(mu_dtype="bfloat16").init(w)
     assert state.m1.dtype == state.o2.dtype == jnp.bfloat16 and state.m2.dtype == jnp.float32
+    adam = m3(0.1, mu_dtype="bfloat16").init({"bias": w[0]})
+    assert optax.tree.get(adam, "mu")["bias"].dtype == jnp.bfloat16
+    assert optax.tree.get(adam, "nu")["bias"].dtype == jnp.float32
     state = scale_by_m3(alpha=0, second_moment="none").init(w)
     assert state.m2 == state.o2 == state.v == ()
 
@@ -316,15 +323,29 @@ def test_stacked_and_multi_head_weights_are_the_matrices_they_stand_for():
 
 def test_everything_else_is_adamw():
     params = {"bias": random(5), "embedding": random(7, 3, seed=1), "w": random(4, 4, seed=2)}
-    ours = m3(0.1, adam_learning_rate=0.02, adam_weight_decay=0.1, weight_decay=0.5)
-    theirs = optax.adamw(0.02, weight_decay=0.1)
+    ours = m3(
+        0.1,
+        eps=1e-2,
+        weight_decay=0.5,
+        adam_b1=0.8,
+        adam_b2=0.9,
+        adam_eps_root=1e-2,
+        adam_weight_decay=0.1,
+        adam_learning_rate=0.02,
+    )
+    theirs = optax.adamw(0.02, b1=0.8, b2=0.9, eps=1e-2, eps_root=1e-2, weight_decay=0.1)
+    update = jax.jit(ours.update)
     state, their_state = ours.init(params), theirs.init(params)
-    for _ in range(3):
-        updates, state = ours.update(params, state, params)
-        expected, their_state = theirs.update(params, their_state, params)
+    for step in range(3):
+        gradient = jax.tree.map(lambda p, step=step: p * (step - 0.5), params)
+        updates, state = update(gradient, state, params)
+        expected, their_state = theirs.update(gradient, their_state, params)
     for name in ("bias", "embedding"):
-        np.testing.assert_allclose(updates[name], expected[name], rtol=1e-6)
+        np.testing.assert_allclose(updates[name], expected[name], rtol=1e-5)
     assert not np.allclose(updates["w"], expected["w"])
+    # One learning rate for both unless AdamW has its own.
+    first, _ = m3(0.02).update(params, m3(0.02).init(params), params)
+    np.testing.assert_allclose(first["bias"], -0.02 * jnp.sign(params["bias"]), rtol=1e-5)
 
 
 def test_weight_decay_and_its_mask():

@@ -108,7 +108,23 @@ def test_memories_of_bfloat16_gradients_lose_nothing():
     weights = 0.998 ** np.arange(1000)[::-1]
     np.testing.assert_allclose(state.memory, np.sum(weights / np.sqrt(nu + 1e-8)), rtol=1e-3)
     np.testing.assert_allclose(state.preconditioner.nu, nu[-1], rtol=1e-3)
-    assert linear_memory(mu_dtype="bfloat16").init(ones, None).dtype == jnp.bfloat16
+    for optimizer in (
+        delta_momentum(0.1, mu_dtype="bfloat16"),
+        preconditioned_momentum(0.1, optax.scale_by_sign(), mu_dtype="bfloat16"),
+    ):
+        assert optax.tree.get(optimizer.init(ones), "memory").dtype == jnp.bfloat16
+
+
+def test_deep_momentum_hands_its_options_on():
+    gradients = [random(3, 4, seed=i) for i in range(3)]
+    options = dict(feature_map=jnp.cbrt, preconditioner=optax.scale_by_rms(), output=jnp.tanh)
+    memory = mlp_memory(2, 0.8, 0.7, dot_product, jnp.tanh)
+    transform = scale_by_generalized_momentum(memory, **options, seed=4)
+    optimizer = deep_momentum(
+        0.1, 2, 0.8, 0.7, objective=dot_product, activation=jnp.tanh, seed=4, **options
+    )
+    ours, parts = (run(each, gradients, gradients[0]) for each in (optimizer, transform))
+    np.testing.assert_allclose(jnp.stack(ours), -0.1 * jnp.stack(parts), rtol=1e-5, atol=1e-7)
 
 
 @pytest.mark.parametrize(
@@ -238,6 +254,8 @@ def test_seed_decides_the_network():
         for s in (0, 0, 1)
     )
     assert (first == again).all() and (first != other).any()
+    both = scale_by_generalized_momentum(mlp_memory(8)).init([leaf, leaf]).memory
+    assert (both[0].w_in == first).all() and (both[1].w_in != first).any()
     with pytest.raises(
         ValueError, match="hidden_width must be a finite number of at least 1, got 0"
     ):

@@ -5,6 +5,7 @@ import io
 import math
 import os
 import re
+import shutil
 import signal
 
 import jax
@@ -12,9 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hope_jax.runs.checkpoint_reader import find_damage
 from hope_jax.runs.metrics import read_metrics
 from hope_jax.training import loop
 from hope_jax.training.step import Metrics
+from tests.runs.folders import read_board
 from tests.training.runs import change_batch, losses, tiny_config
 
 
@@ -81,6 +84,67 @@ def test_sigterm_saves_and_the_next_run_continues_to_the_bit(tmp_path, monkeypat
     result = loop.train(config, str(run))
     assert losses(run) == losses(whole[0])
     assert result == whole[1]
+
+
+class Killed(BaseException):
+    """The end of a process."""
+
+
+def test_a_run_that_is_cut_off_goes_on_from_a_checkpoint_to_the_bit(tmp_path, monkeypatch, whole):
+    config = tiny_config(tmp_path)
+    run = tmp_path / "run"
+
+    def kill(batch):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        # Batches of steps 1 to 3, of the evaluation there, and of step 4 come before.
+        change_batch(patch, 5, kill)
+        with pytest.raises(Killed):
+            loop.train(config, str(run))
+    assert saved_steps(run) == [2, 4]
+    assert loop.train(config, str(run)) == whole[1]
+    assert losses(run) == losses(whole[0])
+    shown, wanted = (
+        {key for key in read_board(folder) if key[0] != "tokens_per_second"}
+        for folder in (run, whole[0])
+    )
+    assert shown == wanted
+    assert all(len(values) == 1 for values in read_board(run).values())
+
+
+def test_sigterm_in_the_last_evaluation_finds_the_last_checkpoint_whole(
+    tmp_path, monkeypatch, whole
+):
+    config = tiny_config(tmp_path)
+    run = tmp_path / "run"
+
+    def terminate(batch):
+        assert find_damage(run, 6) is None
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        change_batch(patch, 7, terminate)
+        assert loop.train(config, str(run)) is None
+    assert read_metrics(str(run))[-1].keys() >= {"step", "loss"}
+    for _ in range(2):  # the second is a run that has finished
+        assert loop.train(config, str(run)) == whole[1]
+        without_speed = [
+            [{**line, "tokens_per_second": 0} for line in read_metrics(str(folder))]
+            for folder in (run, whole[0])
+        ]
+        assert without_speed[0] == without_speed[1]
+        assert all(len(values) == 1 for values in read_board(run).values())
+
+
+def test_another_corpus_is_refused(tmp_path, whole):
+    config = tiny_config(tmp_path)
+    shutil.copytree(whole[0], tmp_path / "run")
+    (tmp_path / "text" / "new.txt").write_text("ten green bottles, hanging on the wall")
+    with pytest.raises(
+        ValueError, match=r"data.files='text/\*.txt' is not the corpus that the run in"
+    ):
+        loop.train(config, str(tmp_path / "run"))
 
 
 def test_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):

@@ -140,6 +140,8 @@ def test_a_level_moves_at_its_own_period():
     for _ in range(4):
         updates, state = optimizer.update(params, state, params)
         moved.append([bool(jnp.any(leaf)) for leaf in jax.tree.leaves(updates)])
+        if len(moved) == 2:  # the level's first step, by the mean of two gradients of one
+            np.testing.assert_allclose(updates["level_1"]["kernel"], -0.025, rtol=1e-6)
     assert moved == [[True, False], [True, True], [True, False], [True, True]]
     with pytest.raises(ValueError, match="level_7"):
         make_optimizer(settings(name="sgd", periods={"level_7": 2}), 20).init(params)
