@@ -106,7 +106,7 @@ def _connections() -> list[tuple[str, socket.socket]]:
         told[: len(about)] = np.frombuffer(about, np.uint8)
     about = np.asarray(multihost_utils.broadcast_one_to_all(told)).tobytes().rstrip(b"\0")
     secret, port, host = about[:16], struct.unpack("!H", about[16:18])[0], about[18:].decode()
-    connections: list[socket.socket] = []
+    connections: list[tuple[str, socket.socket]] = []
     try:
         if listener is not None:
             listener.settimeout(_GRACE)
