@@ -18,7 +18,10 @@ between `no_normalization` and `plain_memory`, which is the same with it: static
 descent.
 """
 
+import dataclasses
+import functools
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -27,21 +30,18 @@ from hope_jax.layers.family import FAMILY
 from hope_jax.models import LanguageModelConfig
 from hope_jax.models.parameter_count import match_parameter_count
 from hope_jax.runs.config_file import load_config_file
+from hope_jax.settings import as_values
 
-WIDTH, LAYERS, HEADS = 64, 2, 2
 ETA_MAX = 0.5  # half of what the layer allows, for all that descend an L2 loss
 ALL = ("k", "v", "q", "eta", "alpha")
-HOPE: dict[str, Any] = dict(
+HOPE = LanguageModelConfig(
     vocab_size=256,
-    width=WIDTH,
-    num_layers=LAYERS,
-    num_heads=HEADS,
-    mlp_width=2 * WIDTH,
-    sequence_layer="titans",
-    pattern=(),
+    width=64,
+    num_layers=2,
+    num_heads=2,
+    mlp_width=128,
     cms_levels=2,
     attention_window=512,
-    persistent_tokens=0,
     titans=dict(
         adaptive=ALL, memory_chunk=16, others_chunk=64, initial_alpha=0.999, eta_max=ETA_MAX
     ),
@@ -94,29 +94,47 @@ JOINED = ("memory_as_context", "memory_as_gate", "memory_as_layer")
 ROWS = (*TITANS, *MODEL, *JOINED, *(name for name in FAMILY if name != "hope"))
 
 
+@functools.cache
+def _models() -> Mapping[str, LanguageModelConfig]:
+    """The models of all rows before their sizes are made equal.
+
+    Raises:
+      ValueError: if two rows are the same model.
+    """
+    models: dict[str, LanguageModelConfig] = {}
+    for row in ROWS:
+        if row in TITANS:
+            changes: dict[str, Any] = {"titans": {**HOPE.titans, **TITANS[row]}}
+        elif row in MODEL:
+            changes = MODEL[row]
+        else:
+            titans = dict(FAMILY["titans_lmm" if row in JOINED else row], initial_alpha=0.999)
+            # As published, all of these with an MLP overflowed here.
+            titans["bounded_step"] = True
+            if titans["objective"] != "dot":
+                titans["eta_max"] = ETA_MAX
+            changes = {"titans": titans, "cms_levels": 1}
+            if row in JOINED:
+                changes |= {"sequence_layer": row, "persistent_tokens": 4, "attention_window": 64}
+        model = dataclasses.replace(HOPE, **changes)
+        for other, theirs in models.items():
+            if model == theirs:
+                raise ValueError(
+                    f"rows {other!r} and {row!r} are the same model; change one of them"
+                )
+        models[row] = model
+    return models
+
+
 def model_config(row: str) -> LanguageModelConfig:
     """The model of a row.
 
     Raises:
       ValueError: for a row that is not known.
     """
-    hope = LanguageModelConfig.from_config_dict(HOPE)
-    if row in TITANS:
-        settings = {**HOPE, "titans": {**HOPE["titans"], **TITANS[row]}}
-    elif row in MODEL:
-        settings = {**HOPE, **MODEL[row]}
-    elif row in FAMILY or row in JOINED:
-        titans = dict(FAMILY["titans_lmm" if row in JOINED else row], initial_alpha=0.999)
-        # As published, all of these with an MLP overflowed here.
-        titans["bounded_step"] = True
-        if titans["objective"] != "dot":
-            titans["eta_max"] = ETA_MAX
-        settings = {**HOPE, "titans": titans, "cms_levels": 1}
-        if row in JOINED:
-            settings |= {"sequence_layer": row, "persistent_tokens": 4, "attention_window": 64}
-    else:
+    if row not in ROWS:
         raise ValueError(f"unknown row {row!r}; known are {', '.join(ROWS)}")
-    return match_parameter_count(LanguageModelConfig.from_config_dict(settings), hope)
+    return match_parameter_count(_models()[row], HOPE)
 
 
 def get_config(row: str = "hope") -> ConfigDict:
@@ -124,8 +142,7 @@ def get_config(row: str = "hope") -> ConfigDict:
     model = model_config(row)
     here = pathlib.Path(__file__)
     config = load_config_file(here.with_name("quickstart.py")).get_config("hope")
-    settings = {name: getattr(model, name) for name in HOPE}
-    config.model = ConfigDict({**settings, "titans": dict(model.titans)})
+    config.model = ConfigDict(as_values(model))
     config.optimizer.name = "adamw"
     config.optimizer.learning_rate = 4e-3
     config.evaluate.ngram_orders = ()

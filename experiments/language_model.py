@@ -28,6 +28,7 @@ from hope_jax.layers.family import FAMILY
 from hope_jax.models import LanguageModelConfig
 from hope_jax.models.parameter_count import match_parameter_count
 from hope_jax.runs.config_file import load_config_file
+from hope_jax.settings import as_values
 
 
 class Size(NamedTuple):
@@ -105,10 +106,7 @@ def get_config(variant: str = "hope-tiny") -> ConfigDict:
     model, numbers = model_config(layer, size), SIZES[size]
     here = pathlib.Path(__file__)
     config = load_config_file(here.with_name("quickstart.py")).get_config("hope")
-    changed = ("vocab_size", "width", "num_layers", "num_heads", "mlp_width", "sequence_layer")
-    changed += ("pattern", "cms_levels", "attention_window", "persistent_tokens", "dtype", "remat")
-    settings = {name: getattr(model, name) for name in changed}
-    config.model = ConfigDict({**settings, "titans": dict(model.titans)})
+    config.model = ConfigDict(as_values(model))
 
     config.steps = numbers.tokens // (numbers.batch_size * numbers.sequence_length)
     config.data.sequence_length = numbers.sequence_length

@@ -13,18 +13,20 @@ import pathlib
 from ml_collections import ConfigDict
 
 from hope_jax.runs.config_file import load_config_file
+from hope_jax.training.config import whole_config
 
 
 def get_config() -> ConfigDict:
     """Returns the config; of its model, the sizes are placeholders."""
     path = pathlib.Path(__file__).with_name("quickstart.py")
     config = load_config_file(path).get_config("transformer")
+    config.model.num_layers = 32
     config.model.attention_window = 1024  # what attention sees; the levels are for the rest
-    config.model.in_context = ConfigDict(dict(chunks=(64, 512), step_size=0.1))
+    config.model.in_context = ConfigDict({"chunks": (64, 512), "step_size": 0.1})
     config.model.remat = "block"
     config.data.sequence_length = 2048
     config.data.batch_size = 4
     config.optimizer.name = "adamw"
     config.optimizer.learning_rate = 1e-5
     config.steps = 1000
-    return config
+    return whole_config(config)

@@ -1,4 +1,4 @@
-"""Trains variants of a config one after the other, and writes one table and one figure.
+r"""Trains variants of a config one after the other, and writes one table and one figure.
 
     hope compare --config=experiments/ablations.py:hope,no_dgd --workdir=runs/ablations \
         --seeds=3 --learning_rates=2e-3,4e-3,8e-3 --set=steps=300 --set=data.batch_size=4
@@ -9,7 +9,6 @@ diverge; its last column says how many did, at any rate. Run again, it goes on w
 table, `table.md`, and the figure, `losses.png`, are written anew after every run.
 """
 
-import ast
 import contextlib
 import dataclasses
 import io
@@ -31,13 +30,15 @@ from ml_collections import ConfigDict
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from hope_jax.commands.config import change_settings, define_set_flag, read_config
 from hope_jax.commands.exit_codes import SAVED
 from hope_jax.data.whole_file import write_whole
+from hope_jax.data.whole_folder import check_writable
 from hope_jax.models import LanguageModel, LanguageModelConfig
 from hope_jax.models.flops import count_flops
 from hope_jax.models.parameter_count import parameter_count
-from hope_jax.runs.config_file import load_config_file
 from hope_jax.runs.metrics import read_metrics
+from hope_jax.training.config import RunConfig, whole_config
 from hope_jax.training.loop import NonFiniteLossError, train
 
 
@@ -76,28 +77,30 @@ class Cost(NamedTuple):
     state_bytes: int
 
 
-def load_configs(spec: str, changes: Mapping[str, Any]) -> dict[str, ConfigDict]:
+def load_configs(spec: str, changes: Sequence[str]) -> dict[str, ConfigDict]:
     """The configs of `file.py:variant,variant,...`.
 
     Args:
       spec: path of a file with `get_config(variant)`, a colon, and variants.
-      changes: settings of all of them, dotted keys.
+      changes: settings of all of them, such as `steps=300`.
 
     Raises:
-      ValueError: if there is no such file, no variant, or no such setting.
+      ValueError: if there is no such file, no variant, or no such setting, or if two variants are the
+        same.
     """
     path, _, names = spec.partition(":")
     if not Path(path).is_file() or not names:
         raise ValueError(f"--config={spec} must be a file and its variants, file.py:one,two")
-    module = load_config_file(path)
-    configs = {}
+    configs: dict[str, ConfigDict] = {}
     for name in names.split(","):
-        config = module.get_config(name)
-        config.lock()  # a setting that is not there is an error
-        try:
-            config.update_from_flattened_dict(dict(changes))
-        except KeyError as error:
-            raise ValueError(f"--set: {error.args[0]}") from error
+        config = whole_config(
+            change_settings(RunConfig, read_config(f"{path}:{name}"), changes), print
+        )
+        for other, theirs in configs.items():
+            if other == name or config == theirs:
+                raise ValueError(
+                    f"--config: variants {other!r} and {name!r} are the same; leave one out"
+                )
         configs[name] = config
     return configs
 
@@ -140,11 +143,12 @@ def _run(variant: str, config: ConfigDict, workdir: Path, rate: float, seed: int
     config = ConfigDict(config.to_dict())
     config.optimizer.learning_rate = rate
     config.seed += seed
+    config = whole_config(config)
     wanted = json.loads(config.to_json_best_effort())
     result = folder / "result.json"
     if result.is_file():
         kept = json.loads(result.read_text())
-        if kept["config"] != wanted:
+        if whole_config(kept["config"]) != whole_config(wanted):
             raise ValueError(
                 f"{folder} holds a run with other settings; give the same to go on, or another "
                 f"--workdir"
@@ -230,17 +234,16 @@ def _cost(config: ConfigDict) -> Cost:
     return Cost(parameter_count(model_config), flops, size)
 
 
-def _parse_changes(given: Sequence[str]) -> dict[str, Any]:
-    changes = {}
-    for item in given:
-        name, equals, text = item.partition("=")
-        if not equals:
-            raise ValueError(f"--set={item} must look like --set=steps=300")
-        try:
-            changes[name] = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            changes[name] = text
-    return changes
+def _rate(text: str) -> float:
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = math.nan
+    if not 0 < rate < math.inf:
+        raise ValueError(
+            f"--learning_rates={text} must be finite numbers above 0, such as 2e-3,4e-3"
+        )
+    return rate
 
 
 UNEXPECTED = "settings look like --set=steps=300"
@@ -252,14 +255,15 @@ def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "Folder of all runs.", required=True)
     flags.DEFINE_integer("seeds", 1, "Runs of each variant.", lower_bound=1)
     flags.DEFINE_list("learning_rates", [], "Tried with the first seed; the config's if none.")
-    flags.DEFINE_multi_string("set", [], "A setting of all variants, such as steps=300.")
+    define_set_flag()
 
 
 def run() -> None:
     """Runs the command."""
     given = flags.FLAGS
-    configs = load_configs(given.config, _parse_changes(given.set))
-    rates = [float(rate) for rate in given.learning_rates]
+    check_writable(Path(given.workdir) / "table.md", "--workdir")
+    rates = [_rate(rate) for rate in given.learning_rates]
+    configs = load_configs(given.config, given.set)
     if not rates:
         rates = [next(iter(configs.values())).optimizer.learning_rate]
     folder = Path(given.workdir)

@@ -18,9 +18,10 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 from flax import linen as nn
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from hope_jax.commands.trained_model import load_model
+from hope_jax.commands.config import change_settings, define_config_flags, read_config
+from hope_jax.commands.trained_model import load_model, load_run_config
 from hope_jax.data.tokenizers import (
     COMPANIONS,
     check_vocabulary,
@@ -32,7 +33,7 @@ from hope_jax.data.whole_folder import check_writable, whole_folder
 from hope_jax.models import LanguageModel, LanguageModelConfig
 from hope_jax.models.llama import check_llama, read_llama, read_llama_config, write_llama
 from hope_jax.runs.checkpoint_writer import CheckpointWriter
-from hope_jax.runs.run_config import load_config
+from hope_jax.training.config import RunConfig, whole_config
 from hope_jax.training.optimizer import make_optimizer
 from hope_jax.training.step import TrainState
 
@@ -114,7 +115,7 @@ def export_llama(workdir: str, folder: str) -> None:
     Raises:
       ValueError: if there is no run, its model is no Llama, or the folder cannot be written.
     """
-    config = load_config(workdir)
+    config = load_run_config(workdir)
     check_llama(LanguageModelConfig.from_config_dict(config.model))
     with whole_folder(folder, "--to_llama") as aside:
         model, params, tokenizer = load_model(workdir)
@@ -147,7 +148,7 @@ UNEXPECTED = "folders are given as --from_llama=FOLDER, --to_llama=FOLDER and --
 
 def define_flags() -> None:
     """Defines the command's flags."""
-    config_flags.DEFINE_config_file("config", None, "Config file.", lock_config=True)
+    define_config_flags()
     flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
     flags.DEFINE_string("from_llama", None, "Folder of a checkpoint to make a run of.")
     flags.DEFINE_string("to_llama", None, "Folder to write the run's model to as a checkpoint.")
@@ -161,7 +162,8 @@ def run() -> None:
     if given.from_llama and given.config is None:
         raise ValueError("--from_llama needs --config, such as experiments/stacked_llama.py")
     if given.from_llama:
-        import_llama(given.from_llama, given.workdir, given.config)
+        config = change_settings(RunConfig, read_config(given.config), given.set)
+        import_llama(given.from_llama, given.workdir, whole_config(config, print))
         print(
             f"made a run in {given.workdir}; sample from it with\n"
             f'  hope generate --workdir={given.workdir} --prompt="Once upon a time"'

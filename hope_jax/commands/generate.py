@@ -122,7 +122,7 @@ def define_flags() -> None:
     flags.DEFINE_float(
         "top_p", 1.0, "Draw from the likeliest tokens that hold this probability.", upper_bound=1.0
     )
-    flags.DEFINE_integer("seed", 0, "Of the random draws.")
+    flags.DEFINE_integer("seed", 0, "Of the random draws.", lower_bound=0, upper_bound=2**32 - 1)
     flags.DEFINE_string("state_in", None, "File to take up what an earlier call has read.")
     flags.DEFINE_string("state_out", None, "File to keep what this call has read.")
 

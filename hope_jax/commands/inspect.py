@@ -84,7 +84,7 @@ def run() -> None:
     given = flags.FLAGS
     text = read_text(given.text)
     folder = Path(given.output or given.workdir)
-    check_writable(folder / "inspect.png", "--output")
+    check_writable(folder / "inspect.md", "--output" if given.output else "--workdir")
     model, params, tokenizer = load_model(given.workdir)
     ids = np.asarray([*tokenizer.before, *tokenizer.encode(text)], np.int32)
     trace = trace_levels(model, params, ids)

@@ -5,16 +5,22 @@ hope train --help
 hope train --config=experiments/quickstart.py --workdir=runs/a
 """
 
+import difflib
 import importlib
 import logging
+import os
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from absl import flags
 
-from hope_jax.commands.exit_codes import BAD_INPUT, FAILED
+from hope_jax.commands.config import as_changes
+from hope_jax.commands.exit_codes import BAD_INPUT, FAILED, INTERRUPTED, OUTPUT_CLOSED
+
+_PACKAGE = Path(__file__).parents[1]
 
 # What each command does, and an example of it without the command's name.
 COMMANDS = {
@@ -49,37 +55,61 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
       arguments: without the program's name; those of the process if not given.
     """
-    name, *rest = [*(sys.argv[1:] if arguments is None else arguments), ""]
+    try:
+        try:
+            code = _run([*(sys.argv[1:] if arguments is None else arguments)])
+        finally:
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        end(INTERRUPTED, "hope: interrupted")
+    except BrokenPipeError as error:
+        if not explains_itself(error):  # not what is printed, but a library's own
+            raise
+        # Whoever read has enough, as head has. What is left goes nowhere, also when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = OUTPUT_CLOSED
+    sys.exit(code)
+
+
+def _run(arguments: Sequence[str]) -> int | None:
+    name, *rest = arguments or [""]
     if name in ("", "-h", "--help"):
         print(overview(), end="")
-        sys.exit(0)
+        return 0
     if name not in COMMANDS:
-        end(BAD_INPUT, f"hope: there is no command {name!r}; there are {', '.join(COMMANDS)}")
+        near = difflib.get_close_matches(name, COMMANDS)
+        there = f"nearest: {', '.join(near)}" if near else f"there are {', '.join(COMMANDS)}"
+        end(BAD_INPUT, f"hope: there is no command {name!r}; {there}")
+    # Orbax says a dozen lines a checkpoint at the level of information, and JAX which chips it does
+    # not find.
+    for logger in ("absl", "jax._src.xla_bridge"):
+        logging.getLogger(logger).setLevel(logging.WARNING)
     command = importlib.import_module(f"hope_jax.commands.{name}")
     command.define_flags()
-    given = [dashes_to_underscores(argument) for argument in rest[:-1]]
+    given = as_changes([dashes_to_underscores(argument) for argument in rest])
     if any(argument in ("-h", "--help") for argument in given):
         print(help_of(name, command), end="")
-        sys.exit(0)
+        return 0
     try:
         left = flags.FLAGS([f"hope {name}", *given])[1:]
     except flags.Error as error:
         end(BAD_INPUT, f"hope {name}: {one_line(error)}; see hope {name} --help")
     if left:
         end(BAD_INPUT, f"hope {name}: unexpected {left[0]!r}; {command.UNEXPECTED}")
-    # Orbax says a dozen lines a checkpoint at the level of information.
-    logging.getLogger("absl").setLevel(logging.WARNING)
     try:
-        code = command.run()
+        return command.run()
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError) as error:
-        if not explains_itself(error):
+        if explains_itself(error):
+            end(BAD_INPUT, f"hope {name}: {one_line(error)}")
+        if not isinstance(error, OSError) or not is_of_a_given_file(error):
             raise
-        end(BAD_INPUT, f"hope {name}: {one_line(error)}")
+        end(BAD_INPUT, f"hope {name}: {error.filename}: {error.strerror}; give another path")
     except RuntimeError as error:
         if not explains_itself(error):
             raise
         end(FAILED, f"hope {name}: {one_line(error)}")
-    sys.exit(code)
 
 
 def overview() -> str:
@@ -92,12 +122,16 @@ def overview() -> str:
 
 def help_of(name: str, command: object) -> str:
     """What a command does, and its flags."""
-    texts = [(command.__doc__ or "").rstrip(), "", "Flags:"]
-    for flag in flags.FLAGS.get_flags_for_module(command.__name__):  # type: ignore[attr-defined]
-        # Those that a config file brings along are its keys, not the command's.
-        if "." not in flag.name and not flag.name.startswith("config_"):
-            default = "" if flag.default in (None, [], "") else f" (default: {flag.default})"
-            texts.append(f"  --{flag.name:<20} {flag.help}{default}")
+    usage = f"Usage: hope {name} {COMMANDS[name][1]}"
+    texts = [usage, "", (command.__doc__ or "").rstrip(), "", "Flags:"]
+    known = flags.FLAGS.flags_by_module_dict()
+    here = [flag for module in known if module.startswith("hope_jax.") for flag in known[module]]
+    for flag in here:
+        default = "" if flag.default in (None, [], "", False) else f" (default: {flag.default})"
+        texts.append(f"  --{flag.name:<20} {one_line(flag.help)}{default}")
+    if "set" in flags.FLAGS:
+        texts += ["", "All settings, with their meaning and range:"]
+        texts.append("  hope train --config=FILE.py --print_config")
     return "\n".join(texts) + "\n"
 
 
@@ -113,15 +147,24 @@ def explains_itself(error: BaseException) -> bool:
     One that a library has raised is a fault of ours: its traceback belongs on the screen.
     """
     frames = traceback.extract_tb(error.__traceback__)
-    return Path(frames[-1].filename).is_relative_to(Path(__file__).parents[1])
+    return Path(frames[-1].filename).is_relative_to(_PACKAGE)
 
 
-def one_line(error: BaseException) -> str:
-    """What an error says, in one line."""
-    return " ".join(str(error).split())
+def is_of_a_given_file(error: OSError) -> bool:
+    """Whether the system refuses a file that is neither Python's nor a library's: one of the user's."""
+    if not isinstance(error.filename, str):
+        return False
+    path = Path(error.filename).absolute()
+    owned = (sys.prefix, sys.base_prefix, str(_PACKAGE))
+    return not any(path.is_relative_to(folder) for folder in owned)
 
 
-def end(code: int, message: str) -> None:
+def one_line(said: object) -> str:
+    """What an error or a text says, in one line."""
+    return " ".join(str(said).split())
+
+
+def end(code: int, message: str) -> NoReturn:
     """Ends the process with a line on standard error."""
     print(message, file=sys.stderr)
     sys.exit(code)

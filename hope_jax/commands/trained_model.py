@@ -5,11 +5,26 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from ml_collections import ConfigDict
 
 from hope_jax.data.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
 from hope_jax.models import LanguageModel, LanguageModelConfig
 from hope_jax.runs.checkpoint_reader import read_params
 from hope_jax.runs.run_config import load_config
+from hope_jax.training.config import whole_config
+
+
+def load_run_config(workdir: str) -> ConfigDict:
+    """The whole config of the run in a folder, with the defaults of what an older run does not say.
+
+    Raises:
+      ValueError: if there is no run, or its config does not fit.
+    """
+    config = load_config(workdir)
+    try:
+        return whole_config(config)
+    except ValueError as error:
+        raise ValueError(f"{workdir}/config.json: {error}") from error
 
 
 def load_model(workdir: str) -> tuple[LanguageModel, Any, Tokenizer]:
@@ -25,7 +40,7 @@ def load_model(workdir: str) -> tuple[LanguageModel, Any, Tokenizer]:
       ValueError: if there is no run, or no checkpoint yet.
       RunFolderError: if the folder cannot be read.
     """
-    config = load_config(workdir)
+    config = load_run_config(workdir)
     tokenizer = load_tokenizer(config.data.tokenizer)
     model = LanguageModel(LanguageModelConfig.from_config_dict(config.model))
     check_vocabulary(tokenizer, model.config.vocab_size, config.data.tokenizer)

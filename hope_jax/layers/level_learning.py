@@ -1,7 +1,6 @@
 """How the weights of an MLP level change while a model reads (Eq. 71)."""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import jax
@@ -11,9 +10,7 @@ from jax.lax import stop_gradient
 from jaxtyping import Array, Bool, Float, Int
 
 from hope_jax.layers.mlp import MLPWeights
-
-_OBJECTIVES = ("next_token", "local")
-_OPTIMIZERS = ("sgd", "momentum", "dgd")
+from hope_jax.settings import check_fields, setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,56 +31,55 @@ class InContextConfig:
       (64, 512)
     """
 
-    # The model's own loss on the chunk just read, or each level's regression of values on keys that
-    # are projected from its input, |MLP(k) - v|^2 / (2 D); the latter needs no pass through the model.
-    objective: Literal["next_token", "local"] = "next_token"
-    # C_l, fastest level first. With several here and one level in a chain, the adapting blocks share
-    # them out evenly, the first blocks being the fastest: ad-hoc level stacking (section 7.3).
-    chunks: tuple[int, ...] = (64,)
+    # "local" is |MLP(k) - v|^2 / (2 D) with keys and values projected from the level's input; it needs
+    # no pass through the model.
+    objective: Literal["next_token", "local"] = setting(
+        "what is descended: the model's own loss on the chunk just read, or each level's regression",
+        "next_token",
+    )
+    # With several here and one level in a chain, the adapting blocks share them out evenly, the first
+    # blocks being the fastest: ad-hoc level stacking (section 7.3).
+    chunks: tuple[int, ...] = setting(
+        "C_l, tokens after which each level changes, fastest first", (64,), least=1
+    )
     # "dgd" also decays each map along its inputs: G + mean of x^T x W, with x of unit length (Eq. 121).
-    optimizer: Literal["sgd", "momentum", "dgd"] = "sgd"
-    step_size: float | tuple[float, ...] = 1.0  # of all chunks, or one for each; 0 learns nothing
-    learned_step: bool = True  # whether training scales each level's step, by exp of a parameter
-    momentum: float = 0.9  # of "momentum": M <- momentum M + G takes the place of G
-    decay: float = 0.0  # towards the slow weights, at each change
-    blocks: int | None = None  # how many of the last blocks adapt; None for a quarter, rounded up
-    # Inner steps back through which the outer gradient goes: it is cut at every n-th. None for all,
-    # exactly; 0 takes inner gradients for constants, which saves the memory of their derivatives.
-    gradient_steps: int | None = None
+    optimizer: Literal["sgd", "momentum", "dgd"] = setting("of the levels", "sgd")
+    step_size: float | tuple[float, ...] = setting(
+        "of all chunks, or one for each; 0 learns nothing", 1.0, least=0
+    )
+    learned_step: bool = setting(
+        "whether training scales each level's step, by exp of a parameter", True
+    )
+    momentum: float = setting(
+        'of "momentum": M <- momentum M + G takes the place of G', 0.9, least=0, below=1
+    )
+    decay: float = setting("towards the slow weights, at each change", 0.0, least=0, most=1)
+    blocks: int | None = setting(
+        "how many of the last blocks adapt; None for a quarter, rounded up", None, least=1
+    )
+    # None goes through all, exactly; 0 takes inner gradients for constants, which saves the memory of
+    # their derivatives.
+    gradient_steps: int | None = setting(
+        "inner steps after which the outer gradient is cut; None for never, 0 for each",
+        None,
+        least=0,
+    )
 
     def __post_init__(self) -> None:
-        if self.objective not in _OBJECTIVES or self.optimizer not in _OPTIMIZERS:
-            raise ValueError(
-                f"in_context.objective must be one of {', '.join(_OBJECTIVES)} and .optimizer one of "
-                f"{', '.join(_OPTIMIZERS)}; got {self.objective!r} and {self.optimizer!r}"
-            )
-        object.__setattr__(self, "chunks", tuple(self.chunks))
-        if not self.chunks or any(not isinstance(c, int) or c < 1 for c in self.chunks):
-            raise ValueError(f"in_context.chunks must be positive integers, got {self.chunks}")
+        check_fields(self)
+        if not self.chunks:
+            raise ValueError("chunks is empty; give a number of tokens for each level")
         for fast, slow in zip(self.chunks, self.chunks[1:], strict=False):
             if slow % fast:
                 raise ValueError(
-                    f"each of in_context.chunks must divide the next, fastest first; {fast} does not "
+                    f"each of chunks must divide the next, fastest first; {fast} does not "
                     f"divide {slow} in {self.chunks}"
                 )
-        if isinstance(self.step_size, Sequence):
-            object.__setattr__(self, "step_size", tuple(self.step_size))
-        if len(self.step_sizes) != len(self.chunks) or min(self.step_sizes) < 0:
+        if len(self.step_sizes) != len(self.chunks):
             raise ValueError(
-                f"in_context.step_size must be one number from 0, or one for each of the chunks "
+                f"step_size must be one number, or one for each of the chunks "
                 f"{self.chunks}; got {self.step_size}"
             )
-        if not 0 <= self.momentum < 1 or not 0 <= self.decay <= 1:
-            raise ValueError(
-                f"in_context.momentum must lie in [0, 1) and .decay in [0, 1]; got {self.momentum} "
-                f"and {self.decay}"
-            )
-        for name, least in (("blocks", 1), ("gradient_steps", 0)):
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < least):
-                raise ValueError(
-                    f"in_context.{name} must be None or an integer from {least}, got {value!r}"
-                )
 
     @property
     def step_sizes(self) -> tuple[float, ...]:

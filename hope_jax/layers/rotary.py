@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from hope_jax.settings import check_fields, setting
+
 
 @dataclasses.dataclass(frozen=True)
 class RotaryScaling:
@@ -19,19 +21,18 @@ class RotaryScaling:
     # "linear" divides all frequencies by `factor`; "llama3" those whose wave is longer than
     # `original_context / low_frequency` and, going over smoothly, none whose wave is shorter than
     # `original_context / high_frequency`.
-    kind: Literal["linear", "llama3"]
-    factor: float
-    low_frequency: float = 1.0
-    high_frequency: float = 4.0
-    original_context: int = 8192  # tokens
+    kind: Literal["linear", "llama3"] = setting("all frequencies alike, or the low ones")
+    factor: float = setting("by which they are divided", least=1)
+    low_frequency: float = setting("of llama3: waves in the original context", 1.0, above=0)
+    high_frequency: float = setting("of llama3: waves in the original context", 4.0, above=0)
+    original_context: int = setting("tokens", 8192, least=1)
 
     def __post_init__(self) -> None:
-        if self.kind not in ("linear", "llama3"):
-            raise ValueError(f"rope_scaling.kind must be linear or llama3, got {self.kind!r}")
-        if self.factor < 1 or not 0 < self.low_frequency < self.high_frequency:
+        check_fields(self)
+        if not self.low_frequency < self.high_frequency:
             raise ValueError(
-                f"rope_scaling needs a factor from 1 and 0 < low_frequency < high_frequency; got "
-                f"{self.factor}, {self.low_frequency} and {self.high_frequency}"
+                f"low_frequency={self.low_frequency} must be below "
+                f"high_frequency={self.high_frequency}"
             )
 
 

@@ -1,9 +1,8 @@
 """Configuration of the language models."""
 
 import dataclasses
-import difflib
-from collections.abc import Collection, Iterable, Mapping
-from typing import Any, Literal, Self, get_args
+from collections.abc import Mapping
+from typing import Any, Literal, Self
 
 from flax.core import FrozenDict
 
@@ -13,6 +12,7 @@ from hope_jax.layers.level_learning import InContextConfig
 from hope_jax.layers.memory_as_context import check_segment
 from hope_jax.layers.rotary import RotaryScaling
 from hope_jax.layers.titans import TitansConfig
+from hope_jax.settings import check_fields, located, read_settings, setting
 
 SequenceLayer = Literal[
     "titans", "attention", "memory_as_context", "memory_as_gate", "memory_as_layer"
@@ -20,13 +20,6 @@ SequenceLayer = Literal[
 LevelOrder = Literal["fast_to_slow", "slow_to_fast"]
 DtypeName = Literal["float32", "bfloat16", "float64"]  # the last with jax_enable_x64
 RematPolicy = Literal["none", "block", "dots"]
-
-# Width and heads are the model's own.
-_TITANS_SETTINGS = [
-    field.name
-    for field in dataclasses.fields(TitansConfig)
-    if field.default is not dataclasses.MISSING
-]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,72 +33,67 @@ class LanguageModelConfig:
     below.
     """
 
-    vocab_size: int  # number of token ids
-    width: int  # of the residual stream
-    num_layers: int  # number of blocks
-    num_heads: int  # heads of the sequence layer
-    mlp_width: int  # hidden width of every MLP level
-    sequence_layer: SequenceLayer = "titans"
-    # Sequence layers of successive blocks, repeated through the depth, such as ("titans", "titans",
-    # "attention"); in place of sequence_layer.
-    pattern: tuple[SequenceLayer, ...] = ()
-    titans: Mapping[str, Any] = FrozenDict()  # settings of TitansConfig that are not its defaults
-    cms_levels: int = 1  # MLPs in each block's chain
-    cms_order: LevelOrder = "fast_to_slow"  # which level reads first
-    cms_connection: Connection = "sequential"  # how the MLPs of a block are joined
-    # Settings of InContextConfig, if MLPs of the last blocks are to learn while the model reads.
-    in_context: Mapping[str, Any] | None = None
-    num_kv_heads: int | None = None  # heads of attention's keys and values; None for num_heads
-    attention_window: int = 1024  # tokens an attention layer sees and keeps
-    # Implementation of jax.nn.dot_product_attention: "xla", or on GPUs, at 16 bits, "cudnn".
-    attention_kernel: Kernel | None = None
-    # Learned tokens that every query of attention sees (the persistent memory of Titans).
-    persistent_tokens: int = 0
-    rope_base: float = 10_000.0  # of the rotary frequencies
-    # Settings of RotaryScaling, if the frequencies are lowered for longer contexts.
-    rope_scaling: Mapping[str, Any] | None = None
-    norm_epsilon: float = 1e-6  # of the normalisations
-    tie_embeddings: bool = True  # logits read the embedding table
-    # Whether the residual stream starts with sqrt(width) times the table's rows, which are of about unit
-    # length then, as suits logits; Llama takes them as they are.
-    scaled_embedding: bool = True
-    dtype: DtypeName = "float32"  # of activations
-    param_dtype: DtypeName = "float32"  # of parameters
-    remat: RematPolicy = "none"  # recompute in the backward pass: whole blocks, or all but matmuls
-    loss_chunk: int = 256  # tokens of each sequence whose logits exist at one time in the loss
+    vocab_size: int = setting("number of token ids", least=1)
+    width: int = setting("of the residual stream", least=1)
+    num_layers: int = setting("number of blocks", least=1)
+    num_heads: int = setting("heads of the sequence layer", least=1)
+    mlp_width: int = setting("hidden width of every MLP level", least=1)
+    sequence_layer: SequenceLayer = setting("what mixes the tokens of a block", "titans")
+    # Such as ("titans", "titans", "attention").
+    pattern: tuple[SequenceLayer, ...] = setting(
+        "sequence layers of successive blocks, repeated through the depth; if not empty, in place of "
+        "sequence_layer",
+        (),
+    )
+    titans: Mapping[str, Any] = setting(
+        "of the memories", FrozenDict(), section=TitansConfig, derived=("width", "num_heads")
+    )
+    cms_levels: int = setting("MLPs in each block's chain", 1, least=1)
+    cms_order: LevelOrder = setting("which level reads first", "fast_to_slow")
+    cms_connection: Connection = setting("how the MLPs of a block are joined", "sequential")
+    in_context: Mapping[str, Any] | None = setting(
+        "how MLPs of the last blocks learn while the model reads; None if they do not",
+        None,
+        section=InContextConfig,
+    )
+    num_kv_heads: int | None = setting(
+        "heads of attention's keys and values; None for num_heads", None, least=1
+    )
+    attention_window: int = setting("tokens an attention layer sees and keeps", 1024, least=1)
+    attention_kernel: Kernel | None = setting(
+        "of jax.nn.dot_product_attention: xla or, on GPUs at 16 bits, cudnn; None for its choice",
+        None,
+    )
+    persistent_tokens: int = setting(
+        "learned tokens that every query of attention sees (Titans)", 0, least=0
+    )
+    rope_base: float = setting("of the rotary frequencies", 10_000.0, above=1)
+    rope_scaling: Mapping[str, Any] | None = setting(
+        "how the frequencies are lowered for longer contexts; None if they are not",
+        None,
+        section=RotaryScaling,
+    )
+    norm_epsilon: float = setting("of the normalisations", 1e-6, above=0)
+    tie_embeddings: bool = setting("logits read the embedding table", True)
+    # The table's rows are of about unit length then, as suits logits; Llama takes them as they are.
+    scaled_embedding: bool = setting(
+        "whether the residual stream starts with sqrt(width) times the table's rows", True
+    )
+    dtype: DtypeName = setting("of activations", "float32")
+    param_dtype: DtypeName = setting("of parameters", "float32")
+    remat: RematPolicy = setting(
+        "recompute in the backward pass: nothing, whole blocks, or all but matrix products", "none"
+    )
+    loss_chunk: int = setting(
+        "tokens of each sequence whose logits exist at one time in the loss", 256, least=1
+    )
 
     def __post_init__(self) -> None:
-        for name in (
-            "vocab_size",
-            "width",
-            "num_layers",
-            "num_heads",
-            "mlp_width",
-            "cms_levels",
-            "attention_window",
-            "loss_chunk",
-        ):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name} must be a positive integer, got {value!r}")
-        for name, choices in (
-            ("sequence_layer", get_args(SequenceLayer)),
-            ("cms_order", get_args(LevelOrder)),
-            ("cms_connection", get_args(Connection)),
-            ("dtype", get_args(DtypeName)),
-            ("param_dtype", get_args(DtypeName)),
-            ("remat", get_args(RematPolicy)),
-            ("attention_kernel", (None, *get_args(Kernel))),
-        ):
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"{name} must be one of {', '.join(map(str, choices))}; "
-                    f"got {getattr(self, name)!r}"
-                )
-        object.__setattr__(self, "pattern", tuple(self.pattern))
-        layers = get_args(SequenceLayer)
-        if any(layer not in layers for layer in self.pattern):
-            raise ValueError(f"pattern holds {', '.join(layers)}; got {self.pattern}")
+        check_fields(self)
+        # Hashable, since configs are static arguments of compiled functions.
+        for name in ("titans", "in_context", "rope_scaling"):
+            section = getattr(self, name)
+            object.__setattr__(self, name, None if section is None else FrozenDict(section))
         if self.pattern and self.num_layers % len(self.pattern):
             raise ValueError(
                 f"num_layers {self.num_layers} must be a multiple of the {len(self.pattern)} blocks "
@@ -115,8 +103,6 @@ class LanguageModelConfig:
             raise ValueError(
                 "in_context needs blocks that are all alike; leave out pattern, or in_context"
             )
-        if self.rope_base <= 1:
-            raise ValueError(f"rope_base must be greater than 1, got {self.rope_base}")
         if self.width % self.num_heads:
             raise ValueError(
                 f"width {self.width} does not split into {self.num_heads} heads; make width a "
@@ -129,27 +115,14 @@ class LanguageModelConfig:
                 f"got {self.width} / {self.num_heads} = {self.width // self.num_heads}"
             )
         kv_heads = self.num_kv_heads
-        if kv_heads is not None and (kv_heads < 1 or self.num_heads % kv_heads):
+        if kv_heads is not None and self.num_heads % kv_heads:
             raise ValueError(
                 f"num_kv_heads must be None or divide num_heads; got {kv_heads} and {self.num_heads}"
             )
-        if self.persistent_tokens < 0:
-            raise ValueError(
-                f"persistent_tokens must not be negative, got {self.persistent_tokens}"
-            )
-        if not self.norm_epsilon > 0:
-            raise ValueError(f"norm_epsilon must be positive, got {self.norm_epsilon}")
-        if self.rope_scaling is not None:
-            object.__setattr__(self, "rope_scaling", _frozen(self.rope_scaling))
-            _refuse_unknown(
-                "rope_scaling",
-                self.rope_scaling,
-                [f.name for f in dataclasses.fields(RotaryScaling)],
-            )
+        with located("rope_scaling"):
             _ = self.rotary_scaling
-        object.__setattr__(self, "titans", _frozen(self.titans))
-        _refuse_unknown("titans", self.titans, _TITANS_SETTINGS)
-        _ = self.titans_config
+        with located("titans"):
+            _ = self.titans_config
         if "memory_as_context" in used:
             check_segment(self.titans_config, self.attention_window)
             if self.num_kv_heads not in (None, self.num_heads) or self.rope_scaling is not None:
@@ -158,11 +131,8 @@ class LanguageModelConfig:
                     "num_kv_heads and rope_scaling"
                 )
         if self.in_context is not None:
-            object.__setattr__(self, "in_context", _frozen(self.in_context))
-            _refuse_unknown(
-                "in_context", self.in_context, [f.name for f in dataclasses.fields(InContextConfig)]
-            )
-            settings = InContextConfig(**self.in_context)
+            with located("in_context"):
+                settings = InContextConfig(**self.in_context)
             if settings.blocks is not None and settings.blocks > self.num_layers:
                 raise ValueError(
                     f"in_context.blocks={settings.blocks}, but the model has {self.num_layers} blocks"
@@ -204,7 +174,7 @@ class LanguageModelConfig:
           values: fields by name; those left out take their defaults.
 
         Raises:
-          ValueError: for a key that is no field (with the nearest field names), for a required
+          SettingError: for a key that is no field (with the nearest field names), for a required
             field that is missing, and for values that do not fit.
 
         Example:
@@ -212,34 +182,5 @@ class LanguageModelConfig:
           >>> LanguageModelConfig.from_config_dict(sizes).width
           64
         """
-        fields = {field.name: field for field in dataclasses.fields(cls)}
-        _refuse_unknown("model", values, fields)
-        missing = [
-            name
-            for name, field in fields.items()
-            if field.default is dataclasses.MISSING and name not in values
-        ]
-        if missing:
-            raise ValueError(f"model settings without a default are missing: {', '.join(missing)}")
-        return cls(**{key: values[key] for key in values})
-
-
-def _refuse_unknown(where: str, given: Iterable[str], known: Collection[str]) -> None:
-    for key in given:
-        if key not in known:
-            near = difflib.get_close_matches(key, known)
-            hint = f"nearest: {', '.join(near)}" if near else f"known: {', '.join(known)}"
-            raise ValueError(f"unknown {where} setting {key!r}; {hint}")
-
-
-def _frozen(values: Mapping[str, Any]) -> FrozenDict[str, Any]:
-    """A hashable copy, since configs are static arguments of compiled functions."""
-
-    def freeze(value: Any) -> Any:
-        if isinstance(value, set | frozenset):
-            return tuple(sorted(value))
-        if isinstance(value, list | tuple):
-            return tuple(freeze(item) for item in value)
-        return _frozen(value) if isinstance(value, Mapping) else value
-
-    return FrozenDict({key: freeze(values[key]) for key in values})
+        with located("model"):
+            return read_settings(cls, values)

@@ -3,6 +3,7 @@
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,20 +36,28 @@ class CheckpointWriter:
       config: of the run; compared with the one that is there.
       keep: how many of the newest checkpoints stay.
       corpus: from `describe_corpus`; compared with that of the run, if given.
+      complete: gives the config of an older run what it does not say, before they are compared.
 
     Raises:
       ValueError: if the folder holds a run with other settings or of another corpus, if another process
         writes to it, or it cannot be written.
     """
 
-    def __init__(self, workdir: str, config: ConfigDict, keep: int, corpus: Record | None = None):
+    def __init__(
+        self,
+        workdir: str,
+        config: ConfigDict,
+        keep: int,
+        corpus: Record | None = None,
+        complete: Callable[[Any], ConfigDict] = ConfigDict,
+    ):
         if keep < 1:
             raise ValueError(f"checkpoint.keep={keep} would keep none; give 1 or more")
         self.folder = Path(workdir).absolute()
         self._keep = keep
         self._lock: FolderLock | None = None
         self._last: int | None = None
-        first_decides(lambda: self._take(config, corpus))
+        first_decides(lambda: self._take(config, corpus, complete))
         # A failure of the background is raised where it is waited for; once is enough.
         logging.getLogger("absl").addFilter(_not_said_twice)
         self._checkpointer = ocp.AsyncCheckpointer(
@@ -56,7 +65,9 @@ class CheckpointWriter:
             async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
         )
 
-    def _take(self, config: ConfigDict, corpus: Record | None) -> None:
+    def _take(
+        self, config: ConfigDict, corpus: Record | None, complete: Callable[[Any], ConfigDict]
+    ) -> None:
         """Locks the folder, compares what is there, and clears away what was not finished."""
         try:
             (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -67,7 +78,7 @@ class CheckpointWriter:
                 f"give a folder that can"
             ) from error
         try:
-            check_config(self.folder, config)
+            check_config(self.folder, config, complete)
             source = ", ".join(
                 f"data.{name}={config.data[name]!r}"
                 for name in ("files", "tfds", "tokens", "tokenizer")

@@ -1,5 +1,6 @@
 """Config files: Python files with a function `get_config`."""
 
+import importlib.machinery
 import importlib.util
 from pathlib import Path
 from types import ModuleType
@@ -20,8 +21,9 @@ def load_config_file(path: str | Path) -> ModuleType:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path} is no file; give the path of a config, such as experiments/X.py")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
+    # Whatever its suffix, it is Python.
+    loader = importlib.machinery.SourceFileLoader(path.stem, str(path))
+    spec = importlib.util.spec_from_file_location(path.stem, path, loader=loader)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    loader.exec_module(module)
     return module

@@ -2,7 +2,7 @@
 
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -25,11 +25,23 @@ def load_config(workdir: str) -> ConfigDict:
             f"--workdir={workdir} holds no run (there is no {path}); train one first with "
             f"hope train --config=experiments/quickstart.py --workdir={workdir}"
         )
-    return ConfigDict(_read(path))
+    try:
+        return ConfigDict(_read(path))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
-def check_config(workdir: str | pathlib.Path, config: ConfigDict) -> None:
+def check_config(
+    workdir: str | pathlib.Path,
+    config: ConfigDict,
+    complete: Callable[[Any], ConfigDict] = ConfigDict,
+) -> None:
     """Compares a config with the one of the run that is there, if there is one.
+
+    Args:
+      workdir: folder of the run.
+      config: to compare.
+      complete: gives an older run's config what it does not say.
 
     Raises:
       ValueError: if settings differ on which the run's numbers depend.
@@ -37,7 +49,10 @@ def check_config(workdir: str | pathlib.Path, config: ConfigDict) -> None:
     path = pathlib.Path(workdir) / "config.json"
     if not path.is_file():
         return
-    mine, theirs = _plain(config), _read(path)
+    try:
+        mine, theirs = _plain(config), _plain(complete(_read(path)))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     differing = [
         f"{name}: {old!r} there, {new!r} here"
         for key in _BINDING
@@ -65,7 +80,7 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text()))
     except (ValueError, TypeError) as error:
         raise ValueError(
-            f"{path} is damaged ({error}); write the run's config there again, as JSON"
+            f"it is damaged ({error}); write the run's config there again, as JSON"
         ) from error
 
 

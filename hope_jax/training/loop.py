@@ -3,12 +3,14 @@
 import contextlib
 import json
 import math
+import shlex
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+import optax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -31,7 +33,8 @@ from hope_jax.models.parameter_count import parameter_count
 from hope_jax.runs.checkpoint_writer import CheckpointWriter
 from hope_jax.runs.corpus_record import Record, describe_corpus
 from hope_jax.runs.metrics import MetricsWriter, NoMetrics, plot_losses
-from hope_jax.training.optimizer import make_optimizer, needs_layer_inputs
+from hope_jax.training.config import whole_config
+from hope_jax.training.optimizer import make_optimizer, make_schedule, needs_layer_inputs
 from hope_jax.training.processes import StopRequest, join_processes, watch_processes
 from hope_jax.training.progress import TrainingProgress
 from hope_jax.training.sharding import check_batch, make_mesh
@@ -71,6 +74,7 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float] | None:
       NonFiniteLossError: if the loss or gradient is no longer a number.
       RunFolderError: if the folder cannot be written any more.
     """
+    config = whole_config(config, note=print)
     join_processes(config.mesh.processes)
     with watch_processes():
         return _train(config, workdir)
@@ -102,9 +106,17 @@ def _train(config: ConfigDict, workdir: str) -> dict[str, float] | None:
         batch_size=config.data.batch_size,
     )
     corpus = _corpus_record(streams)
+    sizes = [len(stream.tokens) for stream in streams]
+    passes = config.steps * config.data.batch_size * config.data.sequence_length / sizes[0]
+    console.print(
+        f"{sizes[0]:,} tokens to learn from, {passes:.2g} times over, and {sizes[1]:,} to validate on",
+        soft_wrap=True,
+    )
     with contextlib.ExitStack() as stack:
         # Only now, so that settings that do not fit leave no run behind.
-        checkpoints = CheckpointWriter(workdir, config, config.checkpoint.keep, corpus)
+        checkpoints = CheckpointWriter(
+            workdir, config, config.checkpoint.keep, corpus, complete=whole_config
+        )
         stack.callback(checkpoints.close)
         restored = checkpoints.restore(abstract_state(model, optimizer, mesh))
         if restored is None:
@@ -135,12 +147,14 @@ def _train(config: ConfigDict, workdir: str) -> dict[str, float] | None:
                 metrics,
                 progress,
                 request,
+                make_schedule(config.optimizer, config.steps),
             )
         try:
             if int(state.step) == config.steps:
                 loss = evaluate(state.params, config.evaluate.final_batches, request)
                 result = _finish(config, workdir, loss, documents, streams[1], console, metrics)
                 _show_sample(config, model, state.params, tokenizer, console)
+                _say_what_is_next(config, workdir, console)
                 return result
         except _Stopped:
             pass
@@ -153,20 +167,10 @@ def _load_corpus(
 ) -> tuple[Documents | None, list[TokenStream]]:
     """The documents, where they are in memory, and the streams of the training and validation part."""
     data = config.data
-    folder = data.get("tokens", "")  # runs of before there was this setting go on
-    if not folder:
+    if not data.tokens:
         documents = load_documents(data.files, data.tfds, data.validation_fraction)
         return documents, [encode_documents(part, tokenizer) for part in documents]
-    if data.files or data.tfds:
-        raise ValueError(
-            f"data.tokens={folder!r} is given, and data.files={data.files!r} or data.tfds={data.tfds!r}"
-            f" too; set the others to ''"
-        )
-    if config.evaluate.ngram_orders:
-        raise ValueError(
-            "n-gram models read text, which data.tokens has not; set evaluate.ngram_orders to ()"
-        )
-    return None, [read_tokens(folder, part, tokenizer) for part in PARTS]
+    return None, [read_tokens(data.tokens, part, tokenizer) for part in PARTS]
 
 
 def _corpus_record(streams: Sequence[TokenStream]) -> Record:
@@ -198,6 +202,7 @@ def _take_steps(
     metrics: MetricsWriter | NoMetrics,
     progress: TrainingProgress,
     request: StopRequest,
+    schedule: optax.Schedule,
 ) -> TrainState:
     """Takes the steps that are left, or those until a stop is asked for, and saves the last."""
     first = step = int(state.step)
@@ -206,7 +211,8 @@ def _take_steps(
     def report() -> None:
         nonlocal pending
         if pending is not None:
-            _report(*pending, checkpoints, metrics, progress)
+            rate = float(schedule(pending[0] - 1))
+            _report(*pending, rate, checkpoints, metrics, progress)
         pending = None
 
     while step < config.steps and not request.reached(step + 1):
@@ -233,6 +239,7 @@ def _take_steps(
 def _report(
     step: int,
     values: Metrics,
+    learning_rate: float,
     checkpoints: CheckpointWriter,
     metrics: MetricsWriter | NoMetrics,
     progress: TrainingProgress,
@@ -247,7 +254,7 @@ def _report(
     rate = progress.step(step, loss)
     if progress.is_due(step):
         speed = {"tokens_per_second": rate} if math.isfinite(rate) else {}
-        metrics.write(step, loss=loss, gradient_norm=norm, **speed)
+        metrics.write(step, loss=loss, gradient_norm=norm, learning_rate=learning_rate, **speed)
 
 
 def _evaluation(
@@ -324,3 +331,17 @@ def _show_sample(
     console.print("a sample:", style="bold")
     text = config.evaluate.prompt + tokenizer.decode(ids[0])
     console.print(show_controls(text), markup=False, highlight=False)
+
+
+def _say_what_is_next(config: ConfigDict, workdir: str, console: Console) -> None:
+    """What can be done with the run."""
+    folder = shlex.quote(workdir)
+    lines = [
+        f"hope generate --workdir={folder} --prompt={shlex.quote(config.evaluate.prompt)}",
+        f"hope evaluate --workdir={folder} --text=FILE",
+    ]
+    if config.model.in_context is not None:
+        lines.append(f"hope inspect --workdir={folder} --text=FILE")
+    console.print("next:", style="bold")
+    for line in lines:
+        console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)

@@ -41,12 +41,28 @@ def join_processes(count: int) -> None:
     if count == 1:
         return
     number = os.environ.get("JAX_PROCESS_ID")
+    if number is not None and not (number.isdecimal() and int(number) < count):
+        raise ValueError(
+            f"JAX_PROCESS_ID={number} must be a number from 0 to {count - 1}, for mesh.processes={count}"
+        )
+    address = os.environ.get("JAX_COORDINATOR_ADDRESS", "host:1")
+    if not address.rpartition(":")[0] or not address.rpartition(":")[2].isdecimal():
+        raise ValueError(
+            f"JAX_COORDINATOR_ADDRESS={address} must be HOST:PORT, such as 10.0.0.1:1234"
+        )
     who: dict[str, Any] = (
         {} if number is None else {"num_processes": count, "process_id": int(number)}
     )
-    jax.distributed.initialize(
-        **who, heartbeat_timeout_seconds=_SILENCE, shutdown_timeout_seconds=_SILENCE
-    )
+    try:
+        jax.distributed.initialize(
+            **who, heartbeat_timeout_seconds=_SILENCE, shutdown_timeout_seconds=_SILENCE
+        )
+    except ValueError as error:  # of what it knows; what it then meets are other errors
+        raise ValueError(
+            f"mesh.processes={count}, but nothing tells this process who the others are: set "
+            f"JAX_COORDINATOR_ADDRESS=HOST:PORT, of the first, and JAX_PROCESS_ID=0 to {count - 1}, or "
+            f"mesh.processes to 1"
+        ) from error
     if jax.process_count() != count:
         raise ValueError(
             f"mesh.processes={count}, but {jax.process_count()} processes are seen; start the same "
@@ -90,7 +106,7 @@ def _connections() -> list[tuple[str, socket.socket]]:
         told[: len(about)] = np.frombuffer(about, np.uint8)
     about = np.asarray(multihost_utils.broadcast_one_to_all(told)).tobytes().rstrip(b"\0")
     secret, port, host = about[:16], struct.unpack("!H", about[16:18])[0], about[18:].decode()
-    connections: list[socket.socket] = []
+    connections: list[tuple[str, socket.socket]] = []
     try:
         if listener is not None:
             listener.settimeout(_GRACE)

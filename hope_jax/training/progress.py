@@ -27,10 +27,14 @@ class TrainingProgress:
             TimeRemainingColumn(),
         ]
         self._progress = Progress(*columns, console=console, disable=not console.is_terminal)
-        self._bar = self._progress.add_task("loss", total=steps, completed=first)
+        self._bar = self._progress.add_task("compiling", total=steps, completed=first)
         self._clock = _Clock(tokens)
+        self._started: float | None = None
 
     def __enter__(self) -> "TrainingProgress":
+        self._started = time.perf_counter()
+        if not self.console.is_terminal:
+            self.console.print("compiling the training step ...")
         self._progress.start()
         return self
 
@@ -43,15 +47,16 @@ class TrainingProgress:
 
     def step(self, step: int, loss: float) -> float:
         """Tells of a step; returns tokens a second, no number until there are two steps."""
+        if self._started is not None:
+            waited = time.perf_counter() - self._started
+            self.console.print(f"compiled, and the first step taken, in {waited:.1f} s")
+            self._started = None
         rate = self._clock.tick()
+        speed = f"  {rate:,.0f} tokens/s" if math.isfinite(rate) else ""
+        left = f"  {self._clock.left(self.steps - step):.0f} s left" if speed else ""
         if self.is_due(step) and not self.console.is_terminal:
-            self.console.print(
-                f"step {step}/{self.steps}  loss {loss:.4f}  {rate:,.0f} tokens/s  "
-                f"{self._clock.left(self.steps - step):.0f} s left"
-            )
-        self._progress.update(
-            self._bar, completed=step, description=f"loss {loss:.3f}  {rate:,.0f} tokens/s"
-        )
+            self.console.print(f"step {step}/{self.steps}  loss {loss:.4f}{speed}{left}")
+        self._progress.update(self._bar, completed=step, description=f"loss {loss:.3f}{speed}")
         return rate
 
     def evaluation(self, step: int, loss: float) -> None:

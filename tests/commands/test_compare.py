@@ -93,10 +93,10 @@ def test_a_run_that_diverges_is_a_row_too(tmp_path, monkeypatch):
 
 def test_what_is_asked_for_wrongly_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"file.py:one,two"):
-        compare.load_configs("nowhere.py:one", {})
+        compare.load_configs("nowhere.py:one", [])
     with pytest.raises(ValueError, match=r"file.py:one,two"):
-        compare.load_configs(str(QUICKSTART), {})
-    with pytest.raises(ValueError, match="--set"):
-        compare.load_configs(f"{QUICKSTART}:hope", {"data.batch": 4})
-    configs = compare.load_configs(f"{QUICKSTART}:hope,transformer", {"data.batch_size": 4})
+        compare.load_configs(str(QUICKSTART), [])
+    with pytest.raises(ValueError, match="data.batch is no setting; nearest: data.batch_size"):
+        compare.load_configs(f"{QUICKSTART}:hope", ["data.batch=4"])
+    configs = compare.load_configs(f"{QUICKSTART}:hope,transformer", ["data.batch_size=4"])
     assert [config.data.batch_size for config in configs.values()] == [4, 4]

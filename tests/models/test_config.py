@@ -15,26 +15,33 @@ def test_a_config_dict_becomes_a_hashable_config():
     config = LanguageModelConfig.from_config_dict(given)
     assert config == LanguageModelConfig(**SIZES, titans={"adaptive": ("k", "v")}, cms_levels=2)
     assert config.titans_config.adaptive == ("k", "v")
+    # Written out or not, a default is the same.
+    assert config == dataclasses.replace(
+        config, titans={"adaptive": {"k", "v"}, "memory_chunk": 16, "expansion": 1}
+    )
     assert hash(config) == hash(dataclasses.replace(config))
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"widht": 8}, "unknown model setting 'widht'; nearest: width"),
-        ({"zzz": 8}, "unknown model setting 'zzz'; known: vocab_size"),
+        ({"widht": 8}, "model.widht is no setting; nearest: width"),
+        ({"zzz": 8}, "model.zzz is no setting; there are vocab_size"),
         ({"width": 9}, "width 9 does not split into 2 heads"),
-        ({"num_layers": 0}, "num_layers must be a positive integer, got 0"),
-        ({"mlp_width": 12.0}, "mlp_width must be a positive integer, got 12.0"),
+        ({"num_layers": 0}, "model.num_layers=0 must be a whole number at least 1"),
+        ({"mlp_width": 12.0}, "model.mlp_width=12.0 must be a whole number at least 1"),
         (
             {"sequence_layer": "titan"},
-            "sequence_layer must be one of titans, attention, memory_as_context, .*; got 'titan'",
+            "sequence_layer='titan' must be one of titans, attention, .*; the default is 'titans'",
         ),
-        ({"cms_order": "slow"}, "cms_order must be one of"),
-        ({"dtype": "float16"}, "dtype must be one of float32, bfloat16"),
-        ({"remat": True}, "remat must be one of none, block, dots; got True"),
-        ({"rope_base": 0.5}, "rope_base must be greater than 1, got 0.5"),
-        ({"pattern": ("titans", "mamba")}, "pattern holds titans, attention"),
+        ({"cms_order": "slow"}, "cms_order='slow' must be one of"),
+        ({"dtype": "float16"}, "dtype='float16' must be one of float32, bfloat16"),
+        ({"remat": True}, "remat=True must be one of none, block, dots"),
+        ({"rope_base": 0.5}, "rope_base=0.5 must be a finite number above 1"),
+        (
+            {"pattern": ("titans", "mamba")},
+            "model.pattern=.* must be a tuple, each one of titans, attention",
+        ),
         ({"pattern": ("titans",) * 3}, "must be a multiple of the 3 blocks of pattern"),
         (
             {"pattern": ("titans",), "in_context": {"chunks": (4,)}},
@@ -42,10 +49,13 @@ def test_a_config_dict_becomes_a_hashable_config():
         ),
         (
             {"titans": {"memory_chunks": 4}},
-            "unknown titans setting 'memory_chunks'; nearest: memory",
+            "model.titans.memory_chunks is no setting; nearest: memory_chunk",
         ),
-        ({"titans": {"width": 4}}, "unknown titans setting 'width'; known: adaptive"),
-        ({"titans": {"memory_chunk": 5}}, "memory_chunk 5 and others_chunk 64: one must divide"),
+        ({"titans": {"width": 4}}, "model.titans.width is no setting; there are adaptive"),
+        (
+            {"titans": {"memory_chunk": 5}},
+            "model.titans: memory_chunk 5 and others_chunk 64: one must divide",
+        ),
         ({"width": 6, "sequence_layer": "attention"}, "must be even; got 6 / 2 = 3"),
         ({"width": 6, "sequence_layer": "memory_as_gate"}, "must be even; got 6 / 2 = 3"),
         (
@@ -56,8 +66,32 @@ def test_a_config_dict_becomes_a_hashable_config():
             {"sequence_layer": "memory_as_context", "num_kv_heads": 1},
             "leave out num_kv_heads and rope_scaling",
         ),
-        ({"persistent_tokens": -1}, "persistent_tokens must not be negative, got -1"),
-        ({"attention_kernel": "flash"}, "must be one of None, xla, cudnn; got 'flash'"),
+        ({"norm_epsilon": float("nan")}, "norm_epsilon=nan must be a finite number above 0"),
+        ({"norm_epsilon": 10**400}, "norm_epsilon=1000.* must be a finite number above 0"),
+        ({"tie_embeddings": 1}, "tie_embeddings=1 must be True or False"),
+        ({"width": "8"}, "width='8' must be a whole number"),
+        ({"num_layers": True}, "num_layers=True must be a whole number"),
+        (
+            {"cms_levels": None},
+            "cms_levels=None must be a whole number at least 1; the default is 1",
+        ),
+        ({"titans": None}, "titans=None must be a section"),
+        (
+            {"titans": {"eta_max": 2}},
+            "model.titans.eta_max=2 must be a number above 0 and at most 1",
+        ),
+        ({"titans": {"adaptive": ["x"]}}, "titans.adaptive=.'x'.* each one of k, v, q, eta, alpha"),
+        ({"in_context": {"chunks": []}}, "model.in_context: chunks is empty"),
+        ({"in_context": {"step_size": (1.0, -1.0)}}, "step_size=.* a finite number at least 0"),
+        ({"rope_scaling": {"kind": "linear"}}, "model.rope_scaling.factor must be given"),
+        (
+            {"persistent_tokens": -1},
+            "persistent_tokens=-1 must be a whole number at least 0; the default is 0",
+        ),
+        (
+            {"attention_kernel": "flash"},
+            "attention_kernel='flash' must be one of xla, cudnn or None",
+        ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -67,5 +101,7 @@ def test_settings_that_do_not_fit_are_named(changes, message):
 
 
 def test_missing_settings_are_named():
-    with pytest.raises(ValueError, match="without a default are missing: num_heads, mlp_width"):
+    with pytest.raises(
+        ValueError, match="model.num_heads must be given: heads of the sequence layer"
+    ):
         LanguageModelConfig.from_config_dict({"vocab_size": 11, "width": 8, "num_layers": 2})

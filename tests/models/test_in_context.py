@@ -435,14 +435,14 @@ def test_what_learns_nothing_is_the_plain_model_to_the_bit(objective):
     ("changes", "message"),
     [
         ({"chunks": (4, 6)}, "4 does not divide 6"),
-        ({"chunks": (0, 6)}, "positive integers"),
+        ({"chunks": (0, 6)}, "each a whole number at least 1"),
         ({"chunks": (2, 4, 8), "step_size": 0.1}, "one number for each of the 2 levels"),
         ({"blocks": 4}, "blocks=4, but the model has 3 blocks"),
         ({"step_size": (0.1,)}, "one for each of the chunks"),
         ({"objective": "next"}, "next_token, local"),
-        ({"momentum": 1.0}, r"momentum must lie in \[0, 1\)"),
-        ({"gradient_steps": -1}, "gradient_steps must be None or an integer from 0"),
-        ({"chunk": (2, 4)}, "unknown in_context setting 'chunk'; nearest: chunks"),
+        ({"momentum": 1.0}, "momentum=1.0 must be a number at least 0 and below 1"),
+        ({"gradient_steps": -1}, "gradient_steps=-1 must be a whole number at least 0 or None"),
+        ({"chunk": (2, 4)}, "in_context.chunk is no setting; nearest: chunks"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(changes, message):

@@ -1,8 +1,10 @@
 """Runs that stop, go on, fail, and are given the wrong settings."""
 
 import contextlib
+import io
 import math
 import os
+import re
 import shutil
 import signal
 
@@ -33,8 +35,10 @@ def inside(tmp_path, monkeypatch):
 def whole(tmp_path_factory):
     """A run that was never stopped."""
     folder = tmp_path_factory.mktemp("whole")
-    with contextlib.chdir(folder):
+    said = io.StringIO()
+    with contextlib.chdir(folder), contextlib.redirect_stdout(said):
         result = loop.train(tiny_config(folder), str(folder / "run"))
+    (folder / "said.txt").write_text(said.getvalue())
     return folder / "run", result
 
 
@@ -46,6 +50,26 @@ def test_a_run_leaves_metrics_a_picture_and_bits_per_byte(whole):
         result["bits_per_byte"], result["validation_loss"] / np.log(2), rtol=0.1
     )
     assert 0 < result["3_gram_bits_per_byte"] < 8
+    rates = [line["learning_rate"] for line in read_metrics(workdir) if "learning_rate" in line]
+    # A warm-up of one step, then a cosine to a twentieth at the sixth.
+    np.testing.assert_allclose([rates[0], rates[-1]], [0.01, 0.0005], rtol=1e-5)
+    assert len(rates) == 6 and sorted(rates, reverse=True) == rates
+
+
+def test_a_run_says_what_it_does(whole):
+    said = (whole[0].parent / "said.txt").read_text()
+    corpus = re.search(
+        r"([\d,]+) tokens to learn from, (\S+) times over, and [\d,]+ to validate", said
+    )
+    tokens = int(corpus[1].replace(",", ""))
+    assert float(corpus[2]) == pytest.approx(6 * 8 * 16 / tokens, rel=0.1)
+    assert re.search(
+        r"compiling the training step ...\ncompiled, and the first step taken, in \d", said
+    )
+    assert re.search(r"step 1/6  loss \d\.\d{4}\nstep 2/6  loss .* tokens/s  \d+ s left\n", said)
+    assert "nan" not in said
+    assert f"  hope generate --workdir={whole[0]} --prompt='def '\n" in said
+    assert "hope inspect" not in said  # nothing learns in context
 
 
 def test_sigterm_saves_and_the_next_run_continues_to_the_bit(tmp_path, monkeypatch, whole):
@@ -169,7 +193,6 @@ def test_settings_that_do_not_fit_are_refused_before_compilation(tmp_path, monke
         "does not fit": {"mesh.data": 3},
         "expect_devices": {"mesh.expect_devices": 16},
         "adamw": {"optimizer.name": "adamv"},
-        "warmup_steps": {"optimizer.warmup_steps": 6},
     }
     for number, (message, changes) in enumerate(cases.items()):
         with pytest.raises(ValueError, match=message):

@@ -1,0 +1,156 @@
+"""Configs are whole, whatever they began with, and every setting can be set from outside."""
+
+import dataclasses
+import json
+
+import pytest
+from ml_collections import ConfigDict
+
+from hope_jax.commands.config import change_settings, config_table, parse
+from hope_jax.models import LanguageModelConfig
+from hope_jax.runs.config_file import load_config_file
+from hope_jax.runs.run_config import check_config, keep_config
+from hope_jax.settings import describe
+from hope_jax.training.config import RunConfig, default_config, whole_config
+from tests.training.runs import QUICKSTART, load_config
+
+SIZES = {"vocab_size": 256, "width": 8, "num_layers": 4, "num_heads": 2, "mlp_width": 16}
+# What a run wrote down before configs were whole.
+OLDER = {
+    "seed": 0,
+    "steps": 700,
+    "accumulate": 1,
+    "model": {
+        **SIZES,
+        "sequence_layer": "attention",
+        "cms_levels": 2,
+        "titans": {},
+        "in_context": {"objective": "local", "chunks": [64, 512], "step_size": 1.0, "blocks": 1},
+    },
+    "data": {"files": "", "tokenizer": "bytes", "validation_fraction": 0.1, "batch_size": 8},
+    "optimizer": {
+        "name": "adamw",
+        "learning_rate": 1,
+        "warmup_steps": 20,
+        "final_fraction": 0.05,
+        "clip_norm": 1.0,
+        "weight_decay": 0.0,
+        "arguments": {"b1": 0.8},
+        "periods": {"level_1": 8},
+    },
+    "mesh": {"data": -1},
+    "checkpoint": {"every": 100, "keep": 2},
+    "evaluate": {"every": 100, "ngram_orders": [3, 4], "prompt": "def "},
+    "log": {"every": 10},
+}
+
+
+def test_an_older_run_s_config_is_completed_and_goes_on(tmp_path):
+    whole = whole_config(OLDER)
+    assert whole.data.sequence_length == 512 and whole.data.tokens == ""
+    assert whole.model.in_context.chunks == (64, 512)
+    assert whole.model.in_context.momentum == 0.9
+    assert whole.model.titans.memory_chunk == 16
+    assert whole.optimizer.arguments.to_dict() == {"b1": 0.8}
+    assert isinstance(whole.optimizer.learning_rate, float)
+    assert whole_config(whole) == whole
+    (tmp_path / "config.json").write_text(json.dumps(OLDER))
+    check_config(tmp_path, whole, whole_config)
+    with pytest.raises(ValueError, match="data.sequence_length: None there, 512 here"):
+        check_config(tmp_path, whole)
+    keep_config(tmp_path, whole)
+    check_config(tmp_path, whole)
+
+
+def test_every_setting_is_in_every_config_and_can_be_set():
+    config = default_config(**SIZES)
+    rows = [row for row in describe(RunConfig) if row.section is None]
+    assert len(rows) > 80
+    for row in rows:
+        value = row.default
+        if row.key.startswith("model.rope_scaling."):
+            config.model.rope_scaling = ConfigDict({"kind": "linear", "factor": 2.0})
+        elif row.key.startswith("model.in_context."):
+            config.model.in_context = ConfigDict({"chunks": (64,)})
+        else:
+            *sections, name = row.key.split(".")
+            held = config
+            for section in sections:
+                held = held[section]
+            assert name in held, row.key
+            value = held[name]
+        if value is dataclasses.MISSING:
+            value = {"kind": "linear", "factor": 2.0}[row.key.rpartition(".")[2]]
+        changed = change_settings(RunConfig, config, [f"{row.key}={value}"])
+        assert whole_config(changed) == whole_config(config), row.key
+
+
+def test_sections_that_are_off_are_turned_on_by_what_is_set_in_them():
+    changes = ["model.in_context.step_size=0.5,0.25", "model.in_context.chunks=4,8"]
+    changes += ["model.cms_levels=2", "model.in_context.blocks=none", "optimizer.arguments.b1=0.5"]
+    config = whole_config(change_settings(RunConfig, default_config(**SIZES), changes))
+    assert config.model.in_context.step_size == (0.5, 0.25)
+    assert config.model.in_context.objective == "next_token"
+    assert LanguageModelConfig.from_config_dict(config.model).adapting_blocks == 1
+    assert config.optimizer.arguments.b1 == 0.5
+    off = whole_config(change_settings(RunConfig, config, ["model.in_context=none"]))
+    assert off.model.in_context is None
+    table = config_table(RunConfig, off)
+    assert "\nmodel.titans.eta_max = 1.0 " in table and "above 0 and at most 1" in table
+    assert "#   model.in_context.decay = 0.0 " in table
+    for row in describe(RunConfig):
+        assert row.key in table and row.meaning in table
+
+
+@pytest.mark.parametrize(
+    ("hint", "text", "value"),
+    [
+        (int, "3", 3),
+        (int, "3x", "3x"),
+        (float, "1e-3", 1e-3),
+        (str, "None", "None"),
+        (bool, "true", True),
+        (int | None, "None", None),
+        (tuple[str, ...], "a, b", ("a", "b")),
+        (tuple[str, ...], "('a', 'b')", ("a", "b")),
+        (tuple[str, ...], "", ()),
+        (tuple[int, ...], "()", ()),
+        (float | tuple[float, ...], "0.5", 0.5),
+        (float | tuple[float, ...], "0.5,1", (0.5, 1)),
+    ],
+)
+def test_a_text_is_the_value_of_its_setting_s_type(hint, text, value):
+    assert parse(hint, text) == value
+
+
+def test_what_is_asked_for_is_made_to_fit_and_said():
+    said = []
+    short = {**OLDER, "steps": 20}
+    assert whole_config(short, said.append).optimizer.warmup_steps == 2
+    assert said == ["optimizer.warmup_steps=20 shortened to 2, because steps=20"]
+    said.clear()
+    tokens = {**OLDER, "data": {"tokens": "folder"}}
+    assert whole_config(tokens, said.append).evaluate.ngram_orders == ()
+    assert said[0].startswith("evaluate.ngram_orders=(3, 4) left out")
+    whole_config(OLDER, said.append)
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize("variant", ["hope", "hope_attention", "transformer", "learning"])
+def test_the_quickstart_s_configs_are_whole(variant):
+    config = load_config(variant)
+    assert whole_config(config) == config
+
+
+def test_rows_of_the_ablations_carry_every_field_and_differ(monkeypatch):
+    module = load_config_file(QUICKSTART.with_name("ablations.py"))
+    monkeypatch.setitem(module.MODEL, "nested", {"cms_connection": "nested"})
+    monkeypatch.setattr(module, "ROWS", (*module.ROWS, "nested"))
+    assert module.get_config("nested").model.cms_connection == "nested"
+    assert whole_config(module.get_config("nested")) == module.get_config("nested")
+
+    module._models.cache_clear()
+    monkeypatch.setitem(module.MODEL, "same", {"cms_connection": "sequential"})
+    monkeypatch.setattr(module, "ROWS", (*module.ROWS, "same"))
+    with pytest.raises(ValueError, match="rows 'hope' and 'same' are the same model"):
+        module.get_config("hope")
