@@ -53,7 +53,7 @@ class DataConfig:
         named = [name for name in ("files", "tfds", "tokens") if getattr(self, name)]
         if len(named) > 1:
             given = " and ".join(f"{name}={getattr(self, name)!r}" for name in named)
-            raise ValueError(f"{given} are all given; keep one, and set the others to ''")
+            raise ValueError(f"{given} are given together; keep one, and set the others to ''")
 
 
 @dataclasses.dataclass(frozen=True)

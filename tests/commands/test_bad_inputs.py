@@ -1,5 +1,6 @@
 """Input that cannot be used: one line that says why, exit code 2, and nothing written."""
 
+import gzip
 import json
 import os
 import pathlib
@@ -119,6 +120,17 @@ def folder(tmp_path_factory):
     (folder / "binary.txt").write_bytes(b"\xff\xfe\x00")
     (folder / "good.txt").write_text("text")
     (folder / "sub").mkdir()
+    (folder / "cut.jsonl").write_text('{"text": "a"}\n{"text": "b')
+    (folder / "list.jsonl").write_text("[1]\n")
+    (folder / "half.jsonl").write_text('{"text": "\\ud800"}\n')
+    (folder / "fake.gz").write_text("text")
+    (folder / "fake.zst").write_text("text")
+    (folder / "fake.parquet").write_text("text")
+    (folder / "cut.gz").write_bytes(gzip.compress(b"text " * 1000)[:-20])
+    (folder / "fake.model").write_text("text")
+    (folder / "fake.json").write_text("{}")
+    (folder / "tokens").mkdir()
+    (folder / "tokens" / "tokens.json").write_text("{")
     configs = {
         "nothing": "",
         "no_return": "def get_config():\n    pass\n",
@@ -223,7 +235,7 @@ ARGUMENTS = {
     "generate --workdir={}/run --prompt=a": "run",
     "generate --workdir={}/nowhere --prompt=a": "nowhere holds no run",
     "generate --workdir={}/run --prompt=a --temperature=nan": "must be at least 0 (0 is greedy), got nan",
-    "generate --workdir={}/run --prompt=a --temperature=-1": "temperature=-1.0",
+    "generate --workdir={}/run --prompt=a --temperature=-1": "temperature=-1: -1.0 is not",
     "generate --workdir={}/run --prompt=a --temperature=inf": "must be at least 0 (0 is greedy), got inf",
     "generate --workdir={}/run --prompt=a --temperature=hot": "hot",
     "generate --workdir={}/run --prompt=a --top_p=0": "top_p must lie in (0, 1]",
@@ -253,12 +265,26 @@ ARGUMENTS = {
     "convert --workdir={}/new --from_llama={}/sub --to_llama={}/sub": "give one of",
     "convert --workdir={}/new --from_llama={}/sub": "--from_llama needs --config",
     f"convert --workdir={{}}/new --from_llama={{}}/sub {CONFIG}": "holds no checkpoint in Hugging Face's",
-    f"convert --workdir={{}}/good.txt --from_llama={{}}/sub {CONFIG}": "Not a directory",
     f"convert --workdir={{}}/new --from_llama={{}}/sub {CONFIG} --config.steps=0": "steps=0 must be",
-    "convert --workdir={}/run --to_llama={}/good.txt": "Not a directory",
+    "convert --workdir={}/run --to_llama={}/good.txt": "cannot be written (File exists)",
     "tokenize --files={}/*.md --output={}/new": "matches no file",
+    "tokenize --files={}/cut.jsonl --output={}/new": "cut.jsonl, line 2: this is no JSON, or cut off",
+    "tokenize --files={}/list.jsonl --output={}/new": "list.jsonl, line 1: there is no object",
+    "tokenize --files={}/half.jsonl --output={}/new": "half.jsonl, line 1: character 0 is half",
+    "tokenize --files={}/fake.gz --output={}/new": "fake.gz is not compressed with gzip",
+    "tokenize --files={}/fake.zst --output={}/new": "fake.zst is not compressed with zstd",
+    "tokenize --files={}/fake.parquet --output={}/new": "fake.parquet",
+    "tokenize --files={}/cut.gz --output={}/new": "cut.gz cannot be read",
+    "tokenize --files={}/binary.txt --output={}/new": "binary.txt",
+    "tokenize --files={}/good.txt --output={}/new --tokenizer={}/fake.model": "no SentencePiece model",
+    "tokenize --files={}/good.txt --output={}/new --tokenizer={}/fake.json": "fake.json is no file of",
+    "tokenize --files={}/good.txt --output={}/new --tokenizer={}/good.txt": "good.txt' is not known",
+    f"train {CONFIG} --workdir={{}}/new --set=data.tokenizer={{}}/fake.model": "no SentencePiece model",
+    f"train {CONFIG} --workdir={{}}/new --set=data.tokens={{}}/tokens": "tokens.json is damaged",
+    f"train {CONFIG} --workdir={{}}/new --set=data.files={{}}/cut.jsonl": "cut.jsonl, line 2: this is no",
+    f"train {CONFIG} --workdir={{}}/new --set=data.files=a --set=data.tfds=b": "are given together; keep",
     "tokenize --output={}/new": "--files must have a value",
-    "tokenize --files={}/good.txt --output={}/good.txt": "Not a directory",
+    "tokenize --files={}/good.txt --output={}/good.txt": "cannot be written (File exists)",
     "tokenize --files={}/good.txt --output={}/new --processes=0": "processes=0",
     "tokenize --files={}/good.txt --output={}/new --validation_fraction=1": "between 0 and 1",
     "tokenize --files={}/good.txt --output={}/new --validation_fraction=nan": "between 0 and 1",
