@@ -62,7 +62,8 @@ class TitansConfig:
     # "values" is Oja's rule: a matrix, the dot-product objective, and a projector along the value.
     projector: Literal["per_map", "first_map", "values", "none"] = "per_map"
     momentum: Literal["gate", "learned", "none"] = "gate"  # its decay: per token, one number a head
-    dampening: bool = True  # weight writes by 1 - theta; without, repeated keys overflow the state
+    # Weigh writes by 1 - theta; without, and with bounded_step off, repeated keys overflow the state.
+    dampening: bool = True
     projector_decays: bool = False  # the projector's strength is alpha eta in place of eta
     retention: Literal["gate", "fixed", "none"] = "gate"  # alpha by token, by head as RetNet, or 1
     step: Literal["gate", "one"] = "gate"  # eta by token, or 1
