@@ -73,7 +73,7 @@ class TitansConfig:
     momentum: Literal["gate", "learned", "none"] = setting(
         "its decay: per token, one number a head, or no momentum", "gate"
     )
-    # Without, repeated keys overflow the state.
+    # Without, and with bounded_step off, repeated keys overflow the state.
     dampening: bool = setting("weight momentum's writes by 1 - theta", True)
     projector_decays: bool = setting("the projector's strength is alpha eta in place of eta", False)
     retention: Literal["gate", "fixed", "none"] = setting(
