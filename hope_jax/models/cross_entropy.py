@@ -57,8 +57,10 @@ def chunked_cross_entropy(
         x = x.reshape(batch, (tokens + padding) // chunk, chunk, *x.shape[2:])
         return jnp.moveaxis(x, 1, 0)
 
-    # The table enters in its own dtype and is cast inside, so that its gradient is summed over
-    # chunks at full precision.
+    # The table enters in float32, or wider, and is cast inside, so that its gradient is summed over
+    # chunks at that precision.
+    table = table.astype(jnp.promote_types(table.dtype, jnp.float32))
+
     @jax.checkpoint
     def losses_of(part: tuple[Array, Array]) -> Array:
         hidden, targets = part

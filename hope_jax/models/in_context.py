@@ -60,6 +60,11 @@ class Head(NamedTuple):
     losses: Callable[[Array, Array], Array]
 
 
+def at_least_float32(x: Array) -> Array:
+    """An array in float32, or in its own dtype where that is wider."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
 def make_adaptation(
     config: LanguageModelConfig,
     block_params: Any,
@@ -89,6 +94,8 @@ def make_adaptation(
     step = jnp.array(learning.step_sizes)[chunk]
     if log_step is not None:
         step = step * jnp.exp(log_step)
+    if keys is not None and values is not None:
+        keys, values = at_least_float32(keys), at_least_float32(values)
     return Adaptation(_slow_weights(config, block_params), step, period, restart, keys, values)
 
 
@@ -109,12 +116,13 @@ def slow_weights(config: LanguageModelConfig, params: Any) -> tuple[MLPWeights, 
 def _slow_weights(config: LanguageModelConfig, block_params: Any) -> tuple[MLPWeights, ...]:
     continuum = block_params["continuum"]
 
-    def wide(level: int, name: str) -> Array:
-        kernel = continuum[f"level_{level}"][name]["kernel"]
-        return kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32))
-
     return tuple(
-        MLPWeights(*(wide(level, name) for name in MLPWeights._fields))
+        MLPWeights(
+            *(
+                at_least_float32(continuum[f"level_{level}"][name]["kernel"])
+                for name in MLPWeights._fields
+            )
+        )
         for level in range(config.cms_levels)
     )
 

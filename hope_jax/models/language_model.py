@@ -12,7 +12,13 @@ from hope_jax.layers.normalization import RMSNorm
 from hope_jax.models.blocks import Block, BlockGroup, BlockState
 from hope_jax.models.config import LanguageModelConfig
 from hope_jax.models.cross_entropy import chunked_cross_entropy, logits_of
-from hope_jax.models.in_context import AdaptingState, Head, make_adaptation, read_adapting
+from hope_jax.models.in_context import (
+    AdaptingState,
+    Head,
+    at_least_float32,
+    make_adaptation,
+    read_adapting,
+)
 
 
 class ModelState(NamedTuple):
@@ -145,7 +151,7 @@ class LanguageModel(nn.Module):
     ) -> tuple[Float[Array, "B T"], ModelState]:
         """As `token_losses`, from any state, and with the state after the last token."""
         hidden, state = self._advance(tokens, state, reset)
-        return self._losses(hidden, targets), state
+        return self._losses(hidden, targets, self._output_table()), state
 
     @property
     def _adapts(self) -> bool:
@@ -179,7 +185,11 @@ class LanguageModel(nn.Module):
             jax.tree.map(lambda w, part=part: w[part], params)
             for part in (slice(still), slice(still, None))
         )
-        norm_params = nn.unbox(self.norm.variables["params"])
+        # Gradients of what every chunk reads are sums over chunks: they are formed in float32.
+        upper, norm_params, table = (
+            jax.tree.map(at_least_float32, tree)
+            for tree in (upper, nn.unbox(self.norm.variables["params"]), self._output_table())
+        )
 
         def stack(params, x, *inputs):
             layers = jax.tree.leaves(params)[0].shape[0]
@@ -191,7 +201,7 @@ class LanguageModel(nn.Module):
             x, blocks = stack(lower, x, None if state is None else state.blocks, reset, None, None)
         norm = self.norm.clone(parent=None, name=None)
         normed = lambda x: cast(Array, norm.apply({"params": norm_params}, x))
-        head = Head(normed, self._losses)
+        head = Head(normed, lambda hidden, targets: self._losses(hidden, targets, table))
         adapting: Any = () if state is None else state.adapting
         output, adapting = read_adapting(
             config,
@@ -206,10 +216,10 @@ class LanguageModel(nn.Module):
         )
         return output, ModelState(blocks, adapting)
 
-    def _losses(self, hidden: Array, targets: Array) -> Array:
+    def _losses(self, hidden: Array, targets: Array, table: Array) -> Array:
         return chunked_cross_entropy(
             hidden,
-            self._output_table(),
+            table,
             targets,
             chunk=self.config.loss_chunk,
             dtype=jnp.dtype(self.config.dtype),

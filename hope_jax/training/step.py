@@ -12,6 +12,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from hope_jax.models import LanguageModel
+from hope_jax.models.in_context import at_least_float32
 from hope_jax.optim.dense_inputs import apply_with_dense_inputs
 from hope_jax.training.sharding import (
     RULES,
@@ -150,11 +151,14 @@ def make_train_step(
                 return jax.tree.map(jnp.add, carry, (loss, gradients)), inputs
 
             # In bfloat16 a sum would stop growing after some hundred equal addends.
-            zero = (jnp.zeros(()), jax.tree.map(lambda w: _wide(jnp.zeros_like(w)), state.params))
+            zero = (
+                jnp.zeros(()),
+                jax.tree.map(lambda w: at_least_float32(jnp.zeros_like(w)), state.params),
+            )
             (loss, gradients), inputs = jax.lax.scan(add, zero, jax.tree.map(split, dict(batch)))
             # Micro-batches are further rows, (layers, accumulate, rows, in).
             inputs = jax.tree.map(lambda rows: jnp.moveaxis(rows, 0, -3), inputs)
-        gradients = jax.tree.map(_wide, gradients)
+        gradients = jax.tree.map(at_least_float32, gradients)
         extra = {"inputs": inputs} if layer_inputs else {}
         updates, optimizer_state = optimizer.update(
             gradients, state.optimizer, state.params, **extra
@@ -199,10 +203,6 @@ def _summed(model, params, batch, layer_inputs=False):
     else:
         losses, inputs = model.apply(variables, *texts, **settings), None
     return jnp.sum(losses * batch["weights"]), inputs
-
-
-def _wide(x):
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _on_mesh(function, mesh):
