@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from hope_jax.data.whole_file import UNFINISHED
 from hope_jax.runs.agreement import first_decides
+from hope_jax.runs.background_noise import hush_background
 from hope_jax.runs.checkpoint_reader import checkpoint_steps, find_damage, read_state
 from hope_jax.runs.checksums import write_checksums
 from hope_jax.runs.corpus_record import Record, check_corpus, keep_corpus
@@ -58,8 +59,7 @@ class CheckpointWriter:
         self._lock: FolderLock | None = None
         self._last: int | None = None
         first_decides(lambda: self._take(config, corpus, complete))
-        # A failure of the background is raised where it is waited for; once is enough.
-        logging.getLogger("absl").addFilter(_not_said_twice)
+        hush_background()
         self._checkpointer = ocp.AsyncCheckpointer(
             ocp.CompositeCheckpointHandler(),
             async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
@@ -215,10 +215,5 @@ class CheckpointWriter:
             self.wait()
         finally:
             self._checkpointer.close()
-            logging.getLogger("absl").removeFilter(_not_said_twice)
             if self._lock is not None:
                 self._lock.release()
-
-
-def _not_said_twice(record: logging.LogRecord) -> bool:
-    return not (record.exc_info and "orbax" in record.pathname)
