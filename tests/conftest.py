@@ -18,6 +18,9 @@ import pytest  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
 
+# Scripts, which find each other as neighbours.
+collect_ignore = ["break_on_purpose.py", "faults_on_purpose.py"]
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _forget_programs():

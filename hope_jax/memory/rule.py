@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -295,10 +295,10 @@ def changed_by_chunk(
     Returns:
       The sum for each memory and token, to be multiplied by the step.
     """
-    total: Any = 0.0
+    total = jnp.zeros(())
     for change in changes:
         lost = -jnp.expm1(gates.log_alpha)
-        if change.projected:
+        if change.projected and gates.beta is not None:
             lost += gates.beta * jnp.minimum(1, change.length)
         total += change.answer / jnp.maximum(1 / rule.chunk_size, lost)
     if gates.log_theta is not None:

@@ -127,10 +127,11 @@ def read_params(workdir: str | Path, target: Any) -> Any:
 
 def _identity(workdir: str | Path, step: int) -> int:
     """Tells a checkpoint from one of the same step that took its place; 0 if there is none."""
-    try:
-        return (Path(workdir) / "checkpoints" / str(step)).stat().st_ino
-    except FileNotFoundError:
-        return 0
+    with explained(workdir, "listing checkpoints"):
+        try:
+            return (Path(workdir) / "checkpoints" / str(step)).stat().st_ino
+        except FileNotFoundError:
+            return 0
 
 
 def _read_params(workdir: str | Path, step: int, target: Any) -> Any:

@@ -23,7 +23,9 @@ def plain(content):
 
 
 @pytest.mark.parametrize(
-    ("suffix", "pack"), [("", plain), (".gz", gzip.compress), (".zst", zstd)], ids=str
+    ("suffix", "pack"),
+    [("", plain), (".gz", gzip.compress), (".zst", zstd)],
+    ids=("plain", "gzip", "zstandard"),
 )
 def test_every_kind_of_file_gives_its_texts(suffix, pack, tmp_path):
     many = {
