@@ -237,24 +237,23 @@ def _fit(hint: Any, value: Any, metadata: Mapping[str, Any]) -> Any:
         return {name: value[name] for name in value}
     elif hint in (int, float) and not isinstance(value, bool):
         kind = numbers.Integral if hint is int else numbers.Real
-        if isinstance(value, kind) and _lies_within(value, metadata):
-            return hint(value)
+        if isinstance(value, kind):
+            with contextlib.suppress(OverflowError):  # a whole number beyond every float
+                number = hint(value)
+                if _lies_within(number, metadata):
+                    return number
     raise _Unfit
 
 
-def _lies_within(number: Any, metadata: Mapping[str, Any]) -> bool:
+def _lies_within(number: float, metadata: Mapping[str, Any]) -> bool:
     limits = metadata["limits"]
-    try:
-        finite = math.isfinite(number)
-    except OverflowError:  # a whole number beyond every float
-        return False
     inside = (
         number >= limits.get("least", -math.inf)
         and number <= limits.get("most", math.inf)
         and number > limits.get("above", -math.inf)
-        and number < limits.get("below", math.inf)
+        and number < limits.get("below", math.inf)  # which infinity is not, nor nan
     )
-    return finite and (inside or number == metadata["also"])
+    return inside or number == metadata["also"]
 
 
 def _allowed(field: Any, hint: Any) -> str:

@@ -1105,8 +1105,8 @@ FAULTS = [
     ),
     Fault(
         "hope_jax/settings.py",
-        "    return finite and (inside or",
-        "    return (inside or",
+        'number < limits.get("below", math.inf)',
+        'number <= limits.get("below", math.inf)',
         "tests/commands/test_bad_inputs.py::test_settings[optimizer.learning_rate=inf]",
     ),
     Fault(

@@ -20,6 +20,7 @@ class TrainingProgress:
 
     def __init__(self, console: Console, first: int, steps: int, tokens: int, every: int):
         self.console, self.steps, self.every = console, steps, every
+        self._first = first
         columns = [
             TextColumn("{task.description}"),
             BarColumn(),
@@ -33,7 +34,7 @@ class TrainingProgress:
 
     def __enter__(self) -> "TrainingProgress":
         self._started = time.perf_counter()
-        if not self.console.is_terminal:
+        if self._first < self.steps and not self.console.is_terminal:
             self.console.print("compiling the training step ...")
         self._progress.start()
         return self
