@@ -416,12 +416,11 @@ def test_every_memory_is_bounded(name):
     rule = make_rule(chunk_size=16, **BOUNDED[name])
     initial, tokens = make_inputs(rule, dtype=jnp.float32)
     key, value = unit(tokens.keys[0]), unit(tokens.values[0])
-    eta = 0.9 if name == "first_map" else 0.3
     full = lambda number, given=True: jnp.full(length, number) if given else None
     gates = Gates(
-        full(eta),
+        full(0.3),
         full(-1e-4),
-        full(eta, rule.projector != "none"),
+        full(0.3, rule.projector != "none"),
         full(jnp.log(0.9), rule.momentum),
         full(1.0, rule.window > 1),
     )
