@@ -1107,7 +1107,7 @@ FAULTS = [
         "hope_jax/settings.py",
         'number < limits.get("below", math.inf)',
         'number <= limits.get("below", math.inf)',
-        "tests/commands/test_bad_inputs.py::test_settings[optimizer.learning_rate=inf]",
+        "tests/commands/test_bad_inputs.py::test_settings[model.rope_base=inf]",
     ),
     Fault(
         "hope_jax/settings.py",

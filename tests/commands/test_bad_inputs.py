@@ -97,6 +97,7 @@ SETTINGS = {
     "model.pattern=titans,mamba": "model.pattern=('titans', 'mamba') must be a tuple, each one of",
     "model.sequence_layer=lstm": "model.sequence_layer='lstm' must be one of titans, attention",
     "model.norm_epsilon=0": "model.norm_epsilon=0 must be a finite number above 0",
+    "model.rope_base=inf": "model.rope_base=inf must be a finite number above 1",
     "model.num_kv_heads=3": "model: num_kv_heads must be None or divide num_heads",
     "model.titans=none": "model.titans=None must be a section",
     "model.titans.projector=non": "model.titans.projector='non' must be one of per_map",
