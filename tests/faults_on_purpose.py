@@ -1107,7 +1107,7 @@ FAULTS = [
         "hope_jax/settings.py",
         'number < limits.get("below", math.inf)',
         'number <= limits.get("below", math.inf)',
-        "tests/commands/test_bad_inputs.py::test_settings[optimizer.learning_rate=inf]",
+        "tests/models/test_config.py::test_settings_that_do_not_fit_are_named",
     ),
     Fault(
         "hope_jax/settings.py",

@@ -68,6 +68,7 @@ def test_a_config_dict_becomes_a_hashable_config():
         ),
         ({"norm_epsilon": float("nan")}, "norm_epsilon=nan must be a finite number above 0"),
         ({"norm_epsilon": 10**400}, "norm_epsilon=1000.* must be a finite number above 0"),
+        ({"rope_base": float("inf")}, "rope_base=inf must be a finite number above 1"),
         ({"tie_embeddings": 1}, "tie_embeddings=1 must be True or False"),
         ({"width": "8"}, "width='8' must be a whole number"),
         ({"num_layers": True}, "num_layers=True must be a whole number"),
