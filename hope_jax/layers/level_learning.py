@@ -10,6 +10,7 @@ from jax.lax import stop_gradient
 from jaxtyping import Array, Bool, Float, Int
 
 from hope_jax.layers.mlp import MLPWeights
+from hope_jax.memory.directions import direction
 from hope_jax.settings import check_fields, setting
 
 
@@ -42,7 +43,7 @@ class InContextConfig:
     chunks: tuple[int, ...] = setting(
         "C_l, tokens after which each level changes, fastest first", (64,), least=1
     )
-    # "dgd" also decays each map along its inputs: G + mean of x^T x W, with x of unit length (Eq. 121).
+    # "dgd" also decays each map along its inputs: G + mean of u^T u W, u = x / max(|x|, 1) (Eq. 121).
     optimizer: Literal["sgd", "momentum", "dgd"] = setting("of the levels", "sgd")
     step_size: float | tuple[float, ...] = setting(
         "of all chunks, or one for each; 0 learns nothing", 1.0, least=0
@@ -187,14 +188,12 @@ def start_over(
 
 
 def forgetting(inputs: MLPWeights, weights: MLPWeights, counted: Float[Array, "B T"]) -> MLPWeights:
-    """The decay of DGD along what each map has read, `sum_t x_t^T x_t W` with `x_t` of unit length."""
+    """DGD's decay along what each map has read, `sum_t u_t^T u_t W`, u as in a memory's projector."""
 
     def one(x: Array, w: Array) -> Array:
-        x = x.astype(w.dtype)
-        squares = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
-        unit = x * jnp.where(squares > 0, jax.lax.rsqrt(jnp.where(squares > 0, squares, 1)), 0)
-        read = jnp.einsum("btd,bdh->bth", unit, w)
-        return jnp.einsum("btd,bth->bdh", unit * counted[..., None].astype(w.dtype), read)
+        along = direction(x)[0].astype(w.dtype)
+        read = jnp.einsum("btd,bdh->bth", along, w)
+        return jnp.einsum("btd,bth->bdh", along * counted[..., None].astype(w.dtype), read)
 
     return jax.tree.map(one, inputs, weights)
 

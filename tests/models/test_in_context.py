@@ -204,7 +204,7 @@ def reference(name, functions, params, text, reset):
                 gradient = gradient_of(fast, *document)
             if learning.get("optimizer") == "dgd":
                 unit = jax.tree.map(
-                    lambda x: x / jnp.linalg.norm(x, axis=-1, keepdims=True),
+                    lambda x: x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1),
                     inputs_of(fast, slow, tokens, flags, before),
                 )
                 gradient = jax.tree.map(lambda g, x, w: g + x.T @ x @ w, gradient, unit, fast)
