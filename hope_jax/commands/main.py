@@ -17,7 +17,6 @@ from typing import NoReturn
 
 from absl import flags
 
-from hope_jax.commands.config import as_changes
 from hope_jax.commands.exit_codes import BAD_INPUT, FAILED, INTERRUPTED, OUTPUT_CLOSED
 
 _PACKAGE = Path(__file__).parents[1]
@@ -84,7 +83,11 @@ def _run(arguments: Sequence[str]) -> int | None:
     # not find.
     for logger in ("absl", "jax._src.xla_bridge"):
         logging.getLogger(logger).setLevel(logging.WARNING)
-    command = importlib.import_module(f"hope_jax.commands.{name}")
+    try:
+        command = importlib.import_module(f"hope_jax.commands.{name}")
+        from hope_jax.commands.config import as_changes
+    except ModuleNotFoundError as error:
+        end(BAD_INPUT, f"hope {name} needs {error.name}: pip install 'hope_jax[train]'")
     command.define_flags()
     given = as_changes([dashes_to_underscores(argument) for argument in rest])
     if any(argument in ("-h", "--help") for argument in given):
