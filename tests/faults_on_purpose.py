@@ -1169,4 +1169,34 @@ FAULTS = [
         "    except ZeroDivisionError:\n",
         "tests/commands/test_bad_inputs.py::test_ctrl_c_at_the_start_is_one_line",
     ),
+    Fault(
+        "hope_jax/training/loop.py",
+        "            checkpoints.save(step, state, batches.get_state())\n    report()",
+        "            checkpoints.save(step, state, {})\n    report()",
+        "tests/training/test_loop.py::test_a_run_that_is_cut_off_goes_on_from_a_checkpoint_to_the_bit",
+    ),
+    Fault(
+        "hope_jax/training/loop.py",
+        "    if step > first:\n        checkpoints.save(step, state, batches.get_state())",
+        "    if step > first:\n        checkpoints.save(step, state, {})",
+        "tests/training/test_loop.py::test_sigterm_saves_and_the_next_run_continues_to_the_bit",
+    ),
+    Fault(
+        "hope_jax/training/loop.py",
+        "    checkpoints.wait()\n    return state",
+        "    return state",
+        "tests/training/test_loop.py::test_sigterm_in_the_last_evaluation_finds_the_last_checkpoint_whole",
+    ),
+    Fault(
+        "hope_jax/training/processes.py",
+        "            os._exit(1)\n",
+        "",
+        "tests/training/test_processes.py::test_the_death_of_one_ends_the_other_with_one_line",
+    ),
+    Fault(
+        "hope_jax/runs/checkpoint_writer.py",
+        "                os.rename(old, gone)\n                shutil.rmtree(gone)\n",
+        "                shutil.rmtree(old)\n",
+        "tests/runs/test_checkpoints.py::test_a_kill_while_an_old_checkpoint_is_deleted_leaves_no_half_of_it",
+    ),
 ]

@@ -230,6 +230,24 @@ def test_what_a_kill_leaves_is_cleared_away(run):
     assert {path.name for path in run.iterdir()} == {"checkpoints", "config.json", "lock"}
 
 
+def test_a_kill_while_an_old_checkpoint_is_deleted_leaves_no_half_of_it(run, monkeypatch):
+    remove = shutil.rmtree
+
+    def delete_half(folder):
+        remove(pathlib.Path(folder) / "params")
+        raise KeyboardInterrupt
+
+    writer = CheckpointWriter(str(run), make_config(), 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint_writer.shutil, "rmtree", delete_half)
+        with pytest.raises(KeyboardInterrupt):
+            writer.wait()
+    assert [find_damage(run, step) for step in checkpoint_steps(run)] == [None]
+    writer._lock.release()
+    assert_is_step(restore(run), 2)
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"2"}
+
+
 def test_a_kill_before_the_checkpoint_has_its_name_leaves_the_one_before(run, monkeypatch, caplog):
     """The background dies while it writes checksums: as a kill there, and as a full disk."""
     full = OSError(errno.ENOSPC, "No space left on device")
