@@ -13,6 +13,7 @@ from hope_jax.layers.family import FAMILY
 from hope_jax.layers.self_modifying import (
     Initial,
     Inputs,
+    init_state,
     read_sequence,
     read_sequence_by_token,
 )
@@ -239,10 +240,14 @@ def test_states_lie_on_the_mesh_by_sequence_and_head():
 
 
 def test_states_can_be_donated():
+    donate = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
+    with jax.enable_x64(True):
+        rule, initial, _ = core({})
+        donate(init_state(rule, initial))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(initial))
     layer = SelfModifyingTitans(TitansConfig(WIDTH, HEADS, memory_chunk=2, others_chunk=2))
     x = jnp.ones((1, 4, WIDTH))
     params = nn.unbox(layer.init(jax.random.key(0), x[:, :0]))
-    donate = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argnums=0)
     for tokens in (0, 4):  # not compiled; the second ends at a chunk's edge
         donate(layer.apply(params, x[:, :tokens])[1])
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(params))
