@@ -1146,9 +1146,9 @@ FAULTS = [
         "tests/training/test_config.py::test_sections_that_are_off_are_turned_on_by_what_is_set_in_them",
     ),
     Fault(
-        "hope_jax/commands/compare.py",
-        "            if other == name or config == theirs:",
-        "            if other == name:",
+        "hope_jax/comparison/plan.py",
+        "        if config == theirs:",
+        "        if False:",
         "tests/commands/test_bad_inputs.py::test_variants_that_come_out_equal_are_refused",
     ),
     Fault(
@@ -1198,5 +1198,59 @@ FAULTS = [
         "                os.rename(old, gone)\n                shutil.rmtree(gone)\n",
         "                shutil.rmtree(old)\n",
         "tests/runs/test_checkpoints.py::test_a_kill_while_an_old_checkpoint_is_deleted_leaves_no_half_of_it",
+    ),
+    Fault(
+        "hope_jax/comparison/plan.py",
+        "first = self.selection_seeds if len(self.choices()) > 1 else 0",
+        "first = 0",
+        "tests/comparison/test_plan.py::test_selection_seeds_are_not_reported",
+    ),
+    Fault(
+        "hope_jax/comparison/plan.py",
+        "        config.seed += seed\n",
+        "        config.seed = seed\n",
+        "tests/comparison/test_plan.py::test_a_run_has_its_rows_settings_its_own_and_its_seed",
+    ),
+    Fault(
+        "hope_jax/comparison/plan.py",
+        "        for tuned in plan.choices():\n            trial = plan.trial(row, tuned, 0)",
+        "        for tuned in ():\n            trial = plan.trial(row, tuned, 0)",
+        "tests/comparison/test_plan.py::test_what_cannot_be_told_apart_is_refused",
+    ),
+    Fault(
+        "hope_jax/comparison/table.py",
+        "    return min(choices, key=lambda choice: sum(losses[choice]))",
+        "    return min(choices, key=lambda choice: losses[choice][0])",
+        "tests/comparison/test_table.py::test_the_best_in_the_mean_is_chosen_and_one_that_diverged_is_not",
+    ),
+    Fault(
+        "hope_jax/comparison/table.py",
+        "    return estimate([ours[seed] - theirs[seed] for seed in ours if seed in theirs])",
+        "    return estimate([one - two for one, two in zip(ours.values(), theirs.values())])",
+        "tests/comparison/test_table.py::test_errors_are_those_of_numpy_and_pairs_share_their_seeds",
+    ),
+    Fault(
+        "hope_jax/comparison/table.py",
+        "statistics.stdev(finite) / math.sqrt(len(finite))",
+        "statistics.pstdev(finite) / math.sqrt(len(finite))",
+        "tests/comparison/test_table.py::test_errors_are_those_of_numpy_and_pairs_share_their_seeds",
+    ),
+    Fault(
+        "hope_jax/comparison/jobs.py",
+        "        os.sched_setaffinity(0, cores)\n",
+        "        pass\n",
+        "tests/comparison/test_jobs.py::test_two_runs_go_on_at_once_on_cores_of_their_own",
+    ),
+    Fault(
+        "hope_jax/comparison/jobs.py",
+        "                process.terminate()\n",
+        "                pass\n",
+        "tests/comparison/test_jobs.py::test_a_stop_is_passed_on",
+    ),
+    Fault(
+        "hope_jax/comparison/jobs.py",
+        "                while trials and self.free and not self.stopped:",
+        "                if trials and self.free and not self.running:",
+        "tests/comparison/test_jobs.py::test_two_runs_go_on_at_once_on_cores_of_their_own",
     ),
 ]

@@ -16,6 +16,7 @@ BELOW: dict[str, set[str]] = {
     "runs": {"data"},
     "training": {"runs", "inference", "models", "layers", "data", "optim"},
 }
+BELOW["comparison"] = {"training", "runs", "models", "layers", "data"}
 BELOW["commands"] = set(BELOW)
 
 

@@ -1,249 +1,215 @@
-r"""Trains variants of a config one after the other, and writes one table and one figure.
+r"""Trains variants of a config at equal tokens and seeds, and writes a table and two pictures.
 
     hope compare --config=experiments/ablations.py:hope,no_dgd --workdir=runs/ablations \
-        --seeds=3 --learning_rates=2e-3,4e-3,8e-3 --set=steps=300 --set=data.batch_size=4
+        --tune=optimizer.learning_rate=6e-3,1e-2,1.6e-2 --seeds=3 --set=steps=300
+    hope compare --config=experiments/quickstart.py:hope --workdir=runs/chunks \
+        --vary=model.titans.memory_chunk=16,64 --vary=optimizer.name=m3,adamw --seeds=5 --jobs=2
 
-Every variant sees the same tokens with the same seeds, at the learning rate that is best for it: all
-are tried with the first seed, by validation loss. Losses in the table are of the runs that did not
-diverge; its last column says how many did, at any rate. Run again, it goes on where it stopped. The
-table, `table.md`, and the figure, `losses.png`, are written anew after every run.
+Rows are the variants of the config, or all combinations of those with the values in --vary. Each row
+has settings of its own for what is in --tune: all combinations are run with the selection seeds, and
+the one with the least mean validation loss is run with the seeds that are reported, which are others.
+The table has the mean of each row, and its difference from the baseline's, seed by seed, with standard
+errors. Run again, it goes on where it stopped, and with other rows or more seeds it runs only what is
+new. `table.md`, `rows.png` and `losses.png` are written anew after every run.
 """
 
-import contextlib
-import dataclasses
-import io
-import json
+import functools
 import math
+import shlex
 import statistics
-import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
-import jax.numpy as jnp
-import matplotlib
 from absl import flags
-from flax import linen as nn
 from ml_collections import ConfigDict
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 from hope_jax.commands.config import change_settings, define_set_flag, read_config
 from hope_jax.commands.exit_codes import SAVED
+from hope_jax.comparison.jobs import run_trials
+from hope_jax.comparison.picture import draw_curves, draw_rows
+from hope_jax.comparison.plan import Plan, Trial, check_plan
+from hope_jax.comparison.table import Line, as_markdown, choose, count_cost, summarize
+from hope_jax.comparison.trial import Result, read_result, run_trial
 from hope_jax.data.whole_file import write_whole
 from hope_jax.data.whole_folder import check_writable
-from hope_jax.models import LanguageModel, LanguageModelConfig
-from hope_jax.models.flops import count_flops
-from hope_jax.models.parameter_count import parameter_count
-from hope_jax.runs.metrics import read_metrics
 from hope_jax.training.config import RunConfig, whole_config
-from hope_jax.training.loop import NonFiniteLossError, train
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """One training run.
-
-    Attributes:
-      variant: name of the row.
-      rate: learning rate.
-      seed: of weights and data.
-      loss: on the validation part, in nats per token; infinite if training diverged.
-      curve: steps and training losses.
-      tokens_per_second: median over the run.
-    """
-
-    variant: str
-    rate: float
-    seed: int
-    loss: float
-    curve: list[tuple[int, float]]
-    tokens_per_second: float
-
-
-class Cost(NamedTuple):
-    """What a variant costs, counted beforehand.
-
-    Attributes:
-      parameters: number of them.
-      flops: of a training step, for each token.
-      state_bytes: of one sequence.
-    """
-
-    parameters: int
-    flops: float
-    state_bytes: int
-
-
-def load_configs(spec: str, changes: Sequence[str]) -> dict[str, ConfigDict]:
-    """The configs of `file.py:variant,variant,...`.
+def read_rows(
+    spec: str, changes: Sequence[str] = (), vary: Sequence[str] = ()
+) -> dict[str, ConfigDict]:
+    """The whole configs of a comparison's rows.
 
     Args:
-      spec: path of a file with `get_config(variant)`, a colon, and variants.
+      spec: path of a file with `get_config(variant)`, a colon, and variants with commas between; a
+        file alone is one row.
       changes: settings of all of them, such as `steps=300`.
+      vary: settings with several values, such as `seed=1,2`; each makes a row of each row.
 
     Raises:
-      ValueError: if there is no such file, no variant, or no such setting, or if two variants are the
-        same.
+      ValueError: if there is no such file, no variant, or no such setting.
     """
     path, _, names = spec.partition(":")
-    if not Path(path).is_file() or not names:
-        raise ValueError(f"--config={spec} must be a file and its variants, file.py:one,two")
-    configs: dict[str, ConfigDict] = {}
-    for name in names.split(","):
-        config = whole_config(
-            change_settings(RunConfig, read_config(f"{path}:{name}"), changes), print
-        )
-        for other, theirs in configs.items():
-            if other == name or config == theirs:
-                raise ValueError(
-                    f"--config: variants {other!r} and {name!r} are the same; leave one out"
-                )
-        configs[name] = config
-    return configs
+    variants = names.split(",") if names else [""]
+    if twice := [name for name in variants if variants.count(name) > 1]:
+        raise ValueError(f"--config has {twice[0]!r} twice; leave one out")
+    rows: dict[str, ConfigDict] = {}
+    for name in variants:
+        config = read_config(f"{path}:{name}" if name else path)
+        rows[name or Path(path).stem] = change_settings(RunConfig, config, changes)
+    for text in vary:
+        key, values = _key_and_values(text, "--vary")
+        rows = {
+            f"{name},{key}={value}": change_settings(RunConfig, config, [f"{key}={value}"])
+            for name, config in rows.items()
+            for value in values
+        }
+    notes: list[str] = []
+    whole = {name: whole_config(config, notes.append) for name, config in rows.items()}
+    for line in dict.fromkeys(notes):  # once, though all rows may need it
+        print(line)
+    return whole
 
 
-def compare(
-    configs: Mapping[str, ConfigDict], workdir: Path, seeds: int, rates: Sequence[float]
-) -> list[Run]:
-    """Trains what has not been trained yet, and writes table and figure.
+def read_tuned(texts: Sequence[str], rows: Mapping[str, ConfigDict]) -> dict[str, tuple[Any, ...]]:
+    """The settings that are tuned, with their values as the rows' configs have them.
 
     Args:
-      configs: by name of the variant.
-      workdir: folder of all runs.
-      seeds: how many, counted up from each config's own.
-      rates: learning rates that are tried.
+      texts: such as `optimizer.learning_rate=1e-3,2e-3`.
+      rows: configs that must take them.
+
+    Raises:
+      ValueError: for a setting that is none, is given twice, or has a value that does not fit a row.
+    """
+    tuned: dict[str, tuple[Any, ...]] = {}
+    for text in texts:
+        key, values = _key_and_values(text, "--tune")
+        if key in tuned:
+            raise ValueError(f"--tune={key} is given twice; give all its values in one")
+        for config in rows.values():
+            changed = [
+                whole_config(change_settings(RunConfig, config, [f"{key}={value}"]))
+                for value in values
+            ]
+        tuned[key] = tuple(_value(config, key) for config in changed)
+    return tuned
+
+
+def _value(config: Any, key: str) -> Any:
+    for part in key.split("."):
+        config = config[part]
+    return config
+
+
+def _key_and_values(text: str, flag: str) -> tuple[str, list[str]]:
+    """A setting and its values, between commas that are in no brackets.
+
+    Example:
+      >>> _key_and_values("model.in_context.chunks=(4,8),(8,16)", "--vary")
+      ('model.in_context.chunks', ['(4,8)', '(8,16)'])
+    """
+    key, _, rest = text.partition("=")
+    values, depth = [""], 0
+    for character in rest:
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and not depth:
+            values.append("")
+        else:
+            values[-1] += character
+    if not key or "" in values:
+        raise ValueError(f"{flag}={text} must be KEY=VALUE,VALUE,...")
+    return key, values
+
+
+def compare(plan: Plan, jobs: int, command: str) -> list[Line] | None:
+    """Runs what has not been run yet, and writes table and pictures.
+
+    Args:
+      plan: of the comparison.
+      jobs: runs that go on at once.
+      command: that the table names.
 
     Returns:
-      All runs, in order.
+      The table's lines; None if the process was asked to stop.
+
+    Raises:
+      ValueError: if the folder holds runs with other settings.
     """
-    runs: list[Run] = []
-    costs = {variant: _cost(config) for variant, config in configs.items()}
-    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
-        # Seeds of a variant run the same programs.
-        jax.config.update("jax_compilation_cache_dir", str(workdir / "programs"))
+    costs = {row: count_cost(config) for row, config in plan.rows.items()}
+    results: list[Result] = []
+    progress = _Progress(plan)
+    work = functools.partial(run_trial, programs=plan.workdir / "programs")
 
-    def take(variant: str, rate: float, seed: int) -> Run:
-        done = _run(variant, configs[variant], workdir, rate, seed)
-        runs.append(done)
-        _write(costs, runs, workdir)
-        return done
+    def write() -> list[Line]:
+        lines = summarize(plan, results)
+        write_whole(plan.workdir / "table.md", as_markdown(plan, lines, costs, command))
+        draw_rows(lines, plan.baseline, plan.workdir / "rows.png")
+        draw_curves(lines, plan.workdir / "losses.png")
+        return lines
 
-    for variant in configs:
-        best = _best_rate([take(variant, rate, 0) for rate in rates])
-        for seed in range(1, seeds):
-            take(variant, best, seed)
-    return runs
+    def take(trials: Sequence[Trial]) -> bool:
+        there = [(trial, read_result(trial)) for trial in trials]
+        results.extend(result for _, result in there if result is not None)
+        left = [trial for trial, result in there if result is None]
+        progress.begin(left)
 
+        def done(trial: Trial) -> None:
+            result = read_result(trial)
+            assert result is not None
+            results.append(result)
+            progress.say(result)
+            write()
 
-def _run(variant: str, config: ConfigDict, workdir: Path, rate: float, seed: int) -> Run:
-    folder = workdir / variant / f"rate_{rate:g}" / f"seed_{seed}"
-    config = ConfigDict(config.to_dict())
-    config.optimizer.learning_rate = rate
-    config.seed += seed
-    config = whole_config(config)
-    wanted = json.loads(config.to_json_best_effort())
-    result = folder / "result.json"
-    if result.is_file():
-        kept = json.loads(result.read_text())
-        if whole_config(kept["config"]) != whole_config(wanted):
-            raise ValueError(
-                f"{folder} holds a run with other settings; give the same to go on, or another "
-                f"--workdir"
-            )
-    else:
-        print(f"{variant}, learning rate {rate:g}, seed {seed}", flush=True)
-        try:
-            with contextlib.redirect_stdout(io.StringIO()):
-                done = train(config, str(folder))
-            if done is None:
-                sys.exit(SAVED)
-            loss = done["validation_loss"]
-        except NonFiniteLossError as error:
-            print(f"  diverged: {error}", flush=True)
-            loss = float("inf")
-        kept = {"loss": loss, "config": wanted}
-        write_whole(result, json.dumps(kept) + "\n")
-        print(f"  validation loss {loss:.4f}", flush=True)
-        jax.clear_caches()
-    lines = [line for line in read_metrics(str(folder)) if "loss" in line]
-    speeds = [line["tokens_per_second"] for line in lines if "tokens_per_second" in line]
-    curve = [(int(line["step"]), line["loss"]) for line in lines]
-    speed = statistics.median(speeds) if speeds else float("nan")
-    return Run(variant, rate, seed, kept["loss"], curve, speed)
+        return run_trials(left, jobs, work, done)
+
+    plan.workdir.mkdir(parents=True, exist_ok=True)
+    if not take(plan.selection()):
+        return None
+    reported = []
+    for row in plan.rows:
+        chosen = choose(plan, row, results)
+        assert chosen is not None
+        reported += plan.reported(row, chosen)
+    return write() if take(reported) else None
 
 
-def _best_rate(runs: Sequence[Run]) -> float:
-    """That of the lowest loss with the first seed, with which all rates are tried."""
-    return min((run for run in runs if run.seed == 0), key=lambda run: run.loss).rate
+class _Progress:
+    """Says how far a comparison is."""
+
+    def __init__(self, plan: Plan):
+        self.plan = plan
+        self.left = 0
+        self.seconds: list[float] = []
+        self.last = time.perf_counter()
+
+    def begin(self, trials: Sequence[Trial]) -> None:
+        later = len(self.plan.rows) * self.plan.seeds
+        selecting = bool(trials) and trials[0].seed < self.plan.selection_seeds
+        choosing = selecting and len(self.plan.choices()) > 1
+        self.left = len(trials) + (later if choosing else 0)
+        self.last = time.perf_counter()
+
+    def say(self, result: Result) -> None:
+        self.left -= 1
+        now = time.perf_counter()
+        self.seconds.append(now - self.last)
+        self.last = now
+        loss = "diverged" if result.loss == math.inf else f"validation loss {result.loss:.4f}"
+        minutes = statistics.mean(self.seconds) * self.left / 60
+        left = f"; left: {self.left}, some {minutes:.1f} min" if self.left else ""
+        print(f"{result.trial}: {loss}{left}", flush=True)
 
 
-def _write(costs: Mapping[str, Cost], runs: Sequence[Run], workdir: Path) -> None:
-    heads = ["variant", "parameters", "MFLOPs a token", "state bytes", "tokens/s", "learning rate"]
-    heads += ["validation loss", "spread over seeds", "seeds", "diverged at any rate"]
-    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
-    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    colors = plt.cycler(color=plt.colormaps["tab10"].colors)  # type: ignore[attr-defined]
-    axes.set_prop_cycle(plt.cycler(linestyle=["-", "--", ":", "-."]) * colors)  # 40 unlike lines
-    for variant, cost in costs.items():
-        own = [run for run in runs if run.variant == variant]
-        if not own:
-            continue
-        best = _best_rate(own)
-        chosen = [run for run in own if run.rate == best]
-        losses = [run.loss for run in chosen if math.isfinite(run.loss)]
-        speed = statistics.median(run.tokens_per_second for run in chosen)
-        cells = [variant, f"{cost.parameters:,}", f"{cost.flops / 1e6:.2f}"]
-        cells += [f"{cost.state_bytes:,}", f"{speed:,.0f}"]
-        cells.append(f"{best:g}")
-        if losses:
-            cells += [f"{statistics.mean(losses):.4f}", f"{max(losses) - min(losses):.4f}"]
-        else:
-            cells += ["diverged", ""]
-        diverged = sum(not math.isfinite(run.loss) for run in own)
-        cells += [str(len(losses)), f"{diverged} of {len(own)}"]
-        lines.append("| " + " | ".join(cells) + " |")
-        drawn = [run.curve for run in chosen if math.isfinite(run.loss) or not losses]
-        steps = [step for step, _ in drawn[0]]
-        curves = [[loss for _, loss in curve] for curve in drawn]
-        mean = [statistics.mean(part) for part in zip(*curves, strict=False)]
-        axes.plot(steps[: len(mean)], mean, label=variant)
-    axes.set(xlabel="step", ylabel="training loss (nats per token), mean over seeds")
-    axes.legend(fontsize=7, ncols=2)
-    figure.savefig(workdir / "losses.png", dpi=120)
-    plt.close(figure)
-    write_whole(workdir / "table.md", "\n".join(lines) + "\n")
-
-
-def _cost(config: ConfigDict) -> Cost:
-    model_config = LanguageModelConfig.from_config_dict(config.model)
-    model, length = LanguageModel(model_config), config.data.sequence_length
-    tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
-    params = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), tokens)["params"])
-
-    def loss(params, tokens):
-        losses: Any = model.apply({"params": params}, tokens, tokens, method="token_losses")
-        return jnp.sum(losses)
-
-    flops = count_flops(jax.grad(loss), params, tokens) / length
-    read: Any = lambda params, tokens: model.apply({"params": params}, tokens)
-    state = jax.eval_shape(read, params, tokens)[1]
-    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-    return Cost(parameter_count(model_config), flops, size)
-
-
-def _rate(text: str) -> float:
-    try:
-        rate = float(text)
-    except ValueError:
-        rate = math.nan
-    if not 0 < rate < math.inf:
-        raise ValueError(
-            f"--learning_rates={text} must be finite numbers above 0, such as 2e-3,4e-3"
-        )
-    return rate
+def _command() -> str:
+    """What was asked for, to be asked for again."""
+    given = flags.FLAGS
+    parts = [f"--config={given.config}", f"--workdir={given.workdir}"]
+    parts += [f"--{name}={text}" for name in ("vary", "tune", "set") for text in given[name].value]
+    numbers = ("selection_seeds", "seeds", "baseline")
+    parts += [f"--{name}={given[name].value}" for name in numbers if given[name].present]
+    return shlex.join(["hope", "compare", *parts])
 
 
 UNEXPECTED = "settings look like --set=steps=300"
@@ -253,19 +219,41 @@ def define_flags() -> None:
     """Defines the command's flags."""
     flags.DEFINE_string("config", None, "Config file and variants, file.py:one,two.", required=True)
     flags.DEFINE_string("workdir", None, "Folder of all runs.", required=True)
-    flags.DEFINE_integer("seeds", 1, "Runs of each variant.", lower_bound=1)
-    flags.DEFINE_list("learning_rates", [], "Tried with the first seed; the config's if none.")
+    flags.DEFINE_multi_string("vary", [], "A setting and values that make rows, KEY=A,B.")
+    flags.DEFINE_multi_string("tune", [], "A setting and values to choose from for each row.")
+    flags.DEFINE_integer("selection_seeds", 1, "Seeds that choose among them.", lower_bound=1)
+    flags.DEFINE_integer("seeds", 1, "Other seeds, which are reported.", lower_bound=1)
+    flags.DEFINE_string("baseline", None, "Row that others are compared with; else the first.")
+    flags.DEFINE_integer("jobs", 1, "Runs that go on at once, sharing the cores.", lower_bound=1)
     define_set_flag()
 
 
-def run() -> None:
-    """Runs the command."""
+def run() -> int | None:
+    """Runs the command; the exit code where that is not 0."""
     given = flags.FLAGS
     check_writable(Path(given.workdir) / "table.md", "--workdir")
-    rates = [_rate(rate) for rate in given.learning_rates]
-    configs = load_configs(given.config, given.set)
-    if not rates:
-        rates = [next(iter(configs.values())).optimizer.learning_rate]
-    folder = Path(given.workdir)
-    compare(configs, folder, given.seeds, rates)
-    print((folder / "table.md").read_text() + f"drawn in {folder / 'losses.png'}")
+    rows = read_rows(given.config, given.set, given.vary)
+    plan = Plan(
+        rows,
+        read_tuned(given.tune, rows),
+        given.selection_seeds,
+        given.seeds,
+        next(iter(rows)) if given.baseline is None else given.baseline,
+        Path(given.workdir),
+    )
+    check_plan(plan)
+    choices, reported = len(plan.choices()), len(rows) * plan.seeds
+    counts, total = f"{len(rows)} rows x {plan.seeds} seeds", reported
+    if choices > 1:
+        total += len(rows) * choices * plan.selection_seeds
+        selecting = (
+            f"{len(rows)} rows x {choices} settings x {plan.selection_seeds} selection seeds"
+        )
+        counts = f"{selecting}, then {counts}"
+    print(f"{counts}: {total} runs", flush=True)
+    if compare(plan, given.jobs, _command()) is None:
+        print(f"stopped and saved; run again to go on in {plan.workdir}")
+        return SAVED
+    print((plan.workdir / "table.md").read_text(), end="")
+    print(f"drawn in {plan.workdir / 'rows.png'} and {plan.workdir / 'losses.png'}")
+    return None

@@ -11,7 +11,8 @@ import sys
 import pytest
 
 from hope_jax.commands import train as train_command
-from hope_jax.commands.compare import load_configs
+from hope_jax.commands.compare import read_rows
+from hope_jax.comparison.plan import Plan, check_plan
 from hope_jax.runs.run_config import keep_config
 from tests.commands.in_process import hope
 from tests.training.runs import QUICKSTART, load_config
@@ -291,14 +292,20 @@ ARGUMENTS = {
     "tokenize --files={}/good.txt --output={}/new --validation_fraction=1": "between 0 and 1",
     "tokenize --files={}/good.txt --output={}/new --validation_fraction=nan": "between 0 and 1",
     "compare --workdir={}/new": "--config must have a value",
-    f"compare {CONFIG} --workdir={{}}/new": "file.py:one,two",
     f"compare {CONFIG}:hope,mamba --workdir={{}}/new": "unknown variant 'mamba'",
-    f"compare {CONFIG}:hope,hope --workdir={{}}/new": "'hope' and 'hope' are the same; leave one out",
+    f"compare {CONFIG}:hope,hope --workdir={{}}/new": "has 'hope' twice; leave one out",
     f"compare {CONFIG}:hope --workdir={{}}/good.txt": "Not a directory",
     f"compare {CONFIG}:hope --workdir={{}}/new --seeds=0": "seeds=0",
-    f"compare {CONFIG}:hope --workdir={{}}/new --learning_rates=nan": "--learning_rates=nan must be",
-    f"compare {CONFIG}:hope --workdir={{}}/new --learning_rates=1e-3,0": "--learning_rates=0 must be",
-    f"compare {CONFIG}:hope --workdir={{}}/new --learning_rates=fast": "--learning_rates=fast must be",
+    f"compare {CONFIG}:hope --workdir={{}}/new --tune=optimizer.learning_rate=nan": "rate=nan must be",
+    f"compare {CONFIG}:hope --workdir={{}}/new --tune=optimizer.learning_rate=1e-3,0": "rate=0 must be",
+    f"compare {CONFIG}:hope --workdir={{}}/new --tune=optimizer.learning_rate=.1,.1": "has 0.1 twice",
+    f"compare {CONFIG}:hope --workdir={{}}/new --tune=seed=1 --tune=seed=2": "--tune=seed is given twice",
+    f"compare {CONFIG}:hope --workdir={{}}/new --tune=seed": "--tune=seed must be KEY=VALUE,VALUE",
+    f"compare {CONFIG}:hope --workdir={{}}/new --vary=seed=1,": "--vary=seed=1, must be KEY=VALUE,VALUE",
+    f"compare {CONFIG}:hope --workdir={{}}/new --vary=sed=1,2": "sed is no setting; nearest: seed",
+    f"compare {CONFIG}:hope --workdir={{}}/new --vary=seed=1,1.": "seed=1.0 must be a whole number",
+    f"compare {CONFIG}:hope --workdir={{}}/new --baseline=no": "--baseline=no is no row",
+    f"compare {CONFIG}:hope --workdir={{}}/new --jobs=0": "jobs=0",
     f"compare {CONFIG}:hope --workdir={{}}/new --set=steps": "steps has no value",
     f"compare {CONFIG}:hope --workdir={{}}/new --set=step=3": "step is no setting; nearest: model",
     f"compare {CONFIG}:hope --workdir={{}}/new --config.steps=0": "steps=0 must be a whole number",
@@ -314,8 +321,9 @@ def test_arguments(line, folder, capfd):
 def test_variants_that_come_out_equal_are_refused(tmp_path):
     lines = QUICKSTART.read_text().replace('VARIANTS = ("hope"', 'VARIANTS = ("plain", "hope"')
     (tmp_path / "x.py").write_text(lines.replace('== "hope":', 'in ("hope", "plain"):'))
+    rows = read_rows(f"{tmp_path}/x.py:hope,plain")
     with pytest.raises(ValueError, match="'hope' and 'plain' are the same; leave one out"):
-        load_configs(f"{tmp_path}/x.py:hope,plain", [])
+        check_plan(Plan(rows, {}, 1, 1, "hope", tmp_path))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to root")
