@@ -34,10 +34,23 @@ def copy_repository(folder: pathlib.Path) -> pathlib.Path:
 
 
 def passes(folder: pathlib.Path, tests: list[str]) -> bool:
-    """Whether tests pass in a copy; a test that is not there, or cannot be collected, is an error."""
+    """Whether tests pass in a copy, in a quarter of an hour for a single one.
+
+    A test that is not there, or cannot be collected, is an error.
+    """
     environment = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    try:
+        done = subprocess.run(
+            command,
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=900 if len(tests) == 1 else None,
+        )
+    except subprocess.TimeoutExpired:
+        return False
     if done.returncode not in (0, 1):
         raise RuntimeError(f"{' '.join(command)} did not run:\n{done.stdout}{done.stderr}")
     return done.returncode == 0

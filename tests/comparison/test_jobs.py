@@ -10,15 +10,19 @@ from hope_jax.comparison.jobs import TrialError, run_trials
 from tests.comparison.plans import plan_of, write_result
 
 
+def wait_until(condition):
+    deadline = time.time() + 60
+    while not condition():
+        assert time.time() < deadline
+        time.sleep(0.01)
+
+
 def meet(trial):
     """Ends when as many runs as there are jobs go on; says on which cores."""
     trial.folder.mkdir(parents=True, exist_ok=True)
     (trial.folder / "cores").write_text(str(sorted(os.sched_getaffinity(0))))
     print("here", trial)
-    deadline = time.time() + 60
-    while len(list(trial.folder.parents[2].rglob("cores"))) < 2:
-        assert time.time() < deadline
-        time.sleep(0.01)
+    wait_until(lambda: len(list(trial.folder.parents[2].rglob("cores"))) == 2)
     return write_result(trial)
 
 
@@ -28,12 +32,10 @@ def fail_or_wait(trial):
     stopped = []
     signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
     (trial.folder / "begun").touch()
-    while len(list(trial.folder.parents[2].rglob("begun"))) < 2:
-        time.sleep(0.01)
+    wait_until(lambda: len(list(trial.folder.parents[2].rglob("begun"))) == 2)
     if trial.row == "narrow":
         raise OSError("no space")
-    while not stopped:
-        time.sleep(0.01)
+    wait_until(lambda: stopped)
     (trial.folder / "saved").touch()
     return False
 
@@ -43,8 +45,7 @@ def stop_parent(trial):
     stopped = []
     signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
     os.kill(os.getppid(), signal.SIGINT)
-    while not stopped:
-        time.sleep(0.01)
+    wait_until(lambda: stopped)
     return False
 
 
