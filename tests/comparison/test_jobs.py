@@ -46,6 +46,7 @@ def stop_parent(trial):
     signal.signal(signal.SIGTERM, lambda *_: stopped.append(1))
     os.kill(os.getppid(), signal.SIGINT)
     wait_until(lambda: stopped)
+    (trial.folder / "saved").touch()
     return False
 
 
@@ -74,7 +75,9 @@ def test_where_one_fails_the_others_are_saved_and_it_is_named(tmp_path):
 
 def test_a_stop_is_passed_on(tmp_path):
     before = signal.getsignal(signal.SIGINT)
-    assert not run_trials(trials_of(tmp_path)[:1], 2, stop_parent, print)
+    (trial, _) = trials = trials_of(tmp_path)
+    assert not run_trials(trials[:1], 2, stop_parent, print)
+    assert (trial.folder / "saved").exists()
     assert signal.getsignal(signal.SIGINT) is before
 
 
