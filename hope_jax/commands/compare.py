@@ -219,8 +219,8 @@ def define_flags() -> None:
     """Defines the command's flags."""
     flags.DEFINE_string("config", None, "Config file and variants, file.py:one,two.", required=True)
     flags.DEFINE_string("workdir", None, "Folder of all runs.", required=True)
-    flags.DEFINE_multi_string("vary", [], "A setting and values that make rows, KEY=A,B.")
-    flags.DEFINE_multi_string("tune", [], "A setting and values to choose from for each row.")
+    flags.DEFINE_multi_string("vary", [], "A setting and values that make rows, KEY=A,B")
+    flags.DEFINE_multi_string("tune", [], "A setting and values to choose from for each row")
     flags.DEFINE_integer("selection_seeds", 1, "Seeds that choose among them.", lower_bound=1)
     flags.DEFINE_integer("seeds", 1, "Other seeds, which are reported.", lower_bound=1)
     flags.DEFINE_string("baseline", None, "Row that others are compared with; else the first.")

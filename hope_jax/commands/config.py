@@ -33,7 +33,7 @@ def define_config_flags() -> None:
 def define_set_flag() -> None:
     """Defines the flag that changes settings, to which `--config.KEY=VALUE` is turned."""
     flags.DEFINE_multi_string(
-        "set", [], "A setting, such as steps=500; --config.steps=500 is the same."
+        "set", [], "A setting, such as steps=500; --config.steps=500 is the same"
     )
 
 
