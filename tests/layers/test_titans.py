@@ -270,21 +270,25 @@ def test_decoding_in_float32_equals_one_call(name):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("chunks", [(64, 64), (16, 64)], ids=str)
-@pytest.mark.parametrize("kind", ["random", "constant", "alternating"])
-def test_a_hundred_thousand_tokens(kind, chunks):
+def test_a_hundred_thousand_tokens(chunks):
     """A fresh layer in float32 stays finite and bounded; 16 and 64 are the default chunks."""
     config = TitansConfig(16, 2, memory_chunk=chunks[0], others_chunk=chunks[1])
     layer = SelfModifyingTitans(config)
     x = jax.random.normal(jax.random.key(0), (1, 100_000, 16))
-    if kind == "constant":
-        x = jnp.broadcast_to(x[:, :1], x.shape)
-    if kind == "alternating":
-        x = jnp.tile(x[:, :2], (1, 50_000, 1))
+    texts = {
+        "random": x,
+        "constant": jnp.broadcast_to(x[:, :1], x.shape),
+        "alternating": jnp.tile(x[:, :2], (1, 50_000, 1)),
+    }
     params = layer.init(jax.random.key(1), x[:, :2])
-    y, state = jax.jit(layer.apply)(params, x)
-    assert bool(jnp.isfinite(y).all())
-    for leaf in jax.tree.leaves((state.heads.others, state.heads.memory)):
-        assert float(jnp.sqrt(jnp.sum(leaf**2))) < 100
+    # It runs for longer than it compiles, unlike all else here.
+    fast = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
+    read = jax.jit(layer.apply, compiler_options=fast)
+    y, state = read(params, jnp.concatenate(list(texts.values())))
+    for i, kind in enumerate(texts):
+        assert bool(jnp.isfinite(y[i]).all()), kind
+        for leaf in jax.tree.leaves((state.heads.others, state.heads.memory)):
+            assert float(jnp.sqrt(jnp.sum(leaf[i] ** 2))) < 100, kind
 
 
 @pytest.mark.parametrize(
