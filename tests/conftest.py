@@ -8,7 +8,7 @@ import pathlib
 # Compiled programs outlive the checkout; commands that tests start find them too.
 CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE / "hope_jax" / "programs"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of a test here is compilation, of code that runs for milliseconds: a third less of it without
 # LLVM's optimisations, and a third of the rest where fusions need no MLIR, which newer JAX always takes.

@@ -28,7 +28,7 @@ def made(name):
         settings["window"] = WINDOW
     layer = SelfModifyingTitans(TitansConfig(WIDTH, HEADS, **settings), jnp.float64, jnp.float64)
     x = jax.random.normal(jax.random.key(0), (1, LENGTH, WIDTH), jnp.float64)
-    params = nn.unbox(layer.init(jax.random.key(1), x))["params"]
+    params = nn.unbox(jax.jit(layer.init)(jax.random.key(1), x))["params"]
     return layer, params, x
 
 
