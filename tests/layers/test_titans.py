@@ -284,7 +284,7 @@ def test_a_hundred_thousand_tokens(chunks):
         "constant": jnp.broadcast_to(x[:, :1], x.shape),
         "alternating": jnp.tile(x[:, :2], (1, 50_000, 1)),
     }
-    params = layer.init(jax.random.key(1), x[:, :2])
+    params = jax.jit(layer.init)(jax.random.key(1), x[:, :2])
     # It runs for longer than it compiles, unlike all else here.
     fast = {"xla_backend_optimization_level": 3, "xla_llvm_disable_expensive_passes": False}
     read = jax.jit(layer.apply, compiler_options=fast)
