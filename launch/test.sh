@@ -9,7 +9,7 @@ python -c "import torch" 2>/dev/null || python -m pip install --quiet --retries 
     echo "no PyTorch without CUDA at hand: imported checkpoints are compared with NumPy only"
 ruff check .
 ruff format --check .
-mypy
+mypy &
 sphinx-build --fail-on-warning --quiet docs docs/_build
-python -m pytest hope_jax -n auto
-exec python -m pytest tests -n auto --dist loadfile --durations=15 "$@"
+wait $!
+exec python -m pytest tests hope_jax -n auto --dist worksteal --durations=15 "$@"

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,14 +17,19 @@ def layer(window):
     return Attention(num_heads=HEADS, window=window, rope_base=BASE)
 
 
+@functools.cache
+def compiled(window):
+    return jax.jit(layer(window).apply)
+
+
 @pytest.fixture(scope="module")
 def inputs():
-    return jax.random.normal(jax.random.key(0), (BATCH, TOKENS, WIDTH))
+    return np.random.default_rng(0).normal(size=(BATCH, TOKENS, WIDTH)).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
 def params(inputs):
-    return layer(4).init(jax.random.key(1), inputs)
+    return jax.jit(layer(4).init)(jax.random.key(1), inputs)
 
 
 def naive_attention(params, x, window, reset=None, start=0):
@@ -55,14 +62,14 @@ def naive_attention(params, x, window, reset=None, start=0):
 
 def far_state(params, inputs, window, position):
     """The state of a context that has read nothing, as if at a later position."""
-    _, state = layer(window).apply(params, inputs[:, :0])
+    _, state = compiled(window)(params, inputs[:, :0])
     return state._replace(position=state.position + position, document=state.document + position)
 
 
 @pytest.mark.parametrize("reset", [None, RESET], ids=["one_document", "documents"])
 @pytest.mark.parametrize("window", [1, 4, 13, 50])
 def test_agrees_with_the_definition(params, inputs, window, reset):
-    y, _ = layer(window).apply(params, inputs, None, reset)
+    y, _ = compiled(window)(params, inputs, None, reset)
     expected = naive_attention(params["params"], inputs, window, reset)
     np.testing.assert_allclose(y, expected, atol=1e-5)
 
@@ -70,15 +77,15 @@ def test_agrees_with_the_definition(params, inputs, window, reset):
 @pytest.mark.parametrize("window", [4, 50])
 @pytest.mark.parametrize("pieces", [[1] * TOKENS, [3, 0, 9, 1], [6, 7]], ids=str)
 def test_pieces_give_what_one_call_gives(params, inputs, window, pieces):
-    one_call, last = layer(window).apply(params, inputs, None, RESET)
-    step = jax.jit(layer(window).apply)
+    step = compiled(window)
+    one_call, last = step(params, inputs, None, RESET)
     state = far_state(params, inputs, window, 0)
     ends = np.cumsum(pieces)
     outputs = []
     for begin, end in zip(ends - pieces, ends, strict=True):
         y, state = step(params, inputs[:, begin:end], state, RESET[:, begin:end])
         outputs.append(y)
-    np.testing.assert_allclose(jnp.concatenate(outputs, 1), one_call, atol=1e-5)
+    np.testing.assert_allclose(np.concatenate(outputs, 1), one_call, atol=1e-5)
     for carried, expected in zip(state, last, strict=True):
         np.testing.assert_allclose(carried, expected, atol=1e-5)
 
@@ -88,15 +95,15 @@ def test_far_positions_lose_nothing(params, inputs, tokens):
     state = far_state(params, inputs, 4, 100_000 - 2)
     outputs = []
     for begin in range(0, TOKENS, tokens):
-        y, state = layer(4).apply(params, inputs[:, begin : begin + tokens], state)
+        y, state = compiled(4)(params, inputs[:, begin : begin + tokens], state)
         outputs.append(y)
     expected = naive_attention(params["params"], inputs, 4, start=100_000 - 2)
     np.testing.assert_allclose(np.concatenate(outputs, 1), expected, atol=1e-5)
 
 
 def test_a_document_is_read_as_if_alone(params, inputs):
-    together, _ = layer(50).apply(params, inputs, None, RESET)
-    alone, _ = layer(50).apply(params, inputs[:1, 4:])
+    together, _ = compiled(50)(params, inputs, None, RESET)
+    alone, _ = compiled(50)(params, inputs[:1, 4:])
     np.testing.assert_allclose(together[:1, 4:], alone, atol=1e-5)
 
 
@@ -113,9 +120,9 @@ def test_no_score_outside_the_band_is_formed(params, inputs):
 
 
 def test_bfloat16_keeps_its_dtype_and_its_sense(params, inputs):
-    exact, _ = layer(4).apply(params, inputs)
+    exact, _ = compiled(4)(params, inputs)
     low = Attention(num_heads=HEADS, window=4, rope_base=BASE, dtype=jnp.bfloat16)
-    y, state = low.apply(params, inputs)
+    y, state = jax.jit(low.apply)(params, inputs)
     assert y.dtype == state.keys.dtype == state.values.dtype == jnp.bfloat16
     np.testing.assert_allclose(y.astype(jnp.float32), exact, atol=0.1)
 

@@ -28,7 +28,7 @@ def made(name):
         settings["window"] = WINDOW
     layer = SelfModifyingTitans(TitansConfig(WIDTH, HEADS, **settings), jnp.float64, jnp.float64)
     x = jax.random.normal(jax.random.key(0), (1, LENGTH, WIDTH), jnp.float64)
-    params = nn.unbox(layer.init(jax.random.key(1), x))["params"]
+    params = nn.unbox(jax.jit(layer.init)(jax.random.key(1), x))["params"]
     return layer, params, x
 
 
@@ -59,8 +59,8 @@ def by_hand(name, params, x, reset):
     unit = lambda a: a / jnp.linalg.norm(a)
     project = lambda part, h: x @ params[part]["kernel"][:, h]
     gate = lambda part, h: jax.nn.sigmoid(project(part, h) + params[f"{part}_bias"][h])
-    outputs = []
-    for h in range(HEADS):
+
+    def head(h):
         k, v, q = (project(part, h) for part in "kvq")
         initial = [jnp.zeros((SIZE, SIZE))]
         if "memory_first" in params:
@@ -113,8 +113,10 @@ def by_hand(name, params, x, reset):
                 else:
                     maps = [a * w - eta * g for w, g in zip(maps, gradient, strict=True)]
             read.append(rms(network(maps, qt)) * params["output_norm"]["scale"])
-        outputs.append(jnp.stack(read))
-    return jnp.einsum("htn,hnd->td", jnp.stack(outputs), params["out"]["kernel"])
+        return jnp.stack(read)
+
+    outputs = jax.vmap(head)(jnp.arange(HEADS))
+    return jnp.einsum("htn,hnd->td", outputs, params["out"]["kernel"])
 
 
 @pytest.mark.parametrize("name", NAMES)
