@@ -22,8 +22,10 @@ import math
 import numbers
 import types
 import typing
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple, TypeVar, Union
+
+from hope_jax.named import find, name_of
 
 T = TypeVar("T")
 
@@ -56,6 +58,10 @@ class _Unfit(Exception):
     """A value is of another type, or out of range."""
 
 
+class _NotFound(Exception):
+    """A name names nothing, or a thing has no name."""
+
+
 def setting(
     meaning: str,
     default: Any = dataclasses.MISSING,
@@ -69,6 +75,9 @@ def setting(
     derived: Collection[str] = (),
 ) -> Any:
     """A field of a dataclass of settings.
+
+    Its annotation says its type. `Callable` is a function or class of whoever writes the config; its
+    value is the dotted name by which `hope_jax.named.find` finds it.
 
     Args:
       meaning: in words, without a full stop.
@@ -140,10 +149,10 @@ def describe(cls: type, derived: Collection[str] = (), within: str = "") -> Iter
     for field in _fields(cls, derived):
         hint, key = hints[field.name], within + field.name
         section = _section(field, hint)
-        allowed, meaning = _allowed(field, hint), field.metadata["meaning"]
+        allowed, meaning = _allowed(field, hint), _about(field, "meaning", "")
         yield Row(key, hint, field.default, allowed, meaning, section)
         if section is not None:
-            yield from describe(section, field.metadata["derived"], key + ".")
+            yield from describe(section, _about(field, "derived", ()), key + ".")
 
 
 def unknown_key(key: str, known: Iterable[str]) -> SettingError:
@@ -177,11 +186,16 @@ def _hints(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 
+def _about(field: Any, what: str, otherwise: Any) -> Any:
+    """What `setting` has noted; fields of somebody's own module may be plain ones."""
+    return field.metadata.get(what, otherwise)
+
+
 def _section(field: Any, hint: Any) -> type | None:
     return (
         hint
         if isinstance(hint, type) and dataclasses.is_dataclass(hint)
-        else field.metadata["section"]
+        else _about(field, "section", None)
     )
 
 
@@ -193,7 +207,9 @@ def _converted(cls: type, values: Any, derived: Collection[str] = ()) -> dict[st
             raise unknown_key(name, fields)
     for name, field in fields.items():
         if field.default is dataclasses.MISSING and name not in values:
-            raise SettingError(f"{name} must be given: {field.metadata['meaning']}")
+            raise SettingError(
+                f"{name} must be given: {_about(field, 'meaning', _allowed(field, hints[name]))}"
+            )
     return {name: _value(fields[name], hints[name], values[name]) for name in values}
 
 
@@ -205,9 +221,11 @@ def _value(field: Any, hint: Any, value: Any) -> Any:
         with located(field.name):
             if section is hint:
                 return read_settings(section, value)
-            return complete(section, value, field.metadata["derived"])
+            return complete(section, value, _about(field, "derived", ()))
     try:
-        return _fit(hint, value, field.metadata)
+        return _fit(hint, value, field)
+    except _NotFound as error:
+        raise SettingError(f"{field.name}={_short(value)}: {error}") from error
     except _Unfit:
         default = field.default
         mend = f"; the default is {default!r}" if not _is_mapping(default) else ""
@@ -217,21 +235,29 @@ def _value(field: Any, hint: Any, value: Any) -> Any:
         ) from None
 
 
-def _fit(hint: Any, value: Any, metadata: Mapping[str, Any]) -> Any:
+def _fit(hint: Any, value: Any, field: Any) -> Any:
     """The value as the type has it."""
     origin, options = typing.get_origin(hint), typing.get_args(hint)
     if origin in (Union, types.UnionType):
         for option in options:
             with contextlib.suppress(_Unfit):
-                return _fit(option, value, metadata)
+                return _fit(option, value, field)
     elif origin is tuple and isinstance(value, list | tuple | set | frozenset):
         items = sorted(value) if isinstance(value, set | frozenset) else value
-        return tuple(_fit(options[0], item, metadata) for item in items)
+        return tuple(_fit(options[0], item, field) for item in items)
     elif origin is Literal and isinstance(value, str) and value in options:
         return value
     elif hint is type(None) and value is None:
         return None
     elif hint in (bool, str) and isinstance(value, hint):
+        return value
+    elif origin is Callable and (callable(value) or (isinstance(value, str) and "." in value)):
+        try:
+            if not isinstance(value, str):
+                return name_of(value)
+            find(value)
+        except ValueError as error:
+            raise _NotFound(error) from error
         return value
     elif origin is not None and _is_mapping(value) and issubclass(origin, Mapping):
         return {name: value[name] for name in value}
@@ -240,20 +266,20 @@ def _fit(hint: Any, value: Any, metadata: Mapping[str, Any]) -> Any:
         if isinstance(value, kind):
             with contextlib.suppress(OverflowError):  # a whole number beyond every float
                 number = hint(value)
-                if _lies_within(number, metadata):
+                if _lies_within(number, field):
                     return number
     raise _Unfit
 
 
-def _lies_within(number: float, metadata: Mapping[str, Any]) -> bool:
-    limits = metadata["limits"]
+def _lies_within(number: float, field: Any) -> bool:
+    limits = _about(field, "limits", {})
     inside = (
         number >= limits.get("least", -math.inf)
         and number <= limits.get("most", math.inf)
         and number > limits.get("above", -math.inf)
         and number < limits.get("below", math.inf)  # which infinity is not, nor nan
     )
-    return inside or number == metadata["also"]
+    return inside or number == _about(field, "also", None)
 
 
 def _allowed(field: Any, hint: Any) -> str:
@@ -268,6 +294,8 @@ def _allowed(field: Any, hint: Any) -> str:
         return f"a tuple, each {item}"
     if origin is Literal:
         return f"one of {', '.join(options)}"
+    if origin is Callable:
+        return "what is your own by its name, such as my_file.my_name"
     if origin is not None:
         return "a mapping"
     if hint is type(None):
@@ -275,12 +303,12 @@ def _allowed(field: Any, hint: Any) -> str:
     if hint in (bool, str):
         return "True or False" if hint is bool else "text"
     words = {"least": "at least", "most": "at most", "above": "above", "below": "below"}
-    limits = field.metadata["limits"]
+    limits = _about(field, "limits", {})
     noun = "a whole number" if hint is int else "a number"
     if hint is float and not limits.keys() & {"most", "below"}:
         noun = "a finite number"
     text = " and ".join(f"{words[name]} {_number(limit)}" for name, limit in limits.items())
-    also = field.metadata["also"]
+    also = _about(field, "also", None)
     return f"{noun} {text}".rstrip() + (f", or {_number(also)}" if also is not None else "")
 
 

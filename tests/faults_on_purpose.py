@@ -1253,4 +1253,40 @@ FAULTS = [
         "                if trials and self.free and not self.running:",
         "tests/comparison/test_jobs.py::test_two_runs_go_on_at_once_on_cores_of_their_own",
     ),
+    Fault(
+        "hope_jax/memory/objectives.py",
+        "        return jnp.sqrt(jnp.maximum(1, jnp.where(some, ratio, 0)))\n",
+        "        return jnp.ones(size.shape)\n",
+        "tests/test_extending.py::test_an_objective_is_the_loss_whose_gradient_is_written",
+    ),
+    Fault(
+        "hope_jax/models/own_layer.py",
+        "    return jax.tree.map(place, state)\n",
+        "    return state\n",
+        "tests/test_extending.py::test_the_layer_reads_pieces_and_documents_and_lies_on_the_mesh",
+    ),
+    Fault(
+        "hope_jax/training/optimizer.py",
+        "    behind = lambda axes: tuple(axis + 1 for axis in axes)\n",
+        "    behind = lambda axes: tuple(axes)\n",
+        "tests/test_extending.py::test_m3_takes_for_matrices_what_the_layer_says",
+    ),
+    Fault(
+        "hope_jax/training/optimizer.py",
+        "        return in_float32(made)\n\n    taken",
+        "        return made\n\n    taken",
+        "tests/test_extending.py::test_the_optimiser_is_made_with_schedule_decay_and_matrices",
+    ),
+    Fault(
+        "hope_jax/named.py",
+        "        if found is thing or same",
+        "        if True or same",
+        "tests/test_extending.py::test_what_has_no_name_is_refused",
+    ),
+    Fault(
+        "hope_jax/commands/config.py",
+        "    look_in(Path(path).parent)\n",
+        "",
+        "tests/test_extending.py::test_what_a_config_file_defines_is_found_beside_it",
+    ),
 ]

@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import inspect
 import re
-import traceback
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +19,7 @@ from typing import Any, Literal, Union
 from absl import flags
 from ml_collections import ConfigDict
 
+from hope_jax.named import failure, look_in
 from hope_jax.runs.config_file import load_config_file
 from hope_jax.settings import Row, SettingError, describe, unknown_key
 
@@ -61,7 +61,7 @@ def as_changes(arguments: Sequence[str]) -> list[str]:
 
 
 def read_config(spec: str) -> ConfigDict:
-    """The config that a file gives.
+    """The config that a file gives; what it names is looked for beside it too.
 
     Args:
       spec: path of a file with `get_config`, and a variant after a colon if it takes one.
@@ -70,6 +70,7 @@ def read_config(spec: str) -> ConfigDict:
       ValueError: if there is no such file or variant, or the file fails.
     """
     path, colon, variant = spec.partition(":")
+    look_in(Path(path).parent)
     try:
         module = load_config_file(path)
         get_config = getattr(module, "get_config", None)
@@ -85,12 +86,8 @@ def read_config(spec: str) -> ConfigDict:
     except ValueError as error:
         raise ValueError(f"--config={spec}: {error}") from error
     except Exception as error:  # whatever may be wrong with somebody's file
-        frames = traceback.extract_tb(error.__traceback__)
-        lines = [f.lineno for f in frames if Path(f.filename).resolve() == Path(path).resolve()]
-        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
-        place = f" in line {line}" if line else ""
-        what = f"{type(error).__name__}{place}: {error}"
-        raise ValueError(f"--config={spec}: the file fails with {what}") from error
+        said = failure(error, path)
+        raise ValueError(f"--config={spec}: the file fails with {said}") from error
     if not isinstance(config, ConfigDict | Mapping):
         raise ValueError(
             f"--config={spec}: get_config gives {type(config).__name__}, not a ConfigDict; is there a "

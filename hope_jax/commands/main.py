@@ -18,6 +18,7 @@ from typing import NoReturn
 from absl import flags
 
 from hope_jax.commands.exit_codes import BAD_INPUT, FAILED, INTERRUPTED, OUTPUT_CLOSED
+from hope_jax.named import look_in
 
 _PACKAGE = Path(__file__).parents[1]
 
@@ -71,6 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(arguments: Sequence[str]) -> int | None:
+    look_in(os.getcwd())  # where a program of a package's own does not look
     name, *rest = arguments or [""]
     if name in ("", "-h", "--help"):
         print(overview(), end="")

@@ -1,4 +1,4 @@
-"""Documents to train on: files, a TFDS data set, or the running Python's own standard library."""
+"""Documents to train on: of files, TFDS, a function of one's own, or the running Python's library."""
 
 import glob
 import hashlib
@@ -7,11 +7,14 @@ import os
 import pathlib
 import re
 import sysconfig
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from hope_jax.data.documents import read_file
+from hope_jax.named import calling, find
 
+_END = object()
 _SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 
 
@@ -27,7 +30,13 @@ class Documents(NamedTuple):
     validation: Sequence[bytes]
 
 
-def load_documents(files: str = "", tfds: str = "", validation_fraction: float = 0.1) -> Documents:
+def load_documents(
+    files: str = "",
+    tfds: str = "",
+    validation_fraction: float = 0.1,
+    source: str | None = None,
+    arguments: Mapping[str, Any] = MappingProxyType({}),
+) -> Documents:
     """Loads a corpus and splits it, document by document.
 
     The split is by a hash of a document's name, so that a new file moves no other between the parts. If
@@ -41,6 +50,9 @@ def load_documents(files: str = "", tfds: str = "", validation_fraction: float =
         read, and its `validation` split if it has one; no other. The folder is TFDS's own, or that in
         the environment's `TFDS_DATA_DIR`.
       validation_fraction: share of documents held out.
+      source: dotted name of a function that gives documents instead, each a text or bytes, one after
+        the other; their places are their names.
+      arguments: that it is called with.
 
     Returns:
       `Documents`.
@@ -52,6 +64,8 @@ def load_documents(files: str = "", tfds: str = "", validation_fraction: float =
         raise ValueError(
             f"data.files={files!r} and data.tfds={tfds!r} are both given; set one of them to ''"
         )
+    if source:
+        return _split(_numbered(source, arguments), validation_fraction, f"data.source={source!r}")
     if tfds:
         return _tfds_documents(tfds, validation_fraction)
     return _split(read_documents([files]), validation_fraction, f"data.files={files!r}")
@@ -106,6 +120,24 @@ def named_paths(files: str = "") -> list[tuple[str, str]]:
         if not _SKIPPED.intersection(path.relative_to(library).parts)
     )
     return [(str(path.relative_to(library)), str(path)) for path in sources]
+
+
+def _numbered(source: str, arguments: Mapping[str, Any]) -> Iterator[tuple[str, bytes]]:
+    """What a function of one's own gives, by place."""
+    function = find(source)
+    with calling(source):
+        given = iter(function(**arguments))
+    for number in itertools.count():
+        with calling(source):
+            text = next(given, _END)
+        if text is _END:
+            return
+        if not isinstance(text, bytes | str):
+            raise ValueError(
+                f"data.source={source!r} gives {type(text).__name__} as document {number}; each must "
+                f"be a text or bytes"
+            )
+        yield str(number), text.encode() if isinstance(text, str) else text
 
 
 def _tfds_documents(name: str, validation_fraction: float) -> Documents:

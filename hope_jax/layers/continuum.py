@@ -233,8 +233,9 @@ class ContinuumMemory(nn.Module):
         adaptation: Adaptation,
         config: InContextConfig,
     ) -> MLPWeights:
-        """A chunk's G of `|MLP(x W_k) - x W_v|^2 / (2 D)`."""
+        """A chunk's G of `|MLP(x W_k) - x W_v|^2 / (2 D)`, or another loss of the two."""
         assert adaptation.keys is not None and adaptation.values is not None
+        local_loss = config.local_loss
         key, value = (
             x.astype(self.dtype) @ maps[level].astype(self.dtype)
             for maps in (adaptation.keys, adaptation.values)
@@ -242,9 +243,7 @@ class ContinuumMemory(nn.Module):
 
         def loss(weights: MLPWeights) -> tuple[Array, MLPWeights]:
             predicted, inputs = swiglu(key, weights, self.dtype)
-            wide = jnp.promote_types(self.dtype, jnp.float32)
-            error = jnp.square((predicted - value).astype(wide)).mean(-1) / 2
-            return jnp.sum(error * counted), inputs
+            return jnp.sum(local_loss(predicted, value) * counted), inputs
 
         gradient, inputs = jax.grad(loss, has_aux=True)(weights)
         return chunk_gradient(gradient, inputs, weights, counted, config)

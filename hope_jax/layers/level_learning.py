@@ -1,7 +1,8 @@
 """How the weights of an MLP level change while a model reads (Eq. 71)."""
 
 import dataclasses
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from hope_jax.layers.mlp import MLPWeights
 from hope_jax.memory.directions import direction
-from hope_jax.settings import check_fields, setting
+from hope_jax.memory.objectives import own_loss
+from hope_jax.settings import check_fields, located, setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +35,11 @@ class InContextConfig:
     """
 
     # "local" is |MLP(k) - v|^2 / (2 D) with keys and values projected from the level's input; it needs
-    # no pass through the model.
-    objective: Literal["next_token", "local"] = setting(
-        "what is descended: the model's own loss on the chunk just read, or each level's regression",
+    # no pass through the model. A loss of one's own takes the place of that square: a number for one
+    # token's MLP(k) and v.
+    objective: Literal["next_token", "local"] | Callable[..., Any] = setting(
+        "what is descended: the model's own loss on the chunk just read, each level's regression, or "
+        "that with a loss of your own",
         "next_token",
     )
     # With several here and one level in a chain, the adapting blocks share them out evenly, the first
@@ -81,6 +85,19 @@ class InContextConfig:
                 f"step_size must be one number, or one for each of the chunks "
                 f"{self.chunks}; got {self.step_size}"
             )
+        with located("objective"):
+            _ = self.local_loss
+
+    @property
+    def local_loss(self) -> Callable[[Array, Array], Array] | None:
+        """Of what a level gives for its keys and of the values, by token; None for the model's own."""
+        if self.objective == "next_token":
+            return None
+        wide = lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        if self.objective == "local":
+            return lambda given, value: jnp.square(wide(given - value)).mean(-1) / 2
+        loss = jnp.vectorize(own_loss(str(self.objective)), signature="(n),(n)->()")
+        return lambda given, value: loss(wide(given), wide(value))
 
     @property
     def step_sizes(self) -> tuple[float, ...]:

@@ -25,9 +25,16 @@ from hope_jax.layers.self_modifying import (
     read_token,
 )
 from hope_jax.memory.bank import Bank, Weights
-from hope_jax.memory.objectives import HuberError, LpError, dot_error, l2_error
+from hope_jax.memory.objectives import (
+    GradientOf,
+    HuberError,
+    LpError,
+    dot_error,
+    l2_error,
+    own_loss,
+)
 from hope_jax.memory.rule import MemoryRule
-from hope_jax.settings import check_fields, setting
+from hope_jax.settings import check_fields, located, setting
 
 _NETWORKS = {"mlp": jax.nn.gelu, "matrix": None}
 Adaptive = Literal["k", "v", "q", "eta", "alpha"]
@@ -59,8 +66,8 @@ class TitansConfig:
     others_chunk: int = setting(
         "chunk size of the memories for k, v, q, eta and alpha", 64, least=1
     )
-    objective: Literal["l2", "dot", "lp", "huber"] = setting(
-        "what a memory descends: Eq. 93, Eq. 92, or those of Miras", "l2"
+    objective: Literal["l2", "dot", "lp", "huber"] | Callable[..., Any] = setting(
+        "what a memory descends: Eq. 93, Eq. 92, those of Miras, or a loss of your own", "l2"
     )
     objective_power: float = setting('p of "lp", sum |e|^p / p', 3.0, least=2)
     huber_delta: float = setting('of "huber": errors beyond it count linearly', 1.0, above=0)
@@ -162,6 +169,8 @@ class TitansConfig:
                 "projector='values' is Oja's rule and needs network='matrix', objective='dot', "
                 "adaptive=(), generated_target=False and unit_values=True"
             )
+        with located("objective"):
+            _ = self.error
         _ = self.rule
 
     @property
@@ -171,7 +180,9 @@ class TitansConfig:
             return LpError(self.objective_power)
         if self.objective == "huber":
             return HuberError(self.huber_delta)
-        return l2_error if self.objective == "l2" else dot_error
+        if self.objective in ("l2", "dot"):
+            return l2_error if self.objective == "l2" else dot_error
+        return GradientOf(own_loss(str(self.objective)))
 
     @property
     def head_width(self) -> int:

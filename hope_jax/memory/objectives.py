@@ -1,9 +1,16 @@
 """Inner objectives of a memory: each function returns the local error `d = dL/dy` at its output."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+from hope_jax.named import calling, find
+
+Loss = Callable[[Float[Array, " N"], Float[Array, " N"]], Float[Array, ""]]
 
 
 def l2_error(
@@ -100,3 +107,73 @@ class HuberError:
     ) -> Float[Array, "*shape"]:
         """`e = M(k) - v`, clipped."""
         return jnp.clip(output - target, -self.delta, self.delta)
+
+
+@dataclasses.dataclass(frozen=True)
+class GradientOf:
+    """Local error of a loss of one's own: its gradient at what the memory gives.
+
+    Attributes:
+      loss: `loss(output, target)` of one answer of the memory: two vectors of the same width, which is 1
+        for the memories of eta and alpha, to one number. It must have second derivatives, finite also
+        where both vectors are equal.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> error = GradientOf(lambda output, target: jnp.sum((output - target) ** 2) / 2)
+      >>> error(jnp.array([[1.0, 2.0]]), jnp.array([[3.0, 3.0]])).tolist()
+      [[-2.0, -1.0]]
+    """
+
+    loss: Loss
+
+    def __call__(
+        self, output: Float[Array, "*rows N"], target: Float[Array, "*rows N"]
+    ) -> Float[Array, "*rows N"]:
+        """The gradient for each row."""
+        return jnp.vectorize(jax.grad(self.loss), signature="(n),(n)->(n)")(output, target)
+
+    def growth(
+        self, output: Float[Array, "*rows N"], target: Float[Array, "*rows N"]
+    ) -> Float[Array, "*rows"]:
+        """How much faster than the output, moved along its error, the error changes; at least 1.
+
+        With H the second derivative and d the error, `|H d| / |d|`: a step of 1 over it goes at most to
+        where a quadratic loss is least along d.
+        """
+        error = self(output, target)
+        of_output = lambda output: self(output, target)
+        change = jax.jvp(of_output, (output,), (error,))[1]
+        size = jnp.sum(jnp.square(error), axis=-1)
+        some = size > 1e-12
+        ratio = jnp.sum(jnp.square(change), axis=-1) / jnp.where(some, size, 1)
+        return jnp.sqrt(jnp.maximum(1, jnp.where(some, ratio, 0)))
+
+
+def own_loss(name: str) -> Loss:
+    """The loss that a dotted name names, seen to be one without being run.
+
+    Raises:
+      ValueError: in one line, if it takes other arguments, gives anything but one number, or has no
+        second derivative that can be differentiated, which steps that are bounded need.
+    """
+    loss = find(name)
+    _check_loss(name, loss)
+    return loss
+
+
+@functools.cache
+def _check_loss(name: str, loss: Loss) -> None:
+    for width in (1, 3):
+        answer = jax.ShapeDtypeStruct((width,), jnp.float32)
+        with calling(name):
+            given = jax.eval_shape(loss, answer, answer)
+        if getattr(given, "shape", None) != () or not jnp.issubdtype(given.dtype, jnp.floating):
+            found = getattr(given, "shape", type(given).__name__)
+            raise ValueError(
+                f"{name} gives {found} for two vectors of width {width}; a loss of one answer is one "
+                f"number, as jnp.sum((output - target) ** 2) / 2 is"
+            )
+        bound = jax.grad(lambda *answer: GradientOf(loss).growth(*answer))
+        with calling(name):
+            jax.eval_shape(bound, answer, answer)

@@ -24,7 +24,7 @@ from hope_jax.memory.linear_map import (
     write_chunk,
     write_token,
 )
-from hope_jax.memory.objectives import dot_error, l2_error
+from hope_jax.memory.objectives import GradientOf, dot_error, l2_error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -354,6 +354,8 @@ def _steepness(error, output, target):
 
     That of L_3, `e |e|`, is 2 |e|: a write that undoes a small error overshoots a large one.
     """
+    if isinstance(error, GradientOf):
+        return error.growth(output, target)
     of_output = lambda output: error(output, target)
     slope = jax.jvp(of_output, (output,), (jnp.ones_like(output),))[1]
     return jnp.maximum(1, jnp.max(slope, axis=-1, initial=0))

@@ -16,6 +16,7 @@ from hope_jax.layers.memory_as_context import MemoryAsContext
 from hope_jax.layers.normalization import RMSNorm
 from hope_jax.layers.titans import SelfModifyingTitans
 from hope_jax.models.config import LanguageModelConfig
+from hope_jax.models.own_layer import is_own, lay_out, own_layer, settings_of
 
 
 class BlockState(NamedTuple):
@@ -44,7 +45,9 @@ def _sequence_layer(config: LanguageModelConfig, **dtypes: Any) -> nn.Module:
         kernel=config.attention_kernel,
         **dtypes,
     )
-    name = config.sequence_layer
+    name = str(config.sequence_layer)
+    if is_own(name):
+        return own_layer(name, config.layer, **config.own_sizes)
     if name == "titans":
         return memory(name=name)
     if name == "attention":
@@ -85,8 +88,14 @@ class BlockGroup(nn.Module):
         del fast, adaptation
         states = []
         for index, layer in enumerate(self.config.pattern):
-            config = dataclasses.replace(self.config, sequence_layer=layer, pattern=())
-            block = Block(config, name=f"{layer}_{index}")
+            config = dataclasses.replace(
+                self.config,
+                sequence_layer=layer,
+                pattern=(),
+                layer=settings_of(str(layer), self.config.layer),
+            )
+            kind = "own" if is_own(str(layer)) else layer
+            block = Block(config, name=f"{kind}_{index}")
             x, new = block(x, None if state is None else state[index], reset)
             states.append(new)
         return x, tuple(states)
@@ -141,6 +150,8 @@ class Block(nn.Module):
         norm = RMSNorm(config.norm_epsilon, name="norm", **dtypes)
         sequence_state, continuum_state = (None, None) if state is None else state
         mixed, sequence_state = sequence(norm(x), sequence_state, reset)
+        if is_own(str(config.sequence_layer)):
+            sequence_state = lay_out(sequence_state)
         x, continuum_state = continuum(
             x + mixed,
             reset,

@@ -1,9 +1,10 @@
 """Configuration of the language models."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, Self
 
+import jax.numpy as jnp
 from flax.core import FrozenDict
 
 from hope_jax.layers.attention import Kernel
@@ -12,11 +13,13 @@ from hope_jax.layers.level_learning import InContextConfig
 from hope_jax.layers.memory_as_context import check_segment
 from hope_jax.layers.rotary import RotaryScaling
 from hope_jax.layers.titans import TitansConfig
+from hope_jax.models.own_layer import check_own_layer, is_own, own_class, own_settings
 from hope_jax.settings import check_fields, located, read_settings, setting
 
-SequenceLayer = Literal[
-    "titans", "attention", "memory_as_context", "memory_as_gate", "memory_as_layer"
-]
+SequenceLayer = (
+    Literal["titans", "attention", "memory_as_context", "memory_as_gate", "memory_as_layer"]
+    | Callable[..., Any]
+)
 LevelOrder = Literal["fast_to_slow", "slow_to_fast"]
 DtypeName = Literal["float32", "bfloat16", "float64"]  # the last with jax_enable_x64
 RematPolicy = Literal["none", "block", "dots"]
@@ -30,7 +33,7 @@ class LanguageModelConfig:
     `"attention"` with one level is a Transformer++. The others are Titans' ways of joining the two: with
     `"memory_as_context"` attention sees segments of `attention_window` tokens, beside what the memory
     recalls for them; with `"memory_as_gate"` memory gates attention; with `"memory_as_layer"` it lies
-    below.
+    below. A dotted name is a layer of one's own (`hope_jax.models.own_layer`).
     """
 
     vocab_size: int = setting("number of token ids", least=1)
@@ -48,6 +51,7 @@ class LanguageModelConfig:
     titans: Mapping[str, Any] = setting(
         "of the memories", FrozenDict(), section=TitansConfig, derived=("width", "num_heads")
     )
+    layer: Mapping[str, Any] = setting("of sequence layers of your own", FrozenDict())
     cms_levels: int = setting("MLPs in each block's chain", 1, least=1)
     cms_order: LevelOrder = setting("which level reads first", "fast_to_slow")
     cms_connection: Connection = setting("how the MLPs of a block are joined", "sequential")
@@ -90,6 +94,13 @@ class LanguageModelConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        used = tuple(map(str, self.pattern or (self.sequence_layer,)))
+        own = tuple(name for name in dict.fromkeys(used) if is_own(name))
+        with located("sequence_layer"):
+            for layer in own:
+                own_class(layer)
+        with located("layer"):
+            object.__setattr__(self, "layer", own_settings(own, self.layer))
         # Hashable, since configs are static arguments of compiled functions.
         for name in ("titans", "in_context", "rope_scaling"):
             section = getattr(self, name)
@@ -108,8 +119,7 @@ class LanguageModelConfig:
                 f"width {self.width} does not split into {self.num_heads} heads; make width a "
                 f"multiple of num_heads"
             )
-        used = self.pattern or (self.sequence_layer,)
-        if set(used) != {"titans"} and (self.width // self.num_heads) % 2:
+        if set(used) - {"titans", *own} and (self.width // self.num_heads) % 2:
             raise ValueError(
                 f"rotary embedding turns pairs of channels, so width / num_heads must be even; "
                 f"got {self.width} / {self.num_heads} = {self.width // self.num_heads}"
@@ -123,6 +133,9 @@ class LanguageModelConfig:
             _ = self.rotary_scaling
         with located("titans"):
             _ = self.titans_config
+        for layer in own:
+            with located("sequence_layer"):
+                check_own_layer(layer, FrozenDict(self.layer), FrozenDict(self.own_sizes))
         if "memory_as_context" in used:
             check_segment(self.titans_config, self.attention_window)
             if self.num_kv_heads not in (None, self.num_heads) or self.rope_scaling is not None:
@@ -160,6 +173,12 @@ class LanguageModelConfig:
     def rotary_scaling(self) -> RotaryScaling | None:
         """How attention's frequencies are lowered."""
         return None if self.rope_scaling is None else RotaryScaling(**self.rope_scaling)
+
+    @property
+    def own_sizes(self) -> dict[str, Any]:
+        """What the model fills in of a sequence layer of one's own."""
+        dtypes = {name: jnp.dtype(getattr(self, name)) for name in ("dtype", "param_dtype")}
+        return {"width": self.width, "num_heads": self.num_heads, **dtypes}
 
     @property
     def titans_config(self) -> TitansConfig:

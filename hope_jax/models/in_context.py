@@ -156,7 +156,7 @@ def read_adapting(
     """
     learning = config.in_context_config
     assert learning is not None
-    if learning.objective == "local":
+    if learning.local_loss is not None:
         y, blocks = stack(x, None if state is None else state.blocks, reset, None, adaptation)
         y = head.norm(y)
         y = y if targets is None else head.losses(y, targets)

@@ -84,7 +84,7 @@ class LanguageModel(nn.Module):
                 nn.initializers.zeros_init(), ("layers", None)
             )
             self.log_step = self.param("log_step", zero, levels, jnp.float32)
-        if learning.objective == "local":
+        if learning.local_loss is not None:
             square = nn.initializers.lecun_normal(batch_axis=(0, 1))
             init: Callable[..., Any] = nn.with_logical_partitioning(
                 square, ("layers", None, "embed", None)

@@ -81,7 +81,7 @@ class CheckpointWriter:
             check_config(self.folder, config, complete)
             source = ", ".join(
                 f"data.{name}={config.data[name]!r}"
-                for name in ("files", "tfds", "tokens", "tokenizer")
+                for name in ("files", "tfds", "source", "arguments", "tokens", "tokenizer")
                 if config.data.get(name) or name == "files"
             )
             if corpus is not None:

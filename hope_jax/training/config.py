@@ -1,7 +1,6 @@
 """The settings of a training run, and what is filled in, shortened and refused before it begins."""
 
 import dataclasses
-import difflib
 import inspect
 import math
 import re
@@ -20,7 +19,7 @@ from hope_jax.settings import (
     read_settings,
     setting,
 )
-from hope_jax.training.optimizer import OPTIMIZERS
+from hope_jax.training.optimizer import OPTIMIZERS, optimizer_named
 
 # Arguments that optimisers of any library call alike: pattern of the name, range, and its words.
 _ARGUMENTS: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
@@ -38,6 +37,10 @@ class DataConfig:
         "pattern of files, such as 'corpus/**/*.txt'; empty is the standard library", ""
     )
     tfds: str = setting("or the name of a TFDS data set", "")
+    source: Callable[..., Any] | None = setting(
+        "or a function of your own that gives documents, texts or bytes", None
+    )
+    arguments: Mapping[str, Any] = setting("of source", FrozenDict())
     tokens: str = setting("or a folder that hope tokenize has written", "")
     tokenizer: str = setting("bytes, or a SentencePiece .model or tokenizers .json file", "bytes")
     validation_fraction: float = setting("share of documents held out", 0.1, above=0, below=1)
@@ -50,17 +53,21 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        named = [name for name in ("files", "tfds", "tokens") if getattr(self, name)]
+        named = [name for name in ("files", "tfds", "source", "tokens") if getattr(self, name)]
         if len(named) > 1:
             given = " and ".join(f"{name}={getattr(self, name)!r}" for name in named)
-            raise ValueError(f"{given} are given together; keep one, and set the others to ''")
+            raise ValueError(f"{given} are given together; keep one, and leave out the others")
+        if self.arguments and self.source is None:
+            raise ValueError("arguments are those of source, and there is none; leave them out")
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
     """The outer optimiser, its schedule and its clipping."""
 
-    name: str = setting(f"one of {', '.join(OPTIMIZERS)}", "m3")
+    name: str | Callable[..., Any] = setting(
+        f"one of {', '.join(OPTIMIZERS)}, or a function of your own", "m3"
+    )
     learning_rate: float = setting("at the end of the warm-up", 0.02, above=0)
     warmup_steps: int = setting("steps over which it rises from 0", 20, least=0)
     final_fraction: float = setting("of the learning rate, at the last step", 0.05, least=0, most=1)
@@ -73,11 +80,9 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.name not in OPTIMIZERS:
-            near = difflib.get_close_matches(self.name, OPTIMIZERS) or sorted(OPTIMIZERS)
-            raise SettingError(f"name={self.name!r} is not known; nearest: {', '.join(near)}")
+        _ = optimizer_named(str(self.name))
         for name, value in self.arguments.items():
-            _check_argument(self.name, name, value)
+            _check_argument(str(self.name), name, value)
         for name, period in self.periods.items():
             if not isinstance(period, int) or isinstance(period, bool) or period < 1:
                 raise SettingError(
@@ -87,7 +92,7 @@ class OptimizerConfig:
 
 def _check_argument(optimizer: str, name: str, value: Any) -> None:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    known = inspect.signature(OPTIMIZERS[optimizer]).parameters
+    known = inspect.signature(optimizer_named(optimizer)).parameters
     default = known[name].default if name in known else None
     allowed = None
     if isinstance(default, bool) and not isinstance(value, bool):
@@ -236,4 +241,5 @@ def whole_config(config: Any, note: Callable[[str], None] | None = None) -> Conf
         )
     for line in notes if note is not None else ():
         note(line)
-    return ConfigDict(values)
+    # Types are checked where values are read, which takes a function for its name too.
+    return ConfigDict(values, type_safe=False)

@@ -168,7 +168,9 @@ def _load_corpus(
     """The documents, where they are in memory, and the streams of the training and validation part."""
     data = config.data
     if not data.tokens:
-        documents = load_documents(data.files, data.tfds, data.validation_fraction)
+        documents = load_documents(
+            data.files, data.tfds, data.validation_fraction, data.source, data.arguments.to_dict()
+        )
         return documents, [encode_documents(part, tokenizer) for part in documents]
     return None, [read_tokens(data.tokens, part, tokenizer) for part in PARTS]
 

@@ -11,12 +11,15 @@ import optax
 from optax.contrib import MuonDimensionNumbers
 
 from hope_jax import optim
-from hope_jax.optim.matrices import leaf_name
+from hope_jax.models.own_layer import own_class, own_leaf
+from hope_jax.named import calling, find
+from hope_jax.optim.matrices import default_dimension_numbers, leaf_name, matrix_axes
 from hope_jax.optim.precision import in_float32
 from hope_jax.optim.ranges import check_range
+from hope_jax.settings import SettingError, located
 
-# How the language models' parameters are matrices: the first pattern that is found counts.
-MATRICES = optim.dimension_numbers_by_path(
+# How the package's own parameters are matrices: the first pattern that is found counts.
+_MATRICES = optim.dimension_numbers_by_path(
     [
         (
             r"embedding|norm|bias|convolution|(eta|alpha)_second|theta|(eta|alpha|gamma)/kernel"
@@ -35,6 +38,50 @@ MATRICES = optim.dimension_numbers_by_path(
 )
 
 
+def matrices(params: Any) -> Any:
+    """How a language model's parameters are matrices.
+
+    A sequence layer of one's own says it by an attribute `matrices`, pairs of a pattern and dimension
+    numbers, as `dimension_numbers_by_path` takes them, of arrays as the layer makes them: the axis of
+    stacked blocks is not counted. Without it `default_dimension_numbers` holds.
+
+    Args:
+      params: of a model, or their shapes.
+
+    Returns:
+      A tree of `MuonDimensionNumbers` and None, which `m3` takes as `weight_dimension_numbers`.
+
+    Raises:
+      ValueError: for a parameter that no rule covers.
+    """
+
+    def rule(path, leaf):
+        name = leaf_name(path)
+        own = own_leaf(name)
+        return _MATRICES({name: leaf})[name] if own is None else _own_rule(*own, leaf)
+
+    return jax.tree_util.tree_map_with_path(rule, params)
+
+
+def _own_rule(layer: str, name: str, leaf: Any) -> MuonDimensionNumbers | None:
+    rules = getattr(own_class(layer), "matrices", None)
+    make = default_dimension_numbers if rules is None else optim.dimension_numbers_by_path(rules)
+    one: Any = jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
+    try:
+        numbers = make({name: one})[name]
+        if numbers is None:
+            return None
+        axes = matrix_axes(jax.tree_util.tree_flatten_with_path({name: one})[0][0][0], one, numbers)
+    except ValueError as error:
+        raise ValueError(
+            f"M3 does not know which axes of {layer}'s {name}, shape {one.shape}, are those of "
+            f"matrices: give the class an attribute matrices, such as matrices = (({name!r}, "
+            f"MuonDimensionNumbers(reduction_axis=0, output_axis=1)), ('', None))"
+        ) from error
+    behind = lambda axes: tuple(axis + 1 for axis in axes)
+    return MuonDimensionNumbers(behind(axes.reduction), behind(axes.output))
+
+
 def _in_float32(make: Callable[..., optax.GradientTransformation]) -> Callable[..., Any]:
     """An optimiser of Optax with its sums in float32, which ours keep so by themselves."""
 
@@ -51,10 +98,10 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "sgd": _in_float32(optax.sgd),
     "ademamix": _in_float32(optax.contrib.ademamix),
     "muon": functools.partial(
-        _in_float32(optax.contrib.muon), muon_weight_dimension_numbers=MATRICES
+        _in_float32(optax.contrib.muon), muon_weight_dimension_numbers=matrices
     ),
-    "adamuon": functools.partial(optim.adamuon, weight_dimension_numbers=MATRICES),
-    "m3": functools.partial(optim.m3, weight_dimension_numbers=MATRICES),
+    "adamuon": functools.partial(optim.adamuon, weight_dimension_numbers=matrices),
+    "m3": functools.partial(optim.m3, weight_dimension_numbers=matrices),
     "delta_momentum": optim.delta_momentum,
     "deep_momentum": optim.deep_momentum,
     "preconditioned_momentum": functools.partial(
@@ -72,6 +119,45 @@ _NOT_ARGUMENTS = {
     "muon_weight_dimension_numbers": None,
     "preconditioner": None,
 }
+
+
+def optimizer_named(name: str) -> Callable[..., optax.GradientTransformation]:
+    """The function that makes an optimiser: one of the package's, or one's own by its dotted name.
+
+    One's own is called as `f(learning_rate, **arguments)`, where the rate is an Optax schedule. It sees
+    gradients and parameters of at least float32; if it takes `weight_dimension_numbers`, it is given
+    `matrices`.
+
+    Raises:
+      SettingError: if there is none, with the nearest names.
+    """
+    if name in OPTIMIZERS:
+        return OPTIMIZERS[name]
+    if "." not in name:
+        near = difflib.get_close_matches(name, OPTIMIZERS) or sorted(OPTIMIZERS)
+        raise SettingError(f"name={name!r} is not known; nearest: {', '.join(near)}")
+    try:
+        make = find(name)
+    except ValueError as error:
+        raise SettingError(f"name={name!r}: {error}") from error
+    if not callable(make):
+        raise SettingError(f"name={name!r} is {type(make).__name__}, not a function")
+
+    @functools.wraps(make)
+    def own(*args, **arguments):
+        with calling(name):
+            made = make(*args, **arguments)
+        if not isinstance(made, optax.GradientTransformation):
+            raise ValueError(
+                f"optimizer.name={name!r} gives {type(made).__name__}, not an "
+                f"optax.GradientTransformation"
+            )
+        return in_float32(made)
+
+    taken = [
+        key for key in inspect.signature(make).parameters if key.endswith("_dimension_numbers")
+    ]
+    return functools.partial(own, **dict.fromkeys(taken, matrices))
 
 
 def needs_layer_inputs(config: Mapping[str, Any]) -> bool:
@@ -124,21 +210,22 @@ def make_optimizer(config: Mapping[str, Any], steps: int) -> optax.GradientTrans
     _check(config, "clip_norm", 0)
     _check(config, "weight_decay", 0)
     name, arguments = config["name"], dict(config["arguments"])
-    if name not in OPTIMIZERS:
-        near = difflib.get_close_matches(name, OPTIMIZERS) or sorted(OPTIMIZERS)
-        raise ValueError(f"optimizer.name={name!r} is not known; nearest: {', '.join(near)}")
-    make = OPTIMIZERS[name]
+    with located("optimizer"):
+        make = optimizer_named(name)
     known = inspect.signature(make).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
     allowed = [argument for argument in known if argument not in _NOT_ARGUMENTS]
     for argument in arguments:
         if argument in allowed:
             continue
-        if argument in known:
+        if argument in _NOT_ARGUMENTS and (argument in known or takes_any):
             elsewhere = _NOT_ARGUMENTS[argument]
             raise ValueError(
                 f"optimizer.arguments.{argument} cannot be set there; "
                 + (f"set {elsewhere}" if elsewhere else f"{name!r} has its own here")
             )
+        if takes_any:
+            continue
         near = difflib.get_close_matches(argument, allowed) or sorted(allowed)
         raise ValueError(
             f"optimizer.arguments.{argument} is no argument of {name!r}; nearest: {', '.join(near)}"
@@ -189,10 +276,19 @@ def _labels(params: Any, names: Mapping[str, int]) -> Any:
 
 
 def decayed(params: Any) -> Any:
-    """Which parameters decay: maps, but no embeddings, norms, biases, convolutions, steps, tokens."""
+    """Which parameters decay: maps, but no embeddings, norms, biases, convolutions, steps, tokens.
+
+    Of a sequence layer of one's own, those that are matrices.
+    """
 
     def rule(path, leaf):
         name = leaf_name(path)
+        own = own_leaf(name)
+        if own is not None:
+            try:
+                return _own_rule(*own, leaf) is not None
+            except ValueError:  # of three axes or more, and only M3 needs to know which they are
+                return True
         return leaf.ndim > 1 and not any(
             part in name
             for part in (

@@ -24,7 +24,7 @@ from jax.sharding import AxisType, Mesh
 import tests.conftest  # noqa: F401
 from hope_jax import optim
 from hope_jax.models import LanguageModel, LanguageModelConfig
-from hope_jax.training.optimizer import MATRICES
+from hope_jax.training.optimizer import matrices
 from hope_jax.training.sharding import AXES
 from hope_jax.training.step import abstract_state, init_state, make_train_step, put_batch
 from tests.models.exact_attention import exact_attention
@@ -83,7 +83,7 @@ def either_optimizer(dtype: str) -> optax.GradientTransformationExtraArgs:
     """AdamW or M3, as a number in the state says: one program for two optimisers."""
     adamw = optax.with_extra_args_support(optax.adamw(0.01))
     # The slow momentum takes part from the third step on.
-    m3 = optim.m3(0.01, slow_every=2, slow_dtype=dtype, weight_dimension_numbers=MATRICES)
+    m3 = optim.m3(0.01, slow_every=2, slow_dtype=dtype, weight_dimension_numbers=matrices)
 
     def init(params):
         return jnp.zeros((), jnp.int32), adamw.init(params), m3.init(params)
