@@ -1253,4 +1253,16 @@ FAULTS = [
         "                if trials and self.free and not self.running:",
         "tests/comparison/test_jobs.py::test_two_runs_go_on_at_once_on_cores_of_their_own",
     ),
+    Fault(
+        "hope_jax/models/safetensors_folder.py",
+        "np.ascontiguousarray(leaf) for",
+        "np.asarray(leaf, np.float16) for",
+        "tests/commands/test_convert_safetensors.py::test_a_model_goes_out_and_back_to_the_bit",
+    ),
+    Fault(
+        "hope_jax/models/safetensors_folder.py",
+        "found.keys() ^ expected.keys()",
+        "found.keys() - expected.keys()",
+        "tests/commands/test_convert_safetensors.py::test_weights_that_do_not_fit_are_named",
+    ),
 ]
