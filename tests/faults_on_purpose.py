@@ -1289,4 +1289,16 @@ FAULTS = [
         "",
         "tests/test_extending.py::test_what_a_config_file_defines_is_found_beside_it",
     ),
+    Fault(
+        "hope_jax/models/safetensors_folder.py",
+        "np.ascontiguousarray(leaf) for",
+        "np.asarray(leaf, np.float16) for",
+        "tests/commands/test_convert_safetensors.py::test_a_model_goes_out_and_back_to_the_bit",
+    ),
+    Fault(
+        "hope_jax/models/safetensors_folder.py",
+        "found.keys() ^ expected.keys()",
+        "found.keys() - expected.keys()",
+        "tests/commands/test_convert_safetensors.py::test_weights_that_do_not_fit_are_named",
+    ),
 ]

@@ -1,12 +1,16 @@
-"""Makes a run of a Llama checkpoint in Hugging Face's format, or such a checkpoint of a run.
+"""Makes a run of a checkpoint in another format, or such a checkpoint of a run.
 
     hope convert --from_llama=FOLDER --workdir=DIR --config=experiments/stacked_llama.py
     hope convert --workdir=DIR --to_llama=FOLDER
+    hope convert --workdir=DIR --to_safetensors=FOLDER
+    hope convert --from_safetensors=FOLDER --workdir=NEW
+    hope convert --workdir=DIR --to_hub=FOLDER
 
 The first makes a run in which nothing has been trained yet: generate, evaluate and inspect with it at
 once, or train it with `hope train --workdir=DIR`. The config says all but the sizes of
 the model; with `model.in_context` the pre-trained MLPs become levels that learn while they read. The
-checkpoint's tokenizer and small files are copied into the run, and out again by the second.
+checkpoint's tokenizer and small files are copied into the run, and out again by the second. The others
+write and read any model, to the bit, with its config and tokenizer; `--to_hub` adds a model card.
 """
 
 import json
@@ -21,6 +25,8 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from hope_jax.commands.config import change_settings, define_config_flags, read_config
+from hope_jax.commands.convert_safetensors import export_safetensors, import_safetensors
+from hope_jax.commands.first_checkpoint import check_no_run, write_first_checkpoint
 from hope_jax.commands.trained_model import load_model, load_run_config
 from hope_jax.data.tokenizers import (
     COMPANIONS,
@@ -32,10 +38,7 @@ from hope_jax.data.tokenizers import (
 from hope_jax.data.whole_folder import check_writable, whole_folder
 from hope_jax.models import LanguageModel, LanguageModelConfig
 from hope_jax.models.llama import check_llama, read_llama, read_llama_config, write_llama
-from hope_jax.runs.checkpoint_writer import CheckpointWriter
 from hope_jax.training.config import RunConfig, whole_config
-from hope_jax.training.optimizer import make_optimizer
-from hope_jax.training.step import TrainState
 
 # Folder in a run of what the checkpoint held besides weights, its config first.
 KEPT = "llama"
@@ -67,8 +70,7 @@ def import_llama(folder: str, workdir: str, config: ConfigDict) -> None:
     Raises:
       ValueError: if the checkpoint cannot be read, or the folder holds another run.
     """
-    if (Path(workdir) / "config.json").exists():
-        raise ValueError(f"--workdir={workdir} holds a run already; give another folder")
+    check_no_run(workdir)
     own = {name: value for name, value in config.model.to_dict().items() if name in _OWN}
     model_config = read_llama_config(folder, **own)
     named = config.data.tokenizer != "bytes" and not any(_tokenizers(folder))
@@ -85,16 +87,8 @@ def import_llama(folder: str, workdir: str, config: ConfigDict) -> None:
     config = ConfigDict(config.to_dict())
     config.model = ConfigDict(json.loads(json.dumps(vars(model_config), default=dict)))
     config.data.tokenizer = tokenizer if named else str(kept / Path(tokenizer).name)
-    optimizer = make_optimizer(config.optimizer, config.steps)
-    checkpoints = CheckpointWriter(workdir, config, config.checkpoint.keep)
-    try:
-        if checkpoints.latest() is not None:
-            raise ValueError(f"--workdir={workdir} holds a run already; give another folder")
-        state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
-        _keep(Path(folder), kept)
-        checkpoints.save(0, state, {})
-    finally:
-        checkpoints.close()
+    _keep(Path(folder), kept)
+    write_first_checkpoint(workdir, config, params)
 
 
 def _keep(folder: Path, kept: Path) -> None:
@@ -143,22 +137,33 @@ def _rest(all_params: Any, given: Any) -> Any:
     return {name: value for name, value in all_params.items() if name not in given}
 
 
-UNEXPECTED = "folders are given as --from_llama=FOLDER, --to_llama=FOLDER and --workdir=DIR"
+# Flags of which one is given, and what they say of themselves.
+_WAYS = {
+    "from_llama": "Folder of a checkpoint to make a run of.",
+    "to_llama": "Folder to write the run's model to as a checkpoint.",
+    "from_safetensors": "Folder that --to_safetensors or --to_hub has written, to make a run of.",
+    "to_safetensors": "Folder to write the run's model, config and tokenizer to.",
+    "to_hub": "The same, with a model card.",
+}
+UNEXPECTED = (
+    "folders are given as --workdir=DIR and one of --" + "=FOLDER, --".join(_WAYS) + "=FOLDER"
+)
 
 
 def define_flags() -> None:
     """Defines the command's flags."""
     define_config_flags()
     flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
-    flags.DEFINE_string("from_llama", None, "Folder of a checkpoint to make a run of.")
-    flags.DEFINE_string("to_llama", None, "Folder to write the run's model to as a checkpoint.")
+    for name, meaning in _WAYS.items():
+        flags.DEFINE_string(name, None, meaning)
 
 
 def run() -> None:
     """Runs the command."""
     given = flags.FLAGS
-    if bool(given.from_llama) == bool(given.to_llama):
-        raise ValueError("give one of --from_llama and --to_llama")
+    ways = [name for name in _WAYS if given[name].value]
+    if len(ways) != 1:
+        raise ValueError("give one of --" + ", --".join(_WAYS))
     if given.from_llama and given.config is None:
         raise ValueError("--from_llama needs --config, such as experiments/stacked_llama.py")
     if given.from_llama:
@@ -167,6 +172,16 @@ def run() -> None:
         print(
             f"made a run in {given.workdir}; sample from it with\n"
             f'  hope generate --workdir={given.workdir} --prompt="Once upon a time"'
+        )
+    elif given.from_safetensors:
+        import_safetensors(given.from_safetensors, given.workdir)
+        print(f"made a run in {given.workdir}")
+    elif given.to_safetensors or given.to_hub:
+        folder = given.to_hub or given.to_safetensors
+        export_safetensors(given.workdir, folder, f"--{ways[0]}", card=bool(given.to_hub))
+        print(
+            f"wrote the model to {folder}; make a run of it with\n"
+            f"  hope convert --from_safetensors={folder} --workdir=NEW"
         )
     else:
         export_llama(given.workdir, given.to_llama)

@@ -125,7 +125,7 @@ def read_llama(folder: str | Path, config: LanguageModelConfig) -> Any:
     Raises:
       ValueError: if tensors are missing, left over, of other shapes, or hold what is no number.
     """
-    tensors = dict(_tensors(Path(folder)))
+    tensors = dict(read_tensors(Path(folder)))
     if config.tie_embeddings:
         tensors.pop("lm_head.weight", None)  # some write the table twice
     dtype, root = jnp.dtype(config.param_dtype), _root(config)
@@ -319,7 +319,12 @@ def _read_scaling(path: Path, rope: Mapping[str, Any]) -> dict[str, Any] | None:
     raise ValueError(f"{path}: RoPE scaling of type {kind!r}; what can be read is linear or llama3")
 
 
-def _tensors(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
+def read_tensors(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """The names and tensors of a folder of safetensors, in one file or several with an index.
+
+    Raises:
+      ValueError: if a file is missing, damaged, or only a pointer to it.
+    """
     index = folder / _INDEX
     if index.is_file():
         weight_map = _read_json(index).get("weight_map")

@@ -264,7 +264,7 @@ ARGUMENTS = {
     "evaluate --workdir={}/run {}/good.txt": "--text must have a value",
     "inspect --workdir={}/run --text={}/nowhere": "--text={}/nowhere is no file",
     "inspect --workdir={}/run --text={}/good.txt --output={}/empty.txt": "Not a directory",
-    "convert --workdir={}/new": "give one of --from_llama and --to_llama",
+    "convert --workdir={}/new": "give one of --from_llama, --to_llama",
     "convert --workdir={}/new --from_llama={}/sub --to_llama={}/sub": "give one of",
     "convert --workdir={}/new --from_llama={}/sub": "--from_llama needs --config",
     f"convert --workdir={{}}/new --from_llama={{}}/sub {CONFIG}": "holds no checkpoint in Hugging Face's",

@@ -1,0 +1,123 @@
+"""Any run's model as a folder of safetensors, with its config and tokenizer, and back."""
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+import hope_jax
+from hope_jax.commands.first_checkpoint import check_no_run, write_first_checkpoint
+from hope_jax.commands.trained_model import load_model, load_run_config
+from hope_jax.data.tokenizers import copy_tokenizer, load_tokenizer, tokenizer_file
+from hope_jax.data.whole_folder import check_writable, whole_folder
+from hope_jax.models import LanguageModel, LanguageModelConfig
+from hope_jax.models.safetensors_folder import read_params, write_params
+from hope_jax.runs.metrics import read_metrics
+from hope_jax.training.config import whole_config
+
+_CONFIG, _TYPE = "config.json", "hope_jax"
+# Folder in a run of the tokenizer that came with the weights.
+_KEPT = "tokenizer"
+
+
+def export_safetensors(workdir: str, folder: str, flag: str, card: bool = False) -> None:
+    """Writes a run's model as model.safetensors, config.json and a tokenizer.
+
+    Args:
+      workdir: folder of the run.
+      folder: to write; it must be empty or not there.
+      flag: that gave the folder, for the errors.
+      card: whether to add a README.md that tells what the model is.
+
+    Raises:
+      ValueError: if there is no run, or the folder cannot be written.
+    """
+    config = load_run_config(workdir)
+    with whole_folder(folder, flag) as aside:
+        _, params, _ = load_model(workdir)
+        write_params(aside, params)
+        about = {"model_type": _TYPE, "hope_jax_version": hope_jax.__version__}
+        about["run"] = config.to_dict()
+        (aside / _CONFIG).write_text(json.dumps(about, indent=2, default=dict) + "\n")
+        copy_tokenizer(config.data.tokenizer, aside)
+        if card:
+            count = sum(leaf.size for leaf in jax.tree.leaves(params))
+            (aside / "README.md").write_text(_card(workdir, config, count))
+
+
+def import_safetensors(folder: str, workdir: str) -> None:
+    """Makes a run at step 0 of what `export_safetensors` has written.
+
+    Args:
+      folder: that was written.
+      workdir: folder of the run.
+
+    Raises:
+      ValueError: if the folder cannot be read, or `workdir` holds another run.
+    """
+    check_no_run(workdir)
+    path = Path(folder) / _CONFIG
+    try:
+        about = json.loads(path.read_text())
+        known = about["model_type"] == _TYPE
+        config = ConfigDict(about["run"]) if known else None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} cannot be read as a config of hope_jax ({error!r})") from error
+    if config is None:
+        raise ValueError(
+            f"{path} is of model_type={about['model_type']!r}, not {_TYPE!r}; a Llama is read with "
+            f"--from_llama={folder}"
+        )
+    config = whole_config(config)
+    model = LanguageModel(LanguageModelConfig.from_config_dict(config.model))
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), tokens)["params"])
+    params = jax.tree.map(jnp.asarray, read_params(folder, shapes))
+    if config.data.tokenizer != "bytes":
+        source = str(tokenizer_file(folder))
+        load_tokenizer(source)
+        kept = Path(workdir).absolute() / _KEPT
+        check_writable(kept / "tokenizer.json", "--workdir")
+        kept.mkdir(parents=True, exist_ok=True)
+        copy_tokenizer(source, kept)
+        config.data.tokenizer = str(kept / Path(source).name)
+    write_first_checkpoint(workdir, config, params)
+
+
+def _card(workdir: str, config: ConfigDict, count: int) -> str:
+    """What a hub shows of a model."""
+    data = next((f"`{config.data[n]}`" for n in ("files", "tfds", "tokens") if config.data[n]), "")
+    losses = [line for line in read_metrics(workdir) if "validation_loss" in line]
+    loss = (
+        f"{losses[-1]['validation_loss']:.4f} nats per token at step {losses[-1]['step']}"
+        if losses
+        else "not measured"
+    )
+    return f"""---
+library_name: hope_jax
+license: other
+license_name: to-be-chosen
+pipeline_tag: text-generation
+tags:
+- jax
+- hope_jax
+- nested-learning
+---
+
+# A language model of hope_jax
+
+* Parameters: {count:,}, {config.model.param_dtype}.
+* Layers: {config.model.num_layers}, of width {config.model.width}.
+* Data: {data or "the standard library of the Python that trained it"}; tokenizer in this folder.
+* Validation loss: {loss}.
+
+The licence is its author's to choose: put it into the lines at the top. Load it with
+
+```
+hope convert --from_safetensors=FOLDER --workdir=runs/it
+hope generate --workdir=runs/it --prompt="Once upon a time"
+```
+"""

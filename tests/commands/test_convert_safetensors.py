@@ -1,0 +1,62 @@
+"""A run's model as safetensors, and back."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from flax import linen as nn
+from safetensors.flax import load_file, save_file
+
+from hope_jax.commands.first_checkpoint import write_first_checkpoint
+from hope_jax.commands.trained_model import load_model
+from hope_jax.models import LanguageModel, LanguageModelConfig
+from tests.commands.in_process import hope
+from tests.training.runs import load_config
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of a Hope with bfloat16 parameters and levels that learn in context, and its export."""
+    folder = tmp_path_factory.mktemp("run")
+    config = load_config("hope")
+    config.model.update(width=16, num_layers=2, num_heads=2, mlp_width=16, param_dtype="bfloat16")
+    levels = (8,) * config.model.cms_levels
+    config.model.in_context = {"chunks": levels, "step_size": 0.1, "blocks": 1}
+    model = LanguageModel(LanguageModelConfig.from_config_dict(config.model))
+    shapes = nn.unbox(
+        jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 1), np.int32))["params"]
+    )
+    draw = np.random.default_rng(0).standard_normal
+    params = jax.tree.map(lambda leaf: jax.numpy.asarray(draw(leaf.shape), leaf.dtype), shapes)
+    write_first_checkpoint(str(folder / "run"), config, params)
+    assert hope("convert", f"--workdir={folder}/run", f"--to_hub={folder}/hub") == 0
+    return folder
+
+
+def test_a_model_goes_out_and_back_to_the_bit(run):
+    assert hope("convert", f"--from_safetensors={run}/hub", f"--workdir={run}/new") == 0
+    (model, params, _), (other, back, _) = (load_model(str(run / n)) for n in ("run", "new"))
+    assert model.config == other.config and model.config.adapting_blocks == 1
+    assert "bfloat16" in {str(leaf.dtype) for leaf in jax.tree.leaves(params)}
+    assert jax.tree.structure(params) == jax.tree.structure(back)
+    for mine, theirs in zip(jax.tree.leaves(params), jax.tree.leaves(back), strict=True):
+        assert mine.dtype == theirs.dtype
+        assert np.asarray(mine).tobytes() == np.asarray(theirs).tobytes()
+
+
+def test_the_card_says_what_was_measured(run):
+    card = (run / "hub" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: hope_jax\n")
+    assert "Validation loss: not measured" in card and "bfloat16" in card
+
+
+def test_weights_that_do_not_fit_are_named(run, tmp_path, capsys):
+    weights = load_file(run / "hub" / "model.safetensors")
+    del weights["embedding"]
+    save_file(weights, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text((run / "hub" / "config.json").read_text())
+    command = ("convert", f"--from_safetensors={tmp_path}", f"--workdir={tmp_path}/new")
+    assert hope(*command) == 2 and "lacks embedding" in capsys.readouterr().err
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    assert hope(*command) == 2 and "cannot be read" not in capsys.readouterr().err
