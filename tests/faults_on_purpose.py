@@ -1253,4 +1253,16 @@ FAULTS = [
         "                if trials and self.free and not self.running:",
         "tests/comparison/test_jobs.py::test_two_runs_go_on_at_once_on_cores_of_their_own",
     ),
+    Fault(
+        "hope_jax/optim/m3.py",
+        "            later = optax.safe_increment(count)\n",
+        "            later = count\n",
+        "tests/optim/test_m3.py::test_without_newton_schulz_the_two_momenta_add_in_their_own_units[ema-True]",
+    ),
+    Fault(
+        "hope_jax/optim/m3.py",
+        "                    mu_dtype=mu_dtype,\n                    nesterov=nesterov,\n                )\n            ),\n",
+        "                    mu_dtype=mu_dtype,\n                )\n            ),\n",
+        "tests/optim/test_m3.py::test_everything_else_is_adamw",
+    ),
 ]

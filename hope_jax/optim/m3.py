@@ -85,9 +85,9 @@ def _refuse_lossy(path: tuple, leaf: jax.Array, mu_dtype: Any) -> None:
 def scale_by_m3(
     b1: chex.Numeric = 0.95,
     b2: chex.Numeric = 0.95,
-    b3: chex.Numeric = 0.9,
-    alpha: chex.Numeric = 0.5,
-    slow_every: int = 16,
+    b3: chex.Numeric = 0.75,
+    alpha: chex.Numeric = 0.2,
+    slow_every: int = 4,
     ns_steps: int = 5,
     ns_coeffs: Coefficients = QUINTIC,
     eps: chex.Numeric = 1e-8,
@@ -266,9 +266,9 @@ def m3(
     learning_rate: ScalarOrSchedule,
     b1: chex.Numeric = 0.95,
     b2: chex.Numeric = 0.95,
-    b3: chex.Numeric = 0.9,
-    alpha: chex.Numeric = 0.5,
-    slow_every: int = 16,
+    b3: chex.Numeric = 0.75,
+    alpha: chex.Numeric = 0.2,
+    slow_every: int = 4,
     ns_steps: int = 5,
     ns_coeffs: Coefficients = QUINTIC,
     eps: chex.Numeric = 1e-8,
@@ -293,7 +293,7 @@ def m3(
     r"""M3: multi-scale momentum Muon.
 
     M3 remembers gradients at two speeds, orthogonalises both memories and adds them. As printed
-    (Algorithm 1; `accumulate="sum"`, `scale="literal"`), with :math:`f` for `slow_every`:
+    (Algorithm 1; `accumulate="sum"`, `scale="literal"`, `nesterov=False`), with :math:`f` for `slow_every`:
 
     .. math::
       \begin{align*}

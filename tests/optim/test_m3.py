@@ -167,7 +167,7 @@ def test_one_huge_gradient_is_survived_and_forgotten():
 
 def test_sums_of_bfloat16_gradients_lose_nothing():
     """An update changes each of these sums by less than half of a bfloat16 number's last place."""
-    optimizer = m3(0.1, b1=0.999, b2=0.999, slow_every=1024)
+    optimizer = m3(0.1, b1=0.999, b2=0.999, b3=0.9, slow_every=1024)
     params = {"w": jnp.ones((2, 2), jnp.bfloat16), "bias": jnp.ones(2, jnp.bfloat16)}
 
     @jax.jit
