@@ -293,7 +293,8 @@ def m3(
     r"""M3: multi-scale momentum Muon.
 
     M3 remembers gradients at two speeds, orthogonalises both memories and adds them. As printed
-    (Algorithm 1; `accumulate="sum"`, `scale="literal"`, `nesterov=False`), with :math:`f` for `slow_every`:
+    (Algorithm 1; `accumulate="sum"`, `scale="literal"`, `nesterov=False`), with :math:`f` for
+    `slow_every`:
 
     .. math::
       \begin{align*}
