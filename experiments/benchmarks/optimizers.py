@@ -22,7 +22,7 @@ import optax
 from hope_jax.optim import adamuon, m3, newton_schulz
 from hope_jax.optim.newton_schulz import QUINTIC, _iterate
 
-SLOW_EVERY = 16
+STEPS = 16  # whole slow steps of M3
 
 
 def matrices(shapes: list[tuple[tuple[int, int], int]]) -> dict[str, jax.Array]:
@@ -102,7 +102,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--small", action="store_true", help="matrices of 32x32 and 32x96")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=SLOW_EVERY, help="updates in a measurement")
+    parser.add_argument("--steps", type=int, default=STEPS, help="updates in a measurement")
     arguments = parser.parse_args()
     side = 32 if arguments.small else 512
     params = matrices([((side, side), 24), ((side, 3 * side), 8)])
@@ -118,7 +118,7 @@ def main() -> None:
     optimizers = {
         "adamw": optax.adamw(1e-3),
         "optax.contrib.muon": optax.contrib.muon(1e-3),
-        "m3": m3(1e-3, slow_every=SLOW_EVERY),
+        "m3": m3(1e-3),
         "m3, every step slow": m3(1e-3, slow_every=1),
         "adamuon": adamuon(1e-3),
     }
@@ -158,9 +158,7 @@ def main() -> None:
 
     for number in (1, 2, 4, 8, 16, 32):
         some = matrices([((side, side), number)])
-        median, spread = measure(
-            {"m3": m3(1e-3, slow_every=SLOW_EVERY)}, some, arguments.repeats, arguments.steps
-        )["m3"]
+        median, spread = measure({"m3": m3(1e-3)}, some, arguments.repeats, arguments.steps)["m3"]
         emit(
             kind="count",
             matrices=number,

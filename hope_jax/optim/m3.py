@@ -85,9 +85,9 @@ def _refuse_lossy(path: tuple, leaf: jax.Array, mu_dtype: Any) -> None:
 def scale_by_m3(
     b1: chex.Numeric = 0.95,
     b2: chex.Numeric = 0.95,
-    b3: chex.Numeric = 0.9,
-    alpha: chex.Numeric = 0.5,
-    slow_every: int = 16,
+    b3: chex.Numeric = 0.75,
+    alpha: chex.Numeric = 0.2,
+    slow_every: int = 4,
     ns_steps: int = 5,
     ns_coeffs: Coefficients = QUINTIC,
     eps: chex.Numeric = 1e-8,
@@ -98,6 +98,7 @@ def scale_by_m3(
     accumulate: Literal["ema", "sum"] = "ema",
     scale: Literal["rms", "literal"] = "rms",
     second_moment: Literal["gradient", "update", "none"] = "gradient",
+    nesterov: bool = True,
     precision: jax.lax.PrecisionLike = None,
     weight_dimension_numbers: WeightDimensionNumbers | None = None,
 ) -> GradientTransformationExtraArgs:
@@ -124,6 +125,7 @@ def scale_by_m3(
         sums that never decay.
       scale: "rms" gives every matrix's update the root mean square `rms`; "literal" leaves it.
       second_moment: Of the "gradient", of the orthogonalised "update" (AdaMuon), or "none".
+      nesterov: Whether the gradient counts once more in the fast momentum that is orthogonalised.
       precision: Precision of the Newton-Schulz products.
       weight_dimension_numbers: See :func:`hope_jax.optim.m3`.
 
@@ -204,7 +206,12 @@ def scale_by_m3(
             return orthogonalize(low, axes, ns_steps, ns_coeffs, precision=precision)
 
         m1 = moment(updates, state.m1, b1)
-        direction = widen(orthogonal(without_bias(m1, b1, count)))
+        fast = without_bias(m1, b1, count)
+        if nesterov:
+            # The biases are corrected as in Optax's Adam and Muon.
+            later = optax.safe_increment(count)
+            fast = moment(without_bias(widen(updates), b1, count), without_bias(m1, b1, later), b1)
+        direction = widen(orthogonal(fast))
 
         m2, o2 = state.m2, state.o2
         if has_slow:
@@ -259,9 +266,9 @@ def m3(
     learning_rate: ScalarOrSchedule,
     b1: chex.Numeric = 0.95,
     b2: chex.Numeric = 0.95,
-    b3: chex.Numeric = 0.9,
-    alpha: chex.Numeric = 0.5,
-    slow_every: int = 16,
+    b3: chex.Numeric = 0.75,
+    alpha: chex.Numeric = 0.2,
+    slow_every: int = 4,
     ns_steps: int = 5,
     ns_coeffs: Coefficients = QUINTIC,
     eps: chex.Numeric = 1e-8,
@@ -274,6 +281,7 @@ def m3(
     accumulate: Literal["ema", "sum"] = "ema",
     scale: Literal["rms", "literal"] = "rms",
     second_moment: Literal["gradient", "update", "none"] = "gradient",
+    nesterov: bool = True,
     precision: jax.lax.PrecisionLike = None,
     weight_dimension_numbers: WeightDimensionNumbers | None = None,
     adam_b1: chex.Numeric = 0.9,
@@ -285,7 +293,8 @@ def m3(
     r"""M3: multi-scale momentum Muon.
 
     M3 remembers gradients at two speeds, orthogonalises both memories and adds them. As printed
-    (Algorithm 1; `accumulate="sum"`, `scale="literal"`), with :math:`f` for `slow_every`:
+    (Algorithm 1; `accumulate="sum"`, `scale="literal"`, `nesterov=False`), with :math:`f` for
+    `slow_every`:
 
     .. math::
       \begin{align*}
@@ -332,6 +341,8 @@ def m3(
       accumulate: "ema" or "sum", see above.
       scale: "rms" or "literal", see above.
       second_moment: Of the "gradient", of the orthogonalised "update" (AdaMuon), or "none".
+      nesterov: Whether the gradient counts once more in the fast momentum that is orthogonalised, and
+        in AdamW's first moment, as in Optax's Muon.
       precision: Precision of the Newton-Schulz products.
       weight_dimension_numbers: Which leaves are weight matrices and along which axes: an
         `optax.contrib.MuonDimensionNumbers` (all other axes are batch: stacked layers, heads), a
@@ -400,6 +411,7 @@ def m3(
                     accumulate=accumulate,
                     scale=scale,
                     second_moment=second_moment,
+                    nesterov=nesterov,
                     precision=precision,
                     weight_dimension_numbers=weight_dimension_numbers,
                 ),
@@ -415,6 +427,7 @@ def m3(
                     eps_root=adam_eps_root,
                     weight_decay=adam_weight_decay,
                     mu_dtype=mu_dtype,
+                    nesterov=nesterov,
                 )
             ),
         },
@@ -459,7 +472,7 @@ def adamuon(
     return m3(learning_rate, b1=b1, b2=b2, **_ADAMUON, **options)
 
 
-_ADAMUON: dict[str, Any] = {"alpha": 0, "second_moment": "update"}
+_ADAMUON: dict[str, Any] = {"alpha": 0, "second_moment": "update", "nesterov": False}
 
 
 def _signature_of_adamuon() -> inspect.Signature:

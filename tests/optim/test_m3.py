@@ -32,10 +32,12 @@ def numpy_algorithm_1(gradients, w, rate, b1, b2, b3, alpha, f, steps, eps):
     return trajectory
 
 
-def numpy_ema(gradients, w, rate, b1, b2, b3, alpha, f, steps, eps, rms, of_update):
+def numpy_ema(gradients, w, rate, b1, b2, b3, alpha, f, steps, eps, rms, of_update, nesterov):
     """The averaging form, every average written as the weighted sum that it is.
 
-    A second moment of gradients has its matrix's mean in it, by a share of 0.8^t.
+    A second moment of gradients has its matrix's mean in it, by a share of 0.8^t. With `nesterov` the
+    last gradient has the weight of one more: as Dozat's NAdam, 1 - b1 over the weights' sum so far,
+    beside b1 times the average, whose sum of weights counts one gradient more than there is.
     """
 
     def average(history, decay):
@@ -44,7 +46,11 @@ def numpy_ema(gradients, w, rate, b1, b2, b3, alpha, f, steps, eps, rms, of_upda
 
     trajectory, directions = [], []
     for t in range(1, len(gradients) + 1):
-        o = numpy_newton_schulz(average(gradients[:t], b1), steps, QUINTIC)
+        fast = average(gradients[:t], b1)
+        if nesterov:
+            fast = b1 * fast * (1 - b1**t) / (1 - b1 ** (t + 1))
+            fast = fast + (1 - b1) * gradients[t - 1] / (1 - b1**t)
+        o = numpy_newton_schulz(fast, steps, QUINTIC)
         chunks = [np.mean(gradients[i : i + f], axis=0) for i in range(0, (t - 1) // f * f, f)]
         if chunks:
             o = o + alpha * numpy_newton_schulz(average(chunks, b3), steps, QUINTIC)
@@ -87,17 +93,24 @@ def test_literal_form_is_algorithm_1_over_50_steps(shape):
     expected = numpy_algorithm_1(list(gradients), w, 0.1, f=7, steps=5, **constants)
     with jax.enable_x64(True):
         optimizer = m3(
-            0.1, slow_every=7, accumulate="sum", scale="literal", slow_dtype="float64", **constants
+            0.1,
+            slow_every=7,
+            accumulate="sum",
+            scale="literal",
+            nesterov=False,
+            slow_dtype="float64",
+            **constants,
         )
         result = trajectory(optimizer, jnp.asarray(gradients), jnp.asarray(w))
     np.testing.assert_allclose(result, expected, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("nesterov", [False, True])
 @pytest.mark.parametrize("second_moment", ["gradient", "update"])
-def test_averaging_form_over_50_steps(second_moment):
+def test_averaging_form_over_50_steps(second_moment, nesterov):
     gradients = np.random.default_rng(0).normal(size=(50, 3, 5))
     w = np.random.default_rng(1).normal(size=(3, 5))
-    constants = dict(b1=0.9, b2=0.7, b3=0.6, alpha=0.8, eps=1e-3, rms=0.3)
+    constants = dict(b1=0.9, b2=0.7, b3=0.6, alpha=0.8, eps=1e-3, rms=0.3, nesterov=nesterov)
     expected = numpy_ema(
         list(gradients), w, 0.1, f=4, steps=5, of_update=second_moment == "update", **constants
     )
@@ -154,7 +167,7 @@ def test_one_huge_gradient_is_survived_and_forgotten():
 
 def test_sums_of_bfloat16_gradients_lose_nothing():
     """An update changes each of these sums by less than half of a bfloat16 number's last place."""
-    optimizer = m3(0.1, b1=0.999, b2=0.999, slow_every=1024)
+    optimizer = m3(0.1, b1=0.999, b2=0.999, b3=0.9, slow_every=1024)
     params = {"w": jnp.ones((2, 2), jnp.bfloat16), "bias": jnp.ones(2, jnp.bfloat16)}
 
     @jax.jit
@@ -185,7 +198,7 @@ def test_complex_weights_in_every_form():
     real, imaginary = np.random.default_rng(0).normal(size=(2, 9, 3, 5))
     gradients = real + 1j * imaginary
     w = np.zeros((3, 5), complex)
-    constants = dict(b1=0.9, b2=0.7, b3=0.6, alpha=0.8, eps=1e-3, rms=0.3)
+    constants = dict(b1=0.9, b2=0.7, b3=0.6, alpha=0.8, eps=1e-3, rms=0.3, nesterov=True)
     with jax.enable_x64(True):
         for form in ("gradient", "update"):
             expected = numpy_ema(
@@ -209,11 +222,12 @@ def test_cached_direction_in_bfloat16_costs_no_more_than_its_rounding():
     assert 0 < difference < 2e-3
 
 
-def test_without_slow_and_second_moment_it_is_muon():
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_without_slow_and_second_moment_it_is_muon(nesterov):
     gradients, w = list(random(12, 4, 6)), random(4, 6, seed=1)
-    ours = scale_by_m3(alpha=0, second_moment="none", scale="literal")
+    ours = scale_by_m3(alpha=0, second_moment="none", scale="literal", nesterov=nesterov)
     muon = optax.contrib.scale_by_muon(
-        nesterov=False, weight_dimension_numbers=MuonDimensionNumbers()
+        nesterov=nesterov, weight_dimension_numbers=MuonDimensionNumbers()
     )
     np.testing.assert_allclose(
         trajectory(ours, gradients, w), trajectory(muon, gradients, w), atol=2e-4, rtol=1e-4
@@ -222,11 +236,12 @@ def test_without_slow_and_second_moment_it_is_muon():
 
 def test_without_newton_schulz_and_slow_it_is_adam():
     gradients, w = list(random(12, 4, 6)), random(4, 6, seed=1)
-    ours = m3(0.1, b1=0.9, b2=0.99, alpha=0, ns_steps=0, scale="literal")
-    adam = optax.adam(0.1, b1=0.9, b2=0.99)
-    np.testing.assert_allclose(
-        trajectory(ours, gradients, w), trajectory(adam, gradients, w), atol=1e-5
-    )
+    for nesterov in (False, True):
+        ours = m3(0.1, b1=0.9, b2=0.99, alpha=0, ns_steps=0, scale="literal", nesterov=nesterov)
+        adam = optax.adam(0.1, b1=0.9, b2=0.99, nesterov=nesterov)
+        np.testing.assert_allclose(
+            trajectory(ours, gradients, w), trajectory(adam, gradients, w), atol=1e-5
+        )
 
 
 def test_adamuon_is_the_published_step():
@@ -333,7 +348,7 @@ def test_everything_else_is_adamw():
         adam_weight_decay=0.1,
         adam_learning_rate=0.02,
     )
-    theirs = optax.adamw(0.02, b1=0.8, b2=0.9, eps=1e-2, eps_root=1e-2, weight_decay=0.1)
+    theirs = optax.nadamw(0.02, b1=0.8, b2=0.9, eps=1e-2, eps_root=1e-2, weight_decay=0.1)
     update = jax.jit(ours.update)
     state, their_state = ours.init(params), theirs.init(params)
     for step in range(3):
@@ -344,7 +359,7 @@ def test_everything_else_is_adamw():
         np.testing.assert_allclose(updates[name], expected[name], rtol=1e-5)
     assert not np.allclose(updates["w"], expected["w"])
     # One learning rate for both unless AdamW has its own.
-    first, _ = m3(0.02).update(params, m3(0.02).init(params), params)
+    first, _ = m3(0.02, nesterov=False).update(params, m3(0.02).init(params), params)
     np.testing.assert_allclose(first["bias"], -0.02 * jnp.sign(params["bias"]), rtol=1e-5)
 
 
@@ -402,17 +417,21 @@ def test_scale_by_m3_names_a_leaf_that_is_no_matrix():
         scale_by_m3().init({"blocks": [{"b": jnp.ones(6), "w": jnp.ones((4, 6))}]})
 
 
+@pytest.mark.parametrize("nesterov", [False, True])
 @pytest.mark.parametrize("accumulate", ["ema", "sum"])
-def test_without_newton_schulz_the_two_momenta_add_in_their_own_units(accumulate):
+def test_without_newton_schulz_the_two_momenta_add_in_their_own_units(accumulate, nesterov):
     """Newton-Schulz hides the momenta's scale; without it the printed factors show."""
     gradients, f = np.random.default_rng(0).normal(size=(7, 3, 4)), 3
     chunks = [gradients[0:3], gradients[3:6]]
     if accumulate == "ema":
         weights = 0.8 ** np.arange(7)[::-1]
         fast = np.tensordot(weights / weights.sum(), gradients, axes=1)
+        if nesterov:
+            fast = fast * 0.8 * (1 - 0.8**7) / (1 - 0.8**8) + 0.2 * gradients[6] / (1 - 0.8**7)
         slow = (0.6 * chunks[0].mean(axis=0) + chunks[1].mean(axis=0)) / 1.6
     else:
         fast, slow = 0.8 * gradients.sum(axis=0), 0.6 * gradients[:6].sum(axis=0)
+        fast = fast + nesterov * 0.8 * gradients[6]
     with jax.enable_x64(True):
         optimizer = scale_by_m3(
             b1=0.8,
@@ -424,6 +443,7 @@ def test_without_newton_schulz_the_two_momenta_add_in_their_own_units(accumulate
             accumulate=accumulate,
             scale="literal",
             second_moment="none",
+            nesterov=nesterov,
         )
         state = optimizer.init(jnp.zeros((3, 4)))
         for gradient in jnp.asarray(gradients):
