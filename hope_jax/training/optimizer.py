@@ -3,6 +3,7 @@
 import difflib
 import functools
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ import optax
 from optax.contrib import MuonDimensionNumbers
 
 from hope_jax import optim
-from hope_jax.optim.matrices import leaf_name
+from hope_jax.optim.matrices import ADAMW, is_axes, leaf_name, resolve_axes
 from hope_jax.optim.precision import in_float32
 from hope_jax.optim.ranges import check_range
 
@@ -72,6 +73,29 @@ _NOT_ARGUMENTS = {
     "muon_weight_dimension_numbers": None,
     "preconditioner": None,
 }
+
+
+def split_leaves(name: str, params: Any) -> dict[str, list[int]]:
+    """How an optimiser treats a model's parameters: the sizes of its arrays under each rule.
+
+    Args:
+      name: of the optimiser.
+      params: the parameters, or their shapes.
+    """
+    arguments = getattr(OPTIMIZERS[name], "keywords", {})
+    takes = {"weight_dimension_numbers", "muon_weight_dimension_numbers"}
+    rules = jax.tree.map(lambda _: None, params)
+    if takes & arguments.keys():
+        rules = resolve_axes(MATRICES, params)
+    found: dict[str, list[int]] = {}
+    for leaf, rule in zip(
+        jax.tree.leaves(params),
+        jax.tree.leaves(rules, is_leaf=lambda x: x is None or is_axes(x)),
+        strict=True,
+    ):
+        how = {None: f"under {name}", ADAMW: "under AdamW"}.get(rule, f"as matrices under {name}")
+        found.setdefault(how, []).append(math.prod(leaf.shape))
+    return dict(sorted(found.items(), key=lambda item: item[0] == "under AdamW"))
 
 
 def needs_layer_inputs(config: Mapping[str, Any]) -> bool:
