@@ -88,7 +88,13 @@ def test_other_rates_are_taken_where_they_can_only_be_meant(capsys):
 
 @pytest.mark.parametrize(
     "change",
-    ["model.width=32", "data.batch_size=16", "seed=1", "optimizer.name=sgd", "accumulate=2"],
+    [
+        "model.width=32",
+        "data.batch_size=16",
+        "seed=1",
+        "optimizer.name=sgd",
+        "optimizer.arguments.b1=0.8",
+    ],
 )
 def test_what_would_change_the_mathematics_names_the_way_out(change, capsys):
     train("--config=config.py", "--workdir=run")
@@ -131,6 +137,10 @@ def test_a_run_begins_from_anothers_weights(tmp_path, capsys):
     assert "holds a run that was begun by itself" in capsys.readouterr().err
 
 
+def counts_steps(node):
+    return "count" in getattr(node, "_fields", ())
+
+
 @pytest.mark.parametrize("with_optimizer", [False, True])
 def test_the_optimisers_state_comes_along_if_asked_for(tmp_path, with_optimizer, monkeypatch):
     config = tiny_config(tmp_path, **{"evaluate.sample_tokens": 0})
@@ -145,9 +155,8 @@ def test_the_optimisers_state_comes_along_if_asked_for(tmp_path, with_optimizer,
     assert int(new.step) == 1
     counts = {"adam": [], "schedule": []}
     for state in (old, new):
-        nodes = jax.tree.leaves(state.optimizer, is_leaf=lambda x: hasattr(x, "count"))
-        for node in nodes:
-            if hasattr(node, "count"):
+        for node in jax.tree.leaves(state.optimizer, is_leaf=counts_steps):
+            if counts_steps(node):
                 counts["adam" if hasattr(node, "mu") else "schedule"].append(int(node.count))
     # The schedule begins anew; Adam's correction of its moments does only where they do.
     assert counts == {"adam": [6, 7 if with_optimizer else 1], "schedule": [6, 1]}
