@@ -1313,4 +1313,52 @@ FAULTS = [
         "                    mu_dtype=mu_dtype,\n                )\n            ),\n",
         "tests/optim/test_m3.py::test_everything_else_is_adamw",
     ),
+    Fault(
+        "hope_jax/commands/train.py",
+        '("steps",) if given.config is not None else',
+        '("steps", *RATES) if given.config is not None else',
+        "tests/training/test_changed_runs.py::test_other_rates_are_taken_where_they_can_only_be_meant",
+    ),
+    Fault(
+        "hope_jax/runs/checkpoint_writer.py",
+        '                if not (self.folder / "config.json").exists():\n                    keep_config',
+        "                if True:\n                    keep_config",
+        "tests/training/test_changed_runs.py::test_a_rate_that_changes_the_optimisers_state_is_refused_and_nothing_is_written",
+    ),
+    Fault(
+        "hope_jax/training/loop.py",
+        "    if origin is not None and not checkpoint_steps(workdir):",
+        "    if origin is not None:",
+        "tests/training/test_changed_runs.py::test_a_run_begins_from_anothers_weights",
+    ),
+    Fault(
+        "hope_jax/training/start.py",
+        "restart_schedules(read.optimizer))",
+        "read.optimizer)",
+        "tests/training/test_changed_runs.py::test_the_optimisers_state_comes_along_if_asked_for",
+    ),
+    Fault(
+        "hope_jax/runs/run_tokenizer.py",
+        "    return name if own is None else str(own)",
+        "    return name",
+        "tests/training/test_changed_runs.py::test_a_run_holds_its_tokenizer",
+    ),
+    Fault(
+        "hope_jax/runs/run_config.py",
+        '        check_tokenizer(workdir, own, mine["data"]["tokenizer"])\n',
+        "",
+        "tests/training/test_changed_runs.py::test_a_run_holds_its_tokenizer",
+    ),
+    Fault(
+        "hope_jax/training/step.py",
+        "optax.tree.norm(jax.tree.map(at_least_float32, updates))",
+        "optax.tree.norm(gradients)",
+        "tests/training/test_step.py::test_bfloat16_gradients_of_many_micro_batches_are_summed_in_float32",
+    ),
+    Fault(
+        "hope_jax/training/step.py",
+        "jnp.where(empty, 0.0, moved)",
+        "moved",
+        "tests/training/test_step.py::test_a_batch_without_weights_changes_nothing_but_the_count",
+    ),
 ]

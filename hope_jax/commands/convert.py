@@ -86,7 +86,7 @@ def import_llama(folder: str, workdir: str, config: ConfigDict) -> None:
 
     config = ConfigDict(config.to_dict())
     config.model = ConfigDict(json.loads(json.dumps(vars(model_config), default=dict)))
-    config.data.tokenizer = tokenizer if named else str(kept / Path(tokenizer).name)
+    config.data.tokenizer = tokenizer  # of which the run keeps a copy
     _keep(Path(folder), kept)
     write_first_checkpoint(workdir, config, params)
 

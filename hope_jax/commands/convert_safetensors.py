@@ -19,8 +19,6 @@ from hope_jax.runs.metrics import read_metrics
 from hope_jax.training.config import whole_config
 
 _CONFIG, _TYPE = "config.json", "hope_jax"
-# Folder in a run of the tokenizer that came with the weights.
-_KEPT = "tokenizer"
 
 
 def export_safetensors(workdir: str, folder: str, flag: str, card: bool = False) -> None:
@@ -77,13 +75,9 @@ def import_safetensors(folder: str, workdir: str) -> None:
     shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), tokens)["params"])
     params = jax.tree.map(jnp.asarray, read_params(folder, shapes))
     if config.data.tokenizer != "bytes":
-        source = str(tokenizer_file(folder))
-        load_tokenizer(source)
-        kept = Path(workdir).absolute() / _KEPT
-        check_writable(kept / "tokenizer.json", "--workdir")
-        kept.mkdir(parents=True, exist_ok=True)
-        copy_tokenizer(source, kept)
-        config.data.tokenizer = str(kept / Path(source).name)
+        config.data.tokenizer = str(tokenizer_file(folder))  # of which the run keeps a copy
+        load_tokenizer(config.data.tokenizer)
+    check_writable(Path(workdir) / "config.json", "--workdir")
     write_first_checkpoint(workdir, config, params)
 
 

@@ -4,7 +4,14 @@ r"""Trains a language model.
     hope train --config=experiments/quickstart.py:transformer --workdir=runs/t \
         --config.steps=500 --config.data.files='corpus/**/*.txt'
 
-Run it again on the same folder and it goes on where it stopped; --config can then be left out.
+Run it again on the same folder and it goes on where it stopped; --config can then be left out, and
+what is to change from there on is given alone:
+
+    hope train --workdir=runs/quickstart --config.steps=2000 --config.optimizer.learning_rate=1e-3
+
+A new run can begin with the weights of another one:
+
+    hope train --workdir=runs/next --from_run=runs/quickstart --config.data.files='more/**/*.txt'
 """
 
 from pathlib import Path
@@ -22,25 +29,47 @@ def define_flags() -> None:
     """Defines the command's flags."""
     define_config_flags()
     flags.DEFINE_string("workdir", None, "Folder of the run.")
+    flags.DEFINE_string("from_run", None, "Folder of another run, to begin with its weights.")
+    flags.DEFINE_bool("with_optimizer", False, "Begin with its optimiser's state, too.")
+    flags.DEFINE_bool(
+        "quiet", False, "Print the line of the result, and warnings and errors alone."
+    )
     flags.DEFINE_bool("print_config", False, "Show all settings, and end.")
 
 
 def run() -> int | None:
     """Runs the command; the exit code where that is not 0."""
     from hope_jax.commands.trained_model import load_run_config
+    from hope_jax.runs.run_config import RATES
     from hope_jax.training.config import RunConfig, whole_config
 
     given = flags.FLAGS
     if given.workdir is None and not (given.print_config and given.config):
         raise ValueError("--workdir=FOLDER is missing: where the run lies, or is to lie")
-    config = load_run_config(given.workdir) if given.config is None else read_config(given.config)
+    if given.with_optimizer and given.from_run is None:
+        raise ValueError("--with_optimizer needs --from_run=FOLDER, the run whose state it is")
+    if given.config is not None:
+        config = read_config(given.config)
+    elif given.from_run is not None and not (Path(given.workdir) / "config.json").is_file():
+        config = load_run_config(given.from_run, "--from_run")
+    else:
+        config = load_run_config(given.workdir)
     config = change_settings(RunConfig, config, given.set)
     if given.print_config:
         print(config_table(RunConfig, whole_config(config)), end="")
         return None
-    config = whole_config(config, note=print)
+    config = whole_config(config, note=None if given.quiet else print)
     check_writable(Path(given.workdir) / "config.json", "--workdir")
 
     from hope_jax.training.loop import train
 
-    return SAVED if train(config, given.workdir) is None else None
+    result = train(
+        config,
+        given.workdir,
+        # With --config, other rates than the run's are rather a forgotten --workdir.
+        may_change=("steps",) if given.config is not None else ("steps", *RATES),
+        from_run=given.from_run,
+        with_optimizer=given.with_optimizer,
+        quiet=given.quiet,
+    )
+    return SAVED if result is None else None

@@ -11,20 +11,29 @@ from hope_jax.data.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
 from hope_jax.models import LanguageModel, LanguageModelConfig
 from hope_jax.runs.checkpoint_reader import read_params
 from hope_jax.runs.run_config import load_config
+from hope_jax.runs.run_tokenizer import tokenizer_of
 from hope_jax.training.config import whole_config
 
 
-def load_run_config(workdir: str) -> ConfigDict:
+def load_run_config(workdir: str, flag: str = "--workdir") -> ConfigDict:
     """The whole config of the run in a folder, with the defaults of what an older run does not say.
+
+    Its tokenizer is the one in the folder, wherever that lies now.
+
+    Args:
+      workdir: folder of the run.
+      flag: that gave it, for the error.
 
     Raises:
       ValueError: if there is no run, or its config does not fit.
     """
-    config = load_config(workdir)
+    config = load_config(workdir, flag)
     try:
-        return whole_config(config)
+        config = whole_config(config)
     except ValueError as error:
         raise ValueError(f"{workdir}/config.json: {error}") from error
+    config.data.tokenizer = tokenizer_of(workdir, config.data.tokenizer)
+    return config
 
 
 def load_model(workdir: str) -> tuple[LanguageModel, Any, Tokenizer]:

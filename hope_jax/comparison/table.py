@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from hope_jax.comparison.plan import Plan, differences, in_words
 from hope_jax.comparison.trial import Result
 from hope_jax.models import LanguageModel, LanguageModelConfig
-from hope_jax.models.flops import count_flops
+from hope_jax.models.flops import training_flops
 from hope_jax.models.parameter_count import parameter_count
 
 
@@ -160,16 +160,10 @@ def count_cost(config: ConfigDict) -> Cost:
     # A real key would start the devices, which the runs may need for themselves.
     key = jax.eval_shape(jax.random.key, 0)
     params = nn.unbox(jax.eval_shape(model.init, key, tokens)["params"])
-
-    def loss(params: Any, tokens: jax.Array) -> jax.Array:
-        losses: Any = model.apply({"params": params}, tokens, tokens, method="token_losses")
-        return jnp.sum(losses)
-
-    flops = count_flops(jax.grad(loss), params, tokens) / length
     read: Any = lambda params, tokens: model.apply({"params": params}, tokens)
     state = jax.eval_shape(read, params, tokens)[1]
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-    return Cost(parameter_count(model_config), flops, size)
+    return Cost(parameter_count(model_config), training_flops(model_config, length), size)
 
 
 def as_markdown(plan: Plan, lines: Sequence[Line], costs: Mapping[str, Cost], command: str) -> str:

@@ -67,7 +67,7 @@ def run_trial(trial: Trial, programs: Path) -> bool:
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str(programs))
     try:
-        done = train(whole_config(trial.config), str(trial.folder))
+        done = train(whole_config(trial.config), str(trial.folder), may_change=())
         if done is None:
             return False
         loss = done["validation_loss"]

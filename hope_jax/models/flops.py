@@ -1,12 +1,17 @@
-"""FLOPs of a function, counted without running it."""
+"""FLOPs of a function and of a model, counted without running it."""
 
 import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from jax.extend import core
+
+from hope_jax.models.config import LanguageModelConfig
+from hope_jax.models.language_model import LanguageModel
 
 
 def count_flops(function: Callable[..., Any], *args: Any) -> int:
@@ -29,6 +34,26 @@ def count_flops(function: Callable[..., Any], *args: Any) -> int:
       360
     """
     return _of_jaxpr(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def training_flops(config: LanguageModelConfig, length: int) -> float:
+    """FLOPs of a token in training, forward and backward, without the optimiser's.
+
+    Args:
+      config: of the model.
+      length: T, tokens of a sequence.
+    """
+    model = LanguageModel(config)
+    tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
+    # A real key would start the devices, which others may need for themselves.
+    key = jax.eval_shape(jax.random.key, 0)
+    params = nn.unbox(jax.eval_shape(model.init, key, tokens)["params"])
+
+    def loss(params: Any, tokens: jax.Array) -> jax.Array:
+        losses: Any = model.apply({"params": params}, tokens, tokens, method="token_losses")
+        return jnp.sum(losses)
+
+    return count_flops(jax.grad(loss), params, tokens) / length
 
 
 def _of_jaxpr(jaxpr: Any) -> int:

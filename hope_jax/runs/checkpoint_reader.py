@@ -7,7 +7,7 @@ checksums of all files.
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,17 +79,51 @@ def read_state(workdir: str | Path, step: int, target: Any) -> tuple[Any, dict[s
 
 
 def read_params(workdir: str | Path, target: Any) -> Any:
-    """Reads the parameters of the newest checkpoint that is whole, and nothing else.
+    """Reads the parameters of the newest checkpoint that is whole, and nothing else: see `read_newest`.
+
+    Args:
+      workdir: folder of the run.
+      target: shapes and shardings of the parameters.
+    """
+    return read_newest(workdir, ("params",), lambda step: _read_params(workdir, step, target))[1]
+
+
+def read_other(workdir: str | Path, target: Any, whole: bool) -> tuple[int, Any]:
+    """Reads the newest checkpoint of another run, which `--from_run` has named: see `read_newest`.
+
+    Args:
+      workdir: folder of the run.
+      target: shapes and shardings of a state, a NamedTuple with a field `params`.
+      whole: whether all of it is read, or the parameters alone.
+
+    Returns:
+      Its step, and the state or the parameters.
+    """
+    read: Callable[[int], Any] = lambda step: _read_params(workdir, step, target.params)
+    if whole:
+        read = lambda step: read_state(workdir, step, target)[0]
+    return read_newest(workdir, PARTS if whole else ("params",), read, "--from_run")
+
+
+def read_newest(
+    workdir: str | Path,
+    parts: Sequence[str],
+    read: Callable[[int], Any],
+    flag: str = "--workdir",
+) -> tuple[int, Any]:
+    """Reads from the newest checkpoint whose parts are whole.
 
     Nothing is written, moved or locked. A checkpoint that goes while it is read has made room for a
     newer one, which is taken.
 
     Args:
       workdir: folder of the run.
-      target: shapes and shardings of the parameters.
+      parts: of the checkpoint that must be whole.
+      read: reads what is wanted of the checkpoint of a step.
+      flag: that gave the folder, for the errors.
 
     Returns:
-      The parameters.
+      The step, and what was read.
 
     Raises:
       ValueError: if there is no checkpoint, none that is whole, or one of another model.
@@ -103,9 +137,9 @@ def read_params(workdir: str | Path, target: Any) -> Any:
             break
         step, place = found[0]
         try:
-            damage = find_damage(workdir, step, ("params",))
+            damage = find_damage(workdir, step, parts)
             if damage is None:
-                return _read_params(workdir, step, target)
+                return step, read(step)
         except Exception:
             if _identity(workdir, step) == place:
                 raise
@@ -117,12 +151,12 @@ def read_params(workdir: str | Path, target: Any) -> Any:
             damaged.add((step, place))
     else:
         raise ValueError(
-            f"--workdir={workdir}: checkpoints are replaced faster than they can be read; raise "
+            f"{flag}={workdir}: checkpoints are replaced faster than they can be read; raise "
             f"checkpoint.keep or checkpoint.every of the run"
         )
     if damaged:
-        raise ValueError(f"--workdir={workdir}: all checkpoints are damaged")
-    raise ValueError(f"--workdir={workdir} has no checkpoint yet; let the run save one")
+        raise ValueError(f"{flag}={workdir}: all checkpoints are damaged")
+    raise ValueError(f"{flag}={workdir} has no checkpoint yet; let the run save one")
 
 
 def _identity(workdir: str | Path, step: int) -> int:
@@ -163,11 +197,14 @@ def _check_fits(folder: Path, target: Any, step: int, partial: bool = False) -> 
         if there.get(name) != here.get(name)
     ]
     if differing:
+        # A model that fits can go on without its optimiser's state.
+        other = f" with --from_run={folder.parents[2]}" if folder.name == "rest" else ""
         more = f" and {len(differing) - 3} more" if len(differing) > 3 else ""
         raise ValueError(
             f"the checkpoint of step {step} in {folder.parents[2]} is of another model or optimiser: "
             f"{'; '.join(differing[:3])}{more}. Give the settings and the version of hope_jax that wrote "
-            f"it, or another --workdir; nothing was moved"
+            f"it (without --config a run's own are taken), or another --workdir{other}; nothing was "
+            f"moved"
         )
 
 

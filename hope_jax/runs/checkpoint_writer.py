@@ -3,7 +3,7 @@
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from hope_jax.runs.checksums import write_checksums
 from hope_jax.runs.corpus_record import Record, check_corpus, keep_corpus
 from hope_jax.runs.folder_error import explained
 from hope_jax.runs.lock import FolderLock
-from hope_jax.runs.run_config import check_config, keep_config
+from hope_jax.runs.run_config import Change, find_changes, keep_config
+from hope_jax.runs.run_tokenizer import keep_tokenizer, tokenizer_of
 
 _DELETED = ".deleted"
 
@@ -38,6 +39,10 @@ class CheckpointWriter:
       keep: how many of the newest checkpoints stay.
       corpus: from `describe_corpus`; compared with that of the run, if given.
       complete: gives the config of an older run what it does not say, before they are compared.
+      may_change: settings that may differ from those of the run, see `find_changes`.
+
+    Attributes:
+      changes: settings that differ from those of the run that is there, with both values.
 
     Raises:
       ValueError: if the folder holds a run with other settings or of another corpus, if another process
@@ -51,6 +56,7 @@ class CheckpointWriter:
         keep: int,
         corpus: Record | None = None,
         complete: Callable[[Any], ConfigDict] = ConfigDict,
+        may_change: Collection[str] = (),
     ):
         if keep < 1:
             raise ValueError(f"checkpoint.keep={keep} would keep none; give 1 or more")
@@ -58,7 +64,10 @@ class CheckpointWriter:
         self._keep = keep
         self._lock: FolderLock | None = None
         self._last: int | None = None
-        first_decides(lambda: self._take(config, corpus, complete))
+        self._config = config
+        self.changes: list[Change] = first_decides(
+            lambda: self._take(config, corpus, complete, may_change)
+        )
         hush_background()
         self._checkpointer = ocp.AsyncCheckpointer(
             ocp.CompositeCheckpointHandler(),
@@ -66,8 +75,12 @@ class CheckpointWriter:
         )
 
     def _take(
-        self, config: ConfigDict, corpus: Record | None, complete: Callable[[Any], ConfigDict]
-    ) -> None:
+        self,
+        config: ConfigDict,
+        corpus: Record | None,
+        complete: Callable[[Any], ConfigDict],
+        may_change: Collection[str],
+    ) -> list[Change]:
         """Locks the folder, compares what is there, and clears away what was not finished."""
         try:
             (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
@@ -78,7 +91,7 @@ class CheckpointWriter:
                 f"give a folder that can"
             ) from error
         try:
-            check_config(self.folder, config, complete)
+            changes = find_changes(self.folder, config, complete, may_change)
             source = ", ".join(
                 f"data.{name}={config.data[name]!r}"
                 for name in ("files", "tfds", "source", "arguments", "tokens", "tokenizer")
@@ -87,14 +100,18 @@ class CheckpointWriter:
             if corpus is not None:
                 check_corpus(self.folder, corpus, source)
             with explained(self.folder, "writing the config"):
-                keep_config(self.folder, config)
-                if corpus is not None:
-                    keep_corpus(self.folder, corpus)
                 for left in self.folder.glob(f".*{UNFINISHED}"):
-                    left.unlink()
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
                 for left in (self.folder / "checkpoints").iterdir():
                     if left.name.endswith(_DELETED) or ".orbax-checkpoint-tmp" in left.name:
                         shutil.rmtree(left)
+                name = config.data.get("tokenizer", "bytes")
+                keep_tokenizer(self.folder, tokenizer_of(self.folder, name))
+                if not (self.folder / "config.json").exists():
+                    keep_config(self.folder, config)
+                if corpus is not None:
+                    keep_corpus(self.folder, corpus)
+            return changes
         except BaseException:
             self._lock.release()
             raise
@@ -151,14 +168,27 @@ class CheckpointWriter:
           The state and that of the data iterator; `None` if there is no checkpoint.
 
         Raises:
-          ValueError: if there are checkpoints and all are damaged, or are of another state.
+          ValueError: if there are checkpoints and all are damaged, or are of another state, or the
+            run has taken more steps than its config now says.
           RunFolderError: if the folder cannot be read.
         """
         step = first_decides(self._choose)
-        if step is None:
-            return None
-        self._last = step
-        return read_state(self.folder, step, target)
+        restored = None
+        if step is not None:
+            if step > self._config.steps:
+                raise ValueError(
+                    f"steps={self._config.steps}, but the run in {self.folder} has taken {step}; give "
+                    f"more of them to go on, or another --workdir"
+                )
+            self._last = step
+            restored = read_state(self.folder, step, target)
+        first_decides(self._keep_config)
+        return restored
+
+    def _keep_config(self) -> None:
+        """Puts the config in the place of the one that was there, now that it fits the checkpoint."""
+        with explained(self.folder, "writing the config"):
+            keep_config(self.folder, self._config)
 
     def _choose(self) -> int | None:
         for step in checkpoint_steps(self.folder):

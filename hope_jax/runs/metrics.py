@@ -1,21 +1,20 @@
-"""What a run writes down: metrics.jsonl, TensorBoard files, and a picture of the losses."""
+"""What a run writes down: metrics.jsonl and TensorBoard files."""
 
 import json
 import pathlib
 import time
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from hope_jax.data.whole_file import write_whole
 from hope_jax.runs.folder_error import explained
+
+# What depends on the machine and its load; all else is equal to the bit when a run is cut off and goes
+# on.
+SPEEDS = ("tokens_per_second", "mfu")
 
 
 class MetricsWriter:
@@ -108,30 +107,3 @@ def read_metrics(workdir: str) -> list[dict[str, float]]:
         if isinstance(line, dict) and isinstance(line.get("step"), int):
             lines.append(line)
     return lines
-
-
-def plot_losses(workdir: str) -> pathlib.Path:
-    """Draws the losses in `metrics.jsonl`.
-
-    Args:
-      workdir: folder of the run.
-
-    Returns:
-      Path of the picture, `loss.png`.
-    """
-    lines = read_metrics(workdir)
-    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
-    for name, label in (("loss", "training"), ("validation_loss", "validation")):
-        points = [(line["step"], line[name]) for line in lines if name in line]
-        if points:
-            marker = "." if name == "validation_loss" else ""
-            axes.plot(*zip(*points, strict=True), label=label, marker=marker)
-    axes.set(xlabel="step", ylabel="loss (nats per token)")
-    axes.grid(alpha=0.3)
-    if axes.lines:
-        axes.legend()
-    path = pathlib.Path(workdir) / "loss.png"
-    with explained(workdir, "drawing the losses"):
-        figure.savefig(path, dpi=120)
-    plt.close(figure)
-    return path

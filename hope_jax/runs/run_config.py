@@ -2,19 +2,30 @@
 
 import json
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from hope_jax.data.whole_file import write_whole
+from hope_jax.runs.run_tokenizer import check_tokenizer, own_tokenizer
 
-# What must agree for a run to be continued: other settings may change in between.
-_BINDING = ("model", "data", "optimizer", "seed", "steps", "accumulate")
+# What changes only how long a run takes or how one looks at it.
+_FREE = ("mesh", "checkpoint", "evaluate", "log")
+# What changes how the weights go on from where they are, and fits every checkpoint of the run.
+RATES = (
+    "optimizer.learning_rate",
+    "optimizer.warmup_steps",
+    "optimizer.final_fraction",
+    "optimizer.weight_decay",
+    "optimizer.clip_norm",
+)
+
+Change = tuple[str, Any, Any]
 
 
-def load_config(workdir: str) -> ConfigDict:
-    """The config of the run in a folder.
+def load_config(workdir: str, flag: str = "--workdir") -> ConfigDict:
+    """The config of the run in a folder, which a flag has given.
 
     Raises:
       ValueError: if there is no run, or its config cannot be read.
@@ -22,7 +33,7 @@ def load_config(workdir: str) -> ConfigDict:
     path = pathlib.Path(workdir) / "config.json"
     if not path.is_file():
         raise ValueError(
-            f"--workdir={workdir} holds no run (there is no {path}); train one first with "
+            f"{flag}={workdir} holds no run (there is no {path}); train one first with "
             f"hope train --config=experiments/quickstart.py --workdir={workdir}"
         )
     try:
@@ -31,38 +42,67 @@ def load_config(workdir: str) -> ConfigDict:
         raise ValueError(f"{path}: {error}") from error
 
 
-def check_config(
+def find_changes(
     workdir: str | pathlib.Path,
     config: ConfigDict,
     complete: Callable[[Any], ConfigDict] = ConfigDict,
-) -> None:
+    may_change: Collection[str] = (),
+) -> list[Change]:
     """Compares a config with the one of the run that is there, if there is one.
 
     Args:
       workdir: folder of the run.
       config: to compare.
       complete: gives an older run's config what it does not say.
+      may_change: settings on which the run's numbers depend, and that may differ all the same: `steps`
+        and those of `RATES`.
+
+    Returns:
+      Settings that differ, each with the value there and here.
 
     Raises:
-      ValueError: if settings differ on which the run's numbers depend.
+      ValueError: if others differ on which the run's numbers depend, or the tokenizer is another.
     """
     path = pathlib.Path(workdir) / "config.json"
     if not path.is_file():
-        return
+        return []
     try:
         mine, theirs = _plain(config), _plain(complete(_read(path)))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    differing = [
-        f"{name}: {old!r} there, {new!r} here"
-        for key in _BINDING
-        for name, old, new in _differences(key, theirs.get(key), mine.get(key))
+    name = theirs.get("data", {}).get("tokenizer", "bytes")
+    own = own_tokenizer(workdir, name)
+    if own is not None:  # known by what it is, wherever it lies
+        check_tokenizer(workdir, own, mine["data"]["tokenizer"])
+        mine["data"]["tokenizer"] = name
+    changes = [
+        change
+        for key in sorted({*mine, *theirs})
+        for change in _differences(key, theirs.get(key), mine.get(key))
     ]
-    if differing:
-        raise ValueError(
-            f"{path.parent} holds a run with other settings: {'; '.join(differing)}. Give the same "
-            f"settings to continue it, or another --workdir to start anew"
+    refused = [
+        key for key, *_ in changes if key not in may_change and key.partition(".")[0] not in _FREE
+    ]
+    if refused:
+        said = "; ".join(
+            f"{k}: {old!r} there, {new!r} here" for k, old, new in changes if k in refused
         )
+        if set(refused) <= {"steps", *RATES}:
+            given = " ".join(f"--config.{key}={new}" for key, _, new in changes)
+            mend = (
+                f"To go on with it at these, leave out --config and give what changes: hope train "
+                f"--workdir={workdir} {given}"
+            )
+        else:
+            mend = (
+                f"Give the same settings to continue it (without --config they are taken from there), "
+                f"or begin another run from its weights: --workdir=NEW --from_run={workdir}"
+            )
+        raise ValueError(
+            f"{path.parent} holds a run with other settings: {said}. {mend}; or give another --workdir "
+            f"to start anew"
+        )
+    return changes
 
 
 def keep_config(workdir: str | pathlib.Path, config: ConfigDict) -> None:

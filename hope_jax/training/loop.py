@@ -1,23 +1,21 @@
 """The training loop: from a config and a folder to a trained model."""
 
 import contextlib
+import dataclasses
 import json
 import math
-import shlex
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-import optax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.console import Console
 
 from hope_jax.data.corpus import Documents, load_documents
-from hope_jax.data.ngram import witten_bell_bits_per_byte
 from hope_jax.data.pipeline import ValidationBatches, train_iterator
 from hope_jax.data.token_stream import (
     PARTS,
@@ -26,18 +24,24 @@ from hope_jax.data.token_stream import (
     read_tokens,
 )
 from hope_jax.data.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
-from hope_jax.inference.sampling import generate, read
-from hope_jax.inference.text_stream import show_controls
 from hope_jax.models import LanguageModel, LanguageModelConfig
-from hope_jax.models.parameter_count import parameter_count
+from hope_jax.models.flops import training_flops
+from hope_jax.runs.checkpoint_reader import checkpoint_steps
 from hope_jax.runs.checkpoint_writer import CheckpointWriter
 from hope_jax.runs.corpus_record import Record, describe_corpus
-from hope_jax.runs.metrics import MetricsWriter, NoMetrics, plot_losses
+from hope_jax.runs.metrics import MetricsWriter, NoMetrics
+from hope_jax.runs.origin import Origin, find_origin, keep_origin, said_of
+from hope_jax.runs.run_config import RATES, Change
+from hope_jax.runs.run_tokenizer import tokenizer_of
+from hope_jax.training.chip import peak_flops
 from hope_jax.training.config import whole_config
+from hope_jax.training.ending import finish, result_line, say_what_is_next, show_sample
 from hope_jax.training.optimizer import make_optimizer, make_schedule, needs_layer_inputs
 from hope_jax.training.processes import StopRequest, join_processes, watch_processes
 from hope_jax.training.progress import TrainingProgress
+from hope_jax.training.report import NonFiniteLossError, StepReport
 from hope_jax.training.sharding import check_batch, make_mesh
+from hope_jax.training.start import begin_from
 from hope_jax.training.step import (
     Metrics,
     TrainState,
@@ -47,17 +51,24 @@ from hope_jax.training.step import (
     make_train_step,
     put_batch,
 )
+from hope_jax.training.summary import summarize_run
 
-
-class NonFiniteLossError(RuntimeError):
-    """Raised when a loss or gradient is no number; the last checkpoint is from before that."""
+__all__ = ["NonFiniteLossError", "train"]
 
 
 class _Stopped(Exception):
     """A stop was asked for where there is nothing to save any more."""
 
 
-def train(config: ConfigDict, workdir: str) -> dict[str, float] | None:
+def train(
+    config: ConfigDict,
+    workdir: str,
+    *,
+    may_change: Collection[str] = ("steps",),
+    from_run: str | None = None,
+    with_optimizer: bool = False,
+    quiet: bool = False,
+) -> dict[str, float] | None:
     """Trains a language model, continuing the run in `workdir` if there is one.
 
     A run that was stopped, by Ctrl-C or SIGTERM for instance, goes on exactly as if it had not been.
@@ -65,6 +76,11 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float] | None:
     Args:
       config: see `experiments/quickstart.py` for every key.
       workdir: folder of checkpoints, metrics and the picture.
+      may_change: settings in which the config may differ from that of the run in `workdir`, besides
+        those that change no number: `steps`, and those of `hope_jax.runs.run_config.RATES`.
+      from_run: folder of another run, with whose newest parameters this one begins.
+      with_optimizer: whether it begins with that run's optimiser state, too.
+      quiet: whether to print only the last line, of the result.
 
     Returns:
       The last evaluation, or `None` if the run was asked to stop before its end.
@@ -74,22 +90,30 @@ def train(config: ConfigDict, workdir: str) -> dict[str, float] | None:
       NonFiniteLossError: if the loss or gradient is no longer a number.
       RunFolderError: if the folder cannot be written any more.
     """
-    config = whole_config(config, note=print)
+    config = whole_config(config, note=None if quiet else print)
     join_processes(config.mesh.processes)
+    origin = find_origin(workdir, from_run, with_optimizer)
     with watch_processes():
-        return _train(config, workdir)
+        return _train(config, workdir, may_change, origin, quiet)
 
 
-def _train(config: ConfigDict, workdir: str) -> dict[str, float] | None:
-    console = Console(quiet=jax.process_index() > 0)
+def _train(
+    config: ConfigDict,
+    workdir: str,
+    may_change: Collection[str],
+    origin: Origin | None,
+    quiet: bool,
+) -> dict[str, float] | None:
+    first_process = jax.process_index() == 0
+    console = Console(quiet=quiet or not first_process)
     mesh = make_mesh(
         config.mesh.data, config.mesh.fsdp, config.mesh.tensor, config.mesh.expect_devices
     )
     check_batch(mesh, config.data.batch_size, config.accumulate)
-    tokenizer = load_tokenizer(config.data.tokenizer)
-    check_vocabulary(tokenizer, config.model.vocab_size, config.data.tokenizer)
-    model_config = LanguageModelConfig.from_config_dict(config.model)
-    model = LanguageModel(model_config)
+    name = tokenizer_of(workdir, config.data.tokenizer)
+    tokenizer = load_tokenizer(name)
+    check_vocabulary(tokenizer, config.model.vocab_size, name)
+    model = LanguageModel(LanguageModelConfig.from_config_dict(config.model))
     optimizer = make_optimizer(config.optimizer, config.steps)
     documents, streams = _load_corpus(config, tokenizer)
     batches = train_iterator(
@@ -106,29 +130,38 @@ def _train(config: ConfigDict, workdir: str) -> dict[str, float] | None:
         batch_size=config.data.batch_size,
     )
     corpus = _corpus_record(streams)
-    sizes = [len(stream.tokens) for stream in streams]
-    passes = config.steps * config.data.batch_size * config.data.sequence_length / sizes[0]
-    console.print(
-        f"{sizes[0]:,} tokens to learn from, {passes:.2g} times over, and {sizes[1]:,} to validate on",
-        soft_wrap=True,
-    )
+    target = abstract_state(model, optimizer, mesh)
+    # All that may not fit comes before the folder, so that it leaves no run behind.
+    begun = None
+    if origin is not None and not checkpoint_steps(workdir):
+        begun = begin_from(origin, optimizer, target, tokenizer)
     with contextlib.ExitStack() as stack:
-        # Only now, so that settings that do not fit leave no run behind.
         checkpoints = CheckpointWriter(
-            workdir, config, config.checkpoint.keep, corpus, complete=whole_config
+            workdir, config, config.checkpoint.keep, corpus, whole_config, may_change
         )
         stack.callback(checkpoints.close)
-        restored = checkpoints.restore(abstract_state(model, optimizer, mesh))
-        if restored is None:
-            state = init_state(model, optimizer, mesh, config.seed)
-            console.print(f"{parameter_count(model_config):,} parameters on {mesh.size} devices")
-        else:
+        restored = checkpoints.restore(target)
+        for line in summarize_run(config, target.params, streams, mesh, workdir):
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+        if restored is not None:
             state, place = restored
             if place:
                 batches.set_state(place)
-            console.print(f"continuing {workdir} from step {int(state.step)}")
+            for line in _goes_on(config, workdir, int(state.step), checkpoints.changes, origin):
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
+        elif begun is not None:
+            state, origin = begun
+            if first_process:
+                keep_origin(workdir, origin)
+            # From here on the run does not need the other one.
+            checkpoints.save(0, state, {})
+            console.print(
+                f"beginning from {said_of(origin)}", markup=False, highlight=False, soft_wrap=True
+            )
+        else:
+            state = init_state(model, optimizer, mesh, config.seed)
         first = int(state.step)
-        metrics = MetricsWriter(workdir, first) if jax.process_index() == 0 else NoMetrics()
+        metrics = MetricsWriter(workdir, first) if first_process else NoMetrics()
         stack.callback(metrics.close)
         request = stack.enter_context(StopRequest())
         step = make_train_step(
@@ -136,7 +169,16 @@ def _train(config: ConfigDict, workdir: str) -> dict[str, float] | None:
         )
         evaluate = _evaluation(config, model, mesh, validation)
         tokens = config.data.batch_size * config.data.sequence_length
-        with TrainingProgress(console, first, config.steps, tokens, config.log.every) as progress:
+        with TrainingProgress(
+            console, first, config.steps, tokens, config.log.every, jax.local_devices()
+        ) as progress:
+            report = StepReport(
+                workdir,
+                metrics,
+                progress,
+                make_schedule(config.optimizer, config.steps),
+                _usage(model.config, config.data.sequence_length, mesh),
+            )
             state = _take_steps(
                 config,
                 state,
@@ -144,22 +186,56 @@ def _train(config: ConfigDict, workdir: str) -> dict[str, float] | None:
                 lambda state, batch: step(state, put_batch(_kept(config, batch), mesh)),
                 evaluate,
                 checkpoints,
-                metrics,
-                progress,
+                report,
                 request,
-                make_schedule(config.optimizer, config.steps),
             )
+        last_line = Console(quiet=not first_process)
         try:
             if int(state.step) == config.steps:
                 loss = evaluate(state.params, config.evaluate.final_batches, request)
-                result = _finish(config, workdir, loss, documents, streams[1], console, metrics)
-                _show_sample(config, model, state.params, tokenizer, console)
-                _say_what_is_next(config, workdir, console)
+                result = finish(config, workdir, loss, documents, streams[1], console, metrics)
+                show_sample(config, model, state.params, tokenizer, console)
+                say_what_is_next(config, workdir, console)
+                if quiet:
+                    last_line.print(result_line(config, result))
                 return result
         except _Stopped:
             pass
-        console.print(f"stopped and saved at step {int(state.step)}; run again to continue")
+        last_line.print(f"stopped and saved at step {int(state.step)}; run again to continue")
         return None
+
+
+def _goes_on(
+    config: ConfigDict, workdir: str, step: int, changes: Sequence[Change], origin: Origin | None
+) -> list[str]:
+    """What is said of a run that goes on."""
+    begun = "" if origin is None else f" (begun from {said_of(origin)})"
+    lines = [f"continuing {workdir} from step {step}{begun}"]
+    if changes:
+        said = ", ".join(f"{key} {new!r} in place of {old!r}" for key, old, new in changes)
+        lines.append(f"with other settings: {said}")
+    if 0 < step < config.steps and any(key in ("steps", *RATES) for key, *_ in changes):
+        before = {key: config.optimizer[key] for key in config.optimizer}
+        steps = config.steps
+        for key, old, _ in changes:
+            before[key.removeprefix("optimizer.")] = old
+            steps = old if key == "steps" else steps
+        was = float(make_schedule(before, steps)(step - 1))
+        now = float(make_schedule(config.optimizer, config.steps)(step))
+        lines.append(
+            f"learning rate: {was:.3g} at step {step} as it was, {now:.3g} at step {step + 1}"
+        )
+    return lines
+
+
+def _usage(model: LanguageModelConfig, length: int, mesh: Mesh) -> float | None:
+    """Share of the devices' peak that one token a second is, for MFU; None if the peak is not known."""
+    peak = peak_flops(mesh.devices.flat[0].device_kind)
+    if peak is None:
+        return None
+    # What is computed twice to save memory counts once, and attention's kernel as the products it is.
+    plain = dataclasses.replace(model, remat="none", attention_kernel=None)
+    return training_flops(plain, length) / (peak * mesh.size)
 
 
 def _load_corpus(
@@ -201,62 +277,27 @@ def _take_steps(
     train_step: Callable[[TrainState, dict[str, Any]], tuple[TrainState, Metrics]],
     evaluate: Callable[[Any, int], float],
     checkpoints: CheckpointWriter,
-    metrics: MetricsWriter | NoMetrics,
-    progress: TrainingProgress,
+    report: StepReport,
     request: StopRequest,
-    schedule: optax.Schedule,
 ) -> TrainState:
     """Takes the steps that are left, or those until a stop is asked for, and saves the last."""
     first = step = int(state.step)
-    pending: tuple[int, Metrics] | None = None
-
-    def report() -> None:
-        nonlocal pending
-        if pending is not None:
-            rate = float(schedule(pending[0] - 1))
-            _report(*pending, rate, checkpoints, metrics, progress)
-        pending = None
-
     while step < config.steps and not request.reached(step + 1):
         state, values = train_step(state, next(batches))
         step += 1
-        report()  # of the step before, only now that this one is under way
-        pending = (step, values)
+        report.take(step, values)
         save = step % config.checkpoint.every == 0
         if step % config.evaluate.every == 0 and step < config.steps:
-            report()
-            loss = evaluate(state.params, config.evaluate.batches)
-            metrics.write(step, validation_loss=loss)
-            progress.evaluation(step, loss)
+            report.flush()
+            report.evaluation(step, evaluate(state.params, config.evaluate.batches))
         if save:
-            report()  # what is written of a step is there before its checkpoint
+            report.flush()  # what is written of a step is there before its checkpoint
             checkpoints.save(step, state, batches.get_state())
-    report()
+    report.flush()
     if step > first:
         checkpoints.save(step, state, batches.get_state())
     checkpoints.wait()
     return state
-
-
-def _report(
-    step: int,
-    values: Metrics,
-    learning_rate: float,
-    checkpoints: CheckpointWriter,
-    metrics: MetricsWriter | NoMetrics,
-    progress: TrainingProgress,
-) -> None:
-    """Reads what a step tells, and writes it down if it is one of those."""
-    loss, norm = float(values.loss), float(values.gradient_norm)
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-        raise NonFiniteLossError(
-            f"step {step}: loss {loss}, gradient norm {norm}; the last good checkpoint in "
-            f"{checkpoints.folder} stays. Lower optimizer.learning_rate or set optimizer.clip_norm"
-        )
-    rate = progress.step(step, loss)
-    if progress.is_due(step):
-        speed = {"tokens_per_second": rate} if math.isfinite(rate) else {}
-        metrics.write(step, loss=loss, gradient_norm=norm, learning_rate=learning_rate, **speed)
 
 
 def _evaluation(
@@ -287,63 +328,3 @@ def _evaluation(
         return total / weight if weight else math.nan
 
     return evaluate
-
-
-def _finish(
-    config: ConfigDict,
-    workdir: str,
-    loss: float,
-    documents: Documents | None,
-    validation: TokenStream,
-    console: Console,
-    metrics: MetricsWriter | NoMetrics,
-) -> dict[str, float]:
-    """Writes down and shows how good the model has become."""
-    bits = loss / math.log(2) * validation.num_told / validation.num_bytes
-    result = {"validation_loss": loss, "bits_per_byte": bits}
-    metrics.write_final(config.steps, **result)
-    if jax.process_index() == 0:
-        console.print(f"validation: {bits:.3f} bits per byte after {config.steps} steps")
-        for order in config.evaluate.ngram_orders if documents is not None else ():
-            baseline = witten_bell_bits_per_byte(documents.train, documents.validation, order)
-            console.print(f"  a {order}-gram on the whole validation part: {baseline:.3f}")
-            result[f"{order}_gram_bits_per_byte"] = baseline
-        console.print(f"losses drawn in {plot_losses(workdir)}")
-    return result
-
-
-def _show_sample(
-    config: ConfigDict, model: LanguageModel, params: Any, tokenizer: Tokenizer, console: Console
-) -> None:
-    """Lets the model continue the config's prompt."""
-    if jax.process_count() > 1 or not config.evaluate.sample_tokens:
-        return
-    prompt = [*tokenizer.before, *tokenizer.encode(config.evaluate.prompt)]
-    context = read(model, params, np.asarray(prompt, np.int32)[None])
-    ids, _ = generate(
-        model,
-        params,
-        context,
-        jax.random.key(config.seed),
-        num_tokens=config.evaluate.sample_tokens,
-        temperature=0.8,
-        vocab_size=tokenizer.vocab_size,
-        end_ids=tokenizer.end_ids,
-    )
-    console.print("a sample:", style="bold")
-    text = config.evaluate.prompt + tokenizer.decode(ids[0])
-    console.print(show_controls(text), markup=False, highlight=False)
-
-
-def _say_what_is_next(config: ConfigDict, workdir: str, console: Console) -> None:
-    """What can be done with the run."""
-    folder = shlex.quote(workdir)
-    lines = [
-        f"hope generate --workdir={folder} --prompt={shlex.quote(config.evaluate.prompt)}",
-        f"hope evaluate --workdir={folder} --text=FILE",
-    ]
-    if config.model.in_context is not None:
-        lines.append(f"hope inspect --workdir={folder} --text=FILE")
-    console.print("next:", style="bold")
-    for line in lines:
-        console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)

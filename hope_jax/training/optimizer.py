@@ -3,6 +3,7 @@
 import difflib
 import functools
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,7 +14,14 @@ from optax.contrib import MuonDimensionNumbers
 from hope_jax import optim
 from hope_jax.models.own_layer import own_class, own_leaf
 from hope_jax.named import calling, find
-from hope_jax.optim.matrices import default_dimension_numbers, leaf_name, matrix_axes
+from hope_jax.optim.matrices import (
+    ADAMW,
+    default_dimension_numbers,
+    is_axes,
+    leaf_name,
+    matrix_axes,
+    resolve_axes,
+)
 from hope_jax.optim.precision import in_float32
 from hope_jax.optim.ranges import check_range
 from hope_jax.settings import SettingError, located
@@ -158,6 +166,29 @@ def optimizer_named(name: str) -> Callable[..., optax.GradientTransformation]:
         key for key in inspect.signature(make).parameters if key.endswith("_dimension_numbers")
     ]
     return functools.partial(own, **dict.fromkeys(taken, matrices))
+
+
+def split_leaves(name: str, params: Any) -> dict[str, list[int]]:
+    """How an optimiser treats a model's parameters: the sizes of its arrays under each rule.
+
+    Args:
+      name: of the optimiser.
+      params: the parameters, or their shapes.
+    """
+    arguments = getattr(optimizer_named(name), "keywords", {})
+    takes = {"weight_dimension_numbers", "muon_weight_dimension_numbers"}
+    rules = jax.tree.map(lambda _: None, params)
+    if takes & arguments.keys():
+        rules = resolve_axes(matrices, params)
+    found: dict[str, list[int]] = {}
+    for leaf, rule in zip(
+        jax.tree.leaves(params),
+        jax.tree.leaves(rules, is_leaf=lambda x: x is None or is_axes(x)),
+        strict=True,
+    ):
+        how = {None: f"under {name}", ADAMW: "under AdamW"}.get(rule, f"as matrices under {name}")
+        found.setdefault(how, []).append(math.prod(leaf.shape))
+    return dict(sorted(found.items(), key=lambda item: item[0] == "under AdamW"))
 
 
 def needs_layer_inputs(config: Mapping[str, Any]) -> bool:

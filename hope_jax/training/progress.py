@@ -2,9 +2,13 @@
 
 import math
 import time
+from collections.abc import Sequence
 
+import jax
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from hope_jax.training.chip import memory_in_use
 
 
 class TrainingProgress:
@@ -16,10 +20,20 @@ class TrainingProgress:
       steps: of the whole run.
       tokens: of one step.
       every: steps from one line to the next.
+      devices: of this process, whose memory is told of.
     """
 
-    def __init__(self, console: Console, first: int, steps: int, tokens: int, every: int):
+    def __init__(
+        self,
+        console: Console,
+        first: int,
+        steps: int,
+        tokens: int,
+        every: int,
+        devices: Sequence[jax.Device],
+    ):
         self.console, self.steps, self.every = console, steps, every
+        self._devices = devices
         self._first = first
         columns = [
             TextColumn("{task.description}"),
@@ -27,7 +41,9 @@ class TrainingProgress:
             MofNCompleteColumn(),
             TimeRemainingColumn(),
         ]
-        self._progress = Progress(*columns, console=console, disable=not console.is_terminal)
+        self._progress = Progress(
+            *columns, console=console, disable=console.quiet or not console.is_terminal
+        )
         self._bar = self._progress.add_task("compiling", total=steps, completed=first)
         self._clock = _Clock(tokens)
         self._started: float | None = None
@@ -46,25 +62,55 @@ class TrainingProgress:
         """Whether a step is one of those that are written down."""
         return step % self.every == 0 or step == self.steps
 
-    def step(self, step: int, loss: float) -> float:
+    def step(self, step: int, loss: float, rate: float) -> float:
         """Tells of a step; returns tokens a second, no number until there are two steps."""
         if self._started is not None:
             waited = time.perf_counter() - self._started
             self.console.print(f"compiled, and the first step taken, in {waited:.1f} s")
             self._started = None
-        rate = self._clock.tick()
-        speed = f"  {rate:,.0f} tokens/s" if math.isfinite(rate) else ""
-        left = f"  {self._clock.left(self.steps - step):.0f} s left" if speed else ""
+        speed = self._clock.tick()
+        known = math.isfinite(speed)
         if self.is_due(step) and not self.console.is_terminal:
-            self.console.print(f"step {step}/{self.steps}  loss {loss:.4f}{speed}{left}")
-        self._progress.update(self._bar, completed=step, description=f"loss {loss:.3f}{speed}")
-        return rate
+            said = [f"step {step}/{self.steps}", f"loss {loss:.4f}", f"rate {rate:.3g}"]
+            if known:
+                left = duration(self._clock.left(self.steps - step))
+                said += [f"{speed:,.0f} tokens/s", f"{left} left"]
+            said.append(f"memory {size(memory_in_use(self._devices))}")
+            self.console.print("  ".join(said), soft_wrap=True)
+        fast = f"  {speed:,.0f} tokens/s" if known else ""
+        self._progress.update(self._bar, completed=step, description=f"loss {loss:.3f}{fast}")
+        return speed
 
     def evaluation(self, step: int, loss: float) -> None:
         """Tells of an evaluation, whose time is not that of a step."""
         if not self.console.is_terminal:
             self.console.print(f"step {step}  validation loss {loss:.4f}")
         self._clock.restart()
+
+
+def duration(seconds: float) -> str:
+    """A time, as exactly as one wants to know it.
+
+    Example:
+      >>> duration(42.3), duration(200), duration(7500)
+      ('42 s', '3 min 20 s', '2 h 05 min')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 1:
+        return f"{rest} s"
+    return (
+        f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
+    )
+
+
+def size(count: int) -> str:
+    """Bytes, in words.
+
+    Example:
+      >>> size(730_000_000), size(12_340_000_000)
+      ('730 MB', '12.3 GB')
+    """
+    return f"{count / 1e6:.0f} MB" if count < 1e9 else f"{count / 1e9:.1f} GB"
 
 
 class _Clock:

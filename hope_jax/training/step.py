@@ -44,10 +44,13 @@ class Metrics(NamedTuple):
     Attributes:
       loss: mean cross-entropy in nats per token, before the step; 0 where no token has a weight.
       gradient_norm: global norm of the gradient, before clipping.
+      update_norm: global norm of what the optimiser adds to the parameters, in float32; 0 where no
+        token has a weight.
     """
 
     loss: Float[Array, ""]
     gradient_norm: Float[Array, ""]
+    update_norm: Float[Array, ""]
 
 
 def abstract_state(
@@ -169,7 +172,11 @@ def make_train_step(
             changed,
             (state.params, state.optimizer),
         )
-        return TrainState(state.step + 1, *kept), Metrics(loss, optax.tree.norm(gradients))
+        # The squares of bfloat16 updates would not add up in bfloat16.
+        moved = optax.tree.norm(jax.tree.map(at_least_float32, updates))
+        return TrainState(state.step + 1, *kept), Metrics(
+            loss, optax.tree.norm(gradients), jnp.where(empty, 0.0, moved)
+        )
 
     compiled = jax.jit(
         step, in_shardings=(places, rows), out_shardings=(places, None), donate_argnums=0

@@ -4,7 +4,6 @@ import json
 
 import pytest
 
-from hope_jax.runs import metrics
 from hope_jax.runs.metrics import MetricsWriter, read_metrics
 from tests.runs.folders import read_board
 
@@ -59,7 +58,3 @@ def test_final_lines_are_replaced(tmp_path):
         writer.close()
         assert read_metrics(str(tmp_path)) == [{"step": 6, **final, "bits_per_byte": value}]
     assert read_board(tmp_path)["bits_per_byte", 6] == [3.0, 4.0]
-
-
-def test_plot_of_no_lines(tmp_path):
-    assert metrics.plot_losses(str(tmp_path)).is_file()

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from hope_jax.commands.config import change_settings, config_table, parse
 from hope_jax.models import LanguageModelConfig
 from hope_jax.runs.config_file import load_config_file
-from hope_jax.runs.run_config import check_config, keep_config
+from hope_jax.runs.run_config import find_changes, keep_config
 from hope_jax.settings import describe
 from hope_jax.training.config import RunConfig, default_config, whole_config
 from tests.training.runs import QUICKSTART, load_config
@@ -55,11 +55,11 @@ def test_an_older_run_s_config_is_completed_and_goes_on(tmp_path):
     assert isinstance(whole.optimizer.learning_rate, float)
     assert whole_config(whole) == whole
     (tmp_path / "config.json").write_text(json.dumps(OLDER))
-    check_config(tmp_path, whole, whole_config)
+    assert find_changes(tmp_path, whole, whole_config) == []
     with pytest.raises(ValueError, match="data.sequence_length: None there, 512 here"):
-        check_config(tmp_path, whole)
+        find_changes(tmp_path, whole)
     keep_config(tmp_path, whole)
-    check_config(tmp_path, whole)
+    assert find_changes(tmp_path, whole) == []
 
 
 def test_every_setting_is_in_every_config_and_can_be_set():

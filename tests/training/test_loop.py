@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from hope_jax.runs.checkpoint_reader import find_damage
-from hope_jax.runs.metrics import read_metrics
+from hope_jax.runs.metrics import SPEEDS, read_metrics
 from hope_jax.training import loop
 from hope_jax.training.step import Metrics
 from tests.runs.folders import read_board
@@ -54,19 +54,29 @@ def test_a_run_leaves_metrics_a_picture_and_bits_per_byte(whole):
     # A warm-up of one step, then a cosine to a twentieth at the sixth.
     np.testing.assert_allclose([rates[0], rates[-1]], [0.01, 0.0005], rtol=1e-5)
     assert len(rates) == 6 and sorted(rates, reverse=True) == rates
+    assert all("update_norm" in line for line in read_metrics(workdir) if "loss" in line)
+    assert not any("mfu" in line for line in read_metrics(workdir))  # a CPU's peak is not known
 
 
 def test_a_run_says_what_it_does(whole):
     said = (whole[0].parent / "said.txt").read_text()
     corpus = re.search(
-        r"([\d,]+) tokens to learn from, (\S+) times over, and [\d,]+ to validate", said
+        r"corpus +([\d,]+) tokens to learn from \(8 documents, [\d,]+ bytes\), (\S+) times over; "
+        r"[\d,]+ tokens to validate on \(2 documents",
+        said,
     )
     tokens = int(corpus[1].replace(",", ""))
     assert float(corpus[2]) == pytest.approx(6 * 8 * 16 / tokens, rel=0.1)
     assert re.search(
         r"compiling the training step ...\ncompiled, and the first step taken, in \d", said
     )
-    assert re.search(r"step 1/6  loss \d\.\d{4}\nstep 2/6  loss .* tokens/s  \d+ s left\n", said)
+    speed = r"[\d,]+ tokens/s  \d+ s left"
+    assert re.search(
+        rf"\nstep 1/6  loss \d\.\d{{4}}  rate 0.01  memory \S+ .B\n"
+        rf"step 2/6  loss \d\.\d{{4}}  rate 0.00\d+  {speed}  memory \S+ .B\n",
+        said,
+    )
+    assert re.search(r"\nfolder +\S+/run \(a checkpoint every 2 steps, the newest 2 kept\)\n", said)
     assert "nan" not in said
     assert f"  hope generate --workdir={whole[0]} --prompt='def '\n" in said
     assert "hope inspect" not in said  # nothing learns in context
@@ -106,8 +116,7 @@ def test_a_run_that_is_cut_off_goes_on_from_a_checkpoint_to_the_bit(tmp_path, mo
     assert loop.train(config, str(run)) == whole[1]
     assert losses(run) == losses(whole[0])
     shown, wanted = (
-        {key for key in read_board(folder) if key[0] != "tokens_per_second"}
-        for folder in (run, whole[0])
+        {key for key in read_board(folder) if key[0] not in SPEEDS} for folder in (run, whole[0])
     )
     assert shown == wanted
     assert all(len(values) == 1 for values in read_board(run).values())
@@ -130,7 +139,7 @@ def test_sigterm_in_the_last_evaluation_finds_the_last_checkpoint_whole(
     for _ in range(2):  # the second is a run that has finished
         assert loop.train(config, str(run)) == whole[1]
         without_speed = [
-            [{**line, "tokens_per_second": 0} for line in read_metrics(str(folder))]
+            [{**line, **dict.fromkeys(SPEEDS, 0)} for line in read_metrics(str(folder))]
             for folder in (run, whole[0])
         ]
         assert without_speed[0] == without_speed[1]
@@ -164,7 +173,7 @@ def test_documents_are_kept_apart_as_the_config_says(tmp_path, monkeypatch, apar
 
     def train_step(state, batch):
         resets["train"].append(batch.get("reset"))
-        return state._replace(step=state.step + 1), Metrics(jnp.zeros(()), jnp.zeros(()))
+        return state._replace(step=state.step + 1), Metrics(*[jnp.zeros(())] * 3)
 
     def eval_step(params, batch):
         resets["evaluate"].append(batch.get("reset"))

@@ -45,7 +45,7 @@ def take(model, optimizer, batch, mesh, accumulate=1, steps=3, layer_inputs=Fals
     for _ in range(steps):
         state, metrics = step(state, put_batch(batch, mesh))
         # Adam would hide a gradient that is too large by a factor; the norm does not.
-        losses.append([float(metrics.loss), float(metrics.gradient_norm)])
+        losses.append([float(value) for value in metrics])
     return state, np.array(losses)
 
 
@@ -121,6 +121,9 @@ def test_bfloat16_gradients_of_many_micro_batches_are_summed_in_float32():
     np.testing.assert_allclose(metrics.loss, expected, rtol=1e-5)
     # Each row's gradient is rounded to bfloat16 once; their sum and its norm are not.
     np.testing.assert_allclose(metrics.gradient_norm, norm, rtol=2e-3)
+    # Adam's first update is the rate times the sign: one for each parameter that has a gradient.
+    moved = sum(int(np.sum(np.asarray(g) != 0)) for g in jax.tree.leaves(gradient))
+    np.testing.assert_allclose(metrics.update_norm, 0.01 * moved**0.5, rtol=0.02)
     kinds = lambda state: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), state)
     assert kinds(new) == kinds(state)
 
@@ -133,7 +136,7 @@ def test_a_batch_without_weights_changes_nothing_but_the_count(accumulate):
     moved = jax.tree.map(np.array, step(state, put_batch(ROWS, one_device()))[0])
     assert np.any(moved.params["embedding"] != state.params["embedding"])
     after, metrics = step(moved, put_batch(none, one_device()))
-    assert (int(after.step), float(metrics.loss), float(metrics.gradient_norm)) == (2, 0, 0)
+    assert [int(after.step), *map(float, metrics)] == [2, 0, 0, 0]
     assert metrics.gradient_norm.dtype == jnp.float32
     jax.tree.map(
         np.testing.assert_array_equal, (after.params, after.optimizer), (moved[1], moved[2])

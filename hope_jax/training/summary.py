@@ -1,0 +1,126 @@
+"""What a run is, in a few lines before it begins."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from hope_jax.data.token_stream import TokenStream
+from hope_jax.models import LanguageModelConfig
+from hope_jax.optim.matrices import leaf_name
+from hope_jax.training.optimizer import make_schedule, split_leaves
+
+# Parts of a model by the path of a parameter; the first pattern that is found counts.
+_PARTS = (
+    ("embedding", r"^embedding"),
+    ("head", r"^unembedding"),
+    ("norms", r"norm/"),
+    ("levels (MLPs)", r"continuum/|^log_step|level_shares"),
+    ("sequence layers", r"^blocks/"),
+)
+
+
+def summarize_run(
+    config: ConfigDict, params: Any, streams: Sequence[TokenStream], mesh: Mesh, workdir: str
+) -> list[str]:
+    """Lines that say what is to be trained, on what, how, and where it is written.
+
+    Args:
+      config: whole, of the run.
+      params: shapes of the model's parameters.
+      streams: the part of the corpus to learn from, and the one to validate on.
+      mesh: the devices.
+      workdir: folder of the run.
+    """
+    tokens = config.data.batch_size * config.data.sequence_length
+    every = f"a checkpoint every {count(config.checkpoint.every, 'step')}"
+    rows = {
+        "model": _model(LanguageModelConfig.from_config_dict(config.model)),
+        "parameters": _parameters(params),
+        "corpus": _corpus(streams, config.steps * tokens),
+        "devices": _devices(mesh),
+        "optimiser": _optimizer(config, params),
+        "steps": f"{config.steps:,} of {tokens:,} tokens ({config.data.batch_size} sequences of "
+        f"{config.data.sequence_length}), {config.steps * tokens:,} in all",
+        "folder": f"{workdir} ({every}, the newest {config.checkpoint.keep} kept)",
+    }
+    width = max(map(len, rows))
+    return [f"{name:<{width}}  {text}" for name, text in rows.items()]
+
+
+def parameters_by_part(params: Any) -> dict[str, int]:
+    """Number of parameters of each part of a model, in the order in which a token meets them."""
+    found: dict[str, int] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name = leaf_name(path)
+        part = next((part for part, pattern in _PARTS if re.search(pattern, name)), "others")
+        found[part] = found.get(part, 0) + math.prod(leaf.shape)
+    order = ["embedding", "sequence layers", "levels (MLPs)", "norms", "head", "others"]
+    return {part: found[part] for part in order if part in found}
+
+
+def count(number: int, noun: str) -> str:
+    """A number and what it is of.
+
+    Example:
+      >>> count(1, "step"), count(1200, "step")
+      ('1 step', '1,200 steps')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _model(model: LanguageModelConfig) -> str:
+    used = [str(name) for name in model.pattern or (model.sequence_layer,)]
+    layer = " + ".join(used)
+    if any(name != "attention" and "." not in name for name in used):  # one's own has a dotted name
+        layer += f" ({model.titans_config.network} memories)"
+    levels = count(model.cms_levels, "level")
+    if model.adapting_blocks:
+        levels += f" (those of the last {count(model.adapting_blocks, 'block')} learn in context)"
+    return (
+        f"{layer}, width {model.width}, {count(model.num_layers, 'block')}, "
+        f"{count(model.num_heads, 'head')}, {levels} of {model.mlp_width}, {model.dtype}"
+    )
+
+
+def _parameters(params: Any) -> str:
+    parts = parameters_by_part(params)
+    said = ", ".join(f"{part} {number:,}" for part, number in parts.items())
+    return f"{sum(parts.values()):,}: {said}"
+
+
+def _corpus(streams: Sequence[TokenStream], tokens: int) -> str:
+    learn, validate = (
+        f"{len(stream.tokens):,} tokens {{}} ({count(len(stream.starts), 'document')}, "
+        f"{count(stream.num_bytes, 'byte')})"
+        for stream in streams
+    )
+    passes = tokens / len(streams[0].tokens)
+    return f"{learn.format('to learn from')}, {passes:.2g} times over; " + validate.format(
+        "to validate on"
+    )
+
+
+def _devices(mesh: Mesh) -> str:
+    kind = mesh.devices.flat[0].device_kind
+    axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    hosts = f", {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    return f"{mesh.size} {kind}{hosts}; mesh {axes}"
+
+
+def _optimizer(config: ConfigDict, params: Any) -> str:
+    optimizer: Mapping[str, Any] = config.optimizer
+    last = float(make_schedule(optimizer, config.steps)(config.steps - 1))
+    peak = f"{optimizer['learning_rate']:g}"
+    warmup = optimizer["warmup_steps"]
+    rate = f"rate rising to {peak} in {count(warmup, 'step')}" if warmup else f"rate from {peak}"
+    rate += f", falling to {last:.2g}"
+    groups = [
+        f"{count(len(leaves), 'tensor')} ({sum(leaves):,} parameters) {how}"
+        for how, leaves in split_leaves(optimizer["name"], params).items()
+    ]
+    return f"{optimizer['name']}, {rate}; {', '.join(groups)}"
