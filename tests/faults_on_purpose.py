@@ -1361,4 +1361,10 @@ FAULTS = [
         "moved",
         "tests/training/test_step.py::test_a_batch_without_weights_changes_nothing_but_the_count",
     ),
+    Fault(
+        "hope_jax/training/optimizer.py",
+        '    if "weight_decay" in known:\n',
+        '    if "weight_decay" in known and config["weight_decay"]:\n',
+        "tests/training/test_optimizer.py::test_every_optimizer_takes_its_arguments_and_decays_maps_alone",
+    ),
 ]

@@ -261,13 +261,13 @@ def make_optimizer(config: Mapping[str, Any], steps: int) -> optax.GradientTrans
         raise ValueError(
             f"optimizer.arguments.{argument} is no argument of {name!r}; nearest: {', '.join(near)}"
         )
-    if config["weight_decay"]:
-        if "weight_decay" not in known:
-            raise ValueError(
-                f"optimizer.weight_decay={config['weight_decay']}, but {name!r} has no weight decay; "
-                f"set it to 0"
-            )
-        arguments["weight_decay"] = config["weight_decay"]
+    if "weight_decay" not in known and config["weight_decay"]:
+        raise ValueError(
+            f"optimizer.weight_decay={config['weight_decay']}, but {name!r} has no weight decay; "
+            f"set it to 0"
+        )
+    if "weight_decay" in known:
+        arguments["weight_decay"] = config["weight_decay"]  # also 0, which is not Optax's default
         # Muon gives its own mask to the matrices alone.
         if "mask" in known:
             arguments["mask"] = decayed

@@ -104,7 +104,11 @@ def test_every_optimizer_takes_its_arguments_and_decays_maps_alone(name):
     rate = 0.1 / 1.1 if name == "delta_gradient_descent" else 0.1
     np.testing.assert_allclose(updates["up"]["kernel"], -rate * 0.5 * 2.0 * decays, rtol=1e-5)
     assert not updates["embedding"].any() and not updates["norm"]["scale"].any()
-    if not decays:
+    if decays:  # also where the function's own default is another
+        none = make_optimizer(settings(name=name, arguments=arguments, warmup_steps=0), 20)
+        updates, _ = none.update(zero, none.init(params), params, inputs={})
+        assert not updates["up"]["kernel"].any()
+    else:
         with pytest.raises(ValueError, match=f"'{name}' has no weight decay; set it to 0"):
             make_optimizer(settings(name=name, weight_decay=0.1), 20)
 
