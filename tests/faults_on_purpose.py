@@ -1367,4 +1367,10 @@ FAULTS = [
         '    if "weight_decay" in known and config["weight_decay"]:\n',
         "tests/training/test_optimizer.py::test_every_optimizer_takes_its_arguments_and_decays_maps_alone",
     ),
+    Fault(
+        "hope_jax/training/progress.py",
+        "        if self.under_way and not under_way:\n",
+        "        if False:\n",
+        "tests/training/test_progress.py::test_steps_that_end_with_the_one_before_do_not_count",
+    ),
 ]

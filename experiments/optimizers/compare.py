@@ -93,7 +93,7 @@ ROWS = {
         ),
     ),
     "m3": m3_row("m3 by default"),
-    "m3 of 0.2": m3_row(
+    "m3 of 0.1": m3_row(
         "alpha 0.5, slow_every 16, b3 0.9, no Nesterov",
         alpha=0.5,
         slow_every=16,

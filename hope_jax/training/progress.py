@@ -62,13 +62,23 @@ class TrainingProgress:
         """Whether a step is one of those that are written down."""
         return step % self.every == 0 or step == self.steps
 
-    def step(self, step: int, loss: float, rate: float) -> float:
-        """Tells of a step; returns tokens a second, no number until there are two steps."""
+    def step(self, step: int, loss: float, rate: float, under_way: bool) -> float:
+        """Tells of a step.
+
+        Args:
+          step: that has been taken.
+          loss: of it.
+          rate: of learning.
+          under_way: whether the next one is, as `_Clock` needs to know.
+
+        Returns:
+          Tokens a second; no number until there are some steps.
+        """
         if self._started is not None:
             waited = time.perf_counter() - self._started
             self.console.print(f"compiled, and the first step taken, in {waited:.1f} s")
             self._started = None
-        speed = self._clock.tick()
+        speed = self._clock.tick(step, under_way)
         known = math.isfinite(speed)
         if self.is_due(step) and not self.console.is_terminal:
             said = [f"step {step}/{self.steps}", f"loss {loss:.4f}", f"rate {rate:.3g}"]
@@ -114,18 +124,29 @@ def size(count: int) -> str:
 
 
 class _Clock:
-    """Tokens a second over the last steps."""
+    """Tokens a second over the last steps.
+
+    Where the next step is under way, it may be over by the time this one is told of, as on a CPU, or
+    hardly begun. A time of either kind, with or without one under way, is compared with its like only.
+    """
 
     def __init__(self, tokens: int, window: int = 20):
         self.tokens, self.window = tokens, window
-        self.times: list[float] = []
+        self.ticks: list[tuple[int, float]] = []
+        self.under_way: bool | None = None
         self.seconds = math.nan
 
-    def tick(self) -> float:
-        """Notes the end of a step; the rate is not a number until there are two."""
-        self.times = [*self.times[-self.window :], time.perf_counter()]
-        if len(self.times) > 1:
-            self.seconds = (self.times[-1] - self.times[0]) / (len(self.times) - 1)
+    def tick(self, step: int, under_way: bool) -> float:
+        """Notes that a step is over; the rate is no number until there are two times of a kind."""
+        if self.under_way and not under_way:
+            return self.tokens / self.seconds  # one of the few at checkpoints and the end
+        if under_way != self.under_way:
+            self.restart()
+        self.under_way = under_way
+        self.ticks = [*self.ticks[-self.window :], (step, time.perf_counter())]
+        (first, begun), (last, ended) = self.ticks[0], self.ticks[-1]
+        if last > first:
+            self.seconds = (ended - begun) / (last - first)
         return self.tokens / self.seconds
 
     def left(self, steps: int) -> float:
@@ -134,4 +155,4 @@ class _Clock:
 
     def restart(self) -> None:
         """Forgets the past, which held more than steps."""
-        self.times = []
+        self.ticks, self.under_way = [], None

@@ -38,11 +38,14 @@ class StepReport:
 
     def take(self, step: int, values: Metrics) -> None:
         """Takes what a step that is under way will tell, and reads the one before."""
-        self.flush()
+        self.flush(under_way=True)
         self._pending = (step, values)
 
-    def flush(self) -> None:
+    def flush(self, under_way: bool = False) -> None:
         """Reads the last step.
+
+        Args:
+          under_way: whether the next one is.
 
         Raises:
           NonFiniteLossError: if its loss, gradient or update is no number.
@@ -59,7 +62,7 @@ class StepReport:
                 f"optimizer.clip_norm"
             )
         rate = float(self.schedule(step - 1))
-        speed = self.progress.step(step, loss, rate)
+        speed = self.progress.step(step, loss, rate, under_way)
         if self.progress.is_due(step):
             speeds = {"tokens_per_second": speed} if math.isfinite(speed) else {}
             if speeds and self.usage is not None:

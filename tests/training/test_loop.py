@@ -73,7 +73,8 @@ def test_a_run_says_what_it_does(whole):
     speed = r"[\d,]+ tokens/s  \d+ s left"
     assert re.search(
         rf"\nstep 1/6  loss \d\.\d{{4}}  rate 0.01  memory \S+ .B\n"
-        rf"step 2/6  loss \d\.\d{{4}}  rate 0.00\d+  {speed}  memory \S+ .B\n",
+        rf"step 2/6  loss \d\.\d{{4}}  rate 0.00\d+  memory \S+ .B\n(.*\n)*"
+        rf"step 6/6  loss \d\.\d{{4}}  rate 0.00\d+  {speed}  memory \S+ .B\n",
         said,
     )
     assert re.search(r"\nfolder +\S+/run \(a checkpoint every 2 steps, the newest 2 kept\)\n", said)
