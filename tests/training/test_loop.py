@@ -70,13 +70,9 @@ def test_a_run_says_what_it_does(whole):
     assert re.search(
         r"compiling the training step ...\ncompiled, and the first step taken, in \d", said
     )
-    speed = r"[\d,]+ tokens/s  \d+ s left"
-    assert re.search(
-        rf"\nstep 1/6  loss \d\.\d{{4}}  rate 0.01  memory \S+ .B\n"
-        rf"step 2/6  loss \d\.\d{{4}}  rate 0.00\d+  memory \S+ .B\n(.*\n)*"
-        rf"step 6/6  loss \d\.\d{{4}}  rate 0.00\d+  {speed}  memory \S+ .B\n",
-        said,
-    )
+    # An evaluation or a checkpoint after each step leaves no two that say how fast steps are.
+    for step in (1, 2, 6):
+        assert re.search(rf"\nstep {step}/6  loss \d\.\d{{4}}  rate 0.0\d+  memory \S+ .B\n", said)
     assert re.search(r"\nfolder +\S+/run \(a checkpoint every 2 steps, the newest 2 kept\)\n", said)
     assert "nan" not in said
     assert f"  hope generate --workdir={whole[0]} --prompt='def '\n" in said

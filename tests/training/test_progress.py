@@ -1,11 +1,15 @@
 """How fast a run says that it is."""
 
+import io
 import math
+import re
 
+import jax
 import pytest
+from rich.console import Console
 
 from hope_jax.training import progress
-from hope_jax.training.progress import _Clock
+from hope_jax.training.progress import TrainingProgress, _Clock
 
 
 @pytest.fixture
@@ -43,3 +47,21 @@ def test_a_checkpoint_after_each_step_or_every_second_one(now):
     assert each.tick(9, under_way=True) == 50.0  # what is known, until there are two again
     now[0] = 1004.0
     assert each.tick(10, under_way=True) == 25.0
+
+
+def test_a_line_says_loss_rate_speed_time_left_and_memory(now):
+    console = Console(file=io.StringIO(), width=200)
+    told = TrainingProgress(console, first=0, steps=9, tokens=3000, every=2, devices=jax.devices())
+    with told:
+        for step in range(1, 5):
+            now[0] = 1.5 * step
+            told.step(step, 2.0, 0.01, under_way=True)
+    lines = console.file.getvalue().splitlines()
+    assert lines[:2] == [
+        "compiling the training step ...",
+        "compiled, and the first step taken, in 1.5 s",
+    ]
+    assert len(lines) == 4  # of every second step
+    assert re.fullmatch(
+        r"step 4/9  loss 2.0000  rate 0.01  2,000 tokens/s  8 s left  memory \S+ .B", lines[-1]
+    )
