@@ -1373,4 +1373,10 @@ FAULTS = [
         "        if False:\n",
         "tests/training/test_progress.py::test_steps_that_end_with_the_one_before_do_not_count",
     ),
+    Fault(
+        "hope_jax/runs/run_config.py",
+        "        if before:\n",
+        "        if False:\n",
+        "tests/training/test_config.py::test_a_run_of_before_goes_on_with_the_defaults_that_m3_had",
+    ),
 ]

@@ -7,6 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+import hope_jax
 from hope_jax.data.whole_file import write_whole
 from hope_jax.runs.run_tokenizer import check_tokenizer, own_tokenizer
 
@@ -20,6 +21,11 @@ RATES = (
     "optimizer.weight_decay",
     "optimizer.clip_norm",
 )
+
+# Under this key the file says of which version it is. It was not written before 0.2.0, when arguments
+# of these optimisers had other defaults.
+_VERSION = "hope_jax"
+_ARGUMENTS_BEFORE = {"m3": {"alpha": 0.5, "slow_every": 16, "b3": 0.9, "nesterov": False}}
 
 Change = tuple[str, Any, Any]
 
@@ -107,7 +113,7 @@ def find_changes(
 
 def keep_config(workdir: str | pathlib.Path, config: ConfigDict) -> None:
     """Writes the config to a run's folder."""
-    text = json.dumps(_plain(config), indent=2) + "\n"
+    text = json.dumps({_VERSION: hope_jax.__version__, **_plain(config)}, indent=2) + "\n"
     write_whole(pathlib.Path(workdir) / "config.json", text)
 
 
@@ -117,11 +123,17 @@ def _plain(config: ConfigDict) -> dict[str, Any]:
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_text()))
+        values = dict(json.loads(path.read_text()))
     except (ValueError, TypeError) as error:
         raise ValueError(
             f"it is damaged ({error}); write the run's config there again, as JSON"
         ) from error
+    optimizer = values.get("optimizer")
+    if values.pop(_VERSION, None) is None and isinstance(optimizer, dict):
+        before = _ARGUMENTS_BEFORE.get(optimizer.get("name", ""), {})
+        if before:
+            optimizer["arguments"] = {**before, **(optimizer.get("arguments") or {})}
+    return values
 
 
 def _differences(name: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:

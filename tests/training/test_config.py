@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from hope_jax.commands.config import change_settings, config_table, parse
 from hope_jax.models import LanguageModelConfig
+from hope_jax.runs import run_config
 from hope_jax.runs.config_file import load_config_file
 from hope_jax.runs.run_config import find_changes, keep_config
 from hope_jax.settings import describe
@@ -60,6 +61,20 @@ def test_an_older_run_s_config_is_completed_and_goes_on(tmp_path):
         find_changes(tmp_path, whole)
     keep_config(tmp_path, whole)
     assert find_changes(tmp_path, whole) == []
+
+
+def test_a_run_of_before_goes_on_with_the_defaults_that_m3_had(tmp_path):
+    optimizer = {**OLDER["optimizer"], "name": "m3", "arguments": {"b3": 0.5}}
+    older = {**OLDER, "optimizer": optimizer}
+    (tmp_path / "config.json").write_text(json.dumps(older))
+    there = whole_config(run_config.load_config(str(tmp_path)))
+    before = {"alpha": 0.5, "slow_every": 16, "b3": 0.5, "nesterov": False}
+    assert there.optimizer.arguments.to_dict() == before
+    assert find_changes(tmp_path, there, whole_config) == []
+    with pytest.raises(ValueError, match="optimizer.arguments.alpha: 0.5 there, None here"):
+        find_changes(tmp_path, whole_config(older), whole_config)
+    keep_config(tmp_path, whole_config(older))  # as a run of today
+    assert run_config.load_config(str(tmp_path)).optimizer.arguments.to_dict() == {"b3": 0.5}
 
 
 def test_every_setting_is_in_every_config_and_can_be_set():
