@@ -95,8 +95,8 @@ def _check_argument(optimizer: str, name: str, value: Any) -> None:
     known = inspect.signature(optimizer_named(optimizer)).parameters
     default = known[name].default if name in known else None
     allowed = None
-    if isinstance(default, bool) and not isinstance(value, bool):
-        allowed = "True or False"
+    if isinstance(default, bool):
+        allowed = None if isinstance(value, bool) else "True or False"
     elif isinstance(default, int | float) and not (number and math.isfinite(value)):
         allowed = "a finite number"
     for pattern, fits, words in _ARGUMENTS:
