@@ -14,6 +14,7 @@ from hope_jax.commands import train as train_command
 from hope_jax.commands.compare import read_rows
 from hope_jax.comparison.plan import Plan, check_plan
 from hope_jax.runs.run_config import keep_config
+from hope_jax.training import loop
 from tests.commands.in_process import hope
 from tests.training.runs import QUICKSTART, load_config
 
@@ -170,10 +171,17 @@ def tree(folder: pathlib.Path) -> dict[str, bytes]:
     return {str(p): p.read_bytes() if p.is_file() else b"" for p in sorted(folder.rglob("*"))}
 
 
+def begun(*_):
+    """In the place of a run's first weights: an input that is taken after all starts no run."""
+    raise AssertionError("a run has begun")
+
+
 def refused(capfd, folder, *arguments: str) -> str:
     """What is said of an input that is refused."""
     before = tree(folder)
-    assert hope(*arguments) == 2
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "init_state", begun)
+        assert hope(*arguments) == 2
     err = capfd.readouterr().err
     assert tree(folder) == before
     assert err.count("\n") == 1 and err.startswith("hope"), err

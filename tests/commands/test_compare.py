@@ -65,11 +65,11 @@ def test_rows_are_trained_once_and_tabled(tmp_path, monkeypatch, capfd):
     ]  # fmt: skip
     real, trained = trial.train, []
 
-    def train_the_first(config, workdir):
+    def train_the_first(config, workdir, may_change):
         """The others are made up."""
         trained.append(workdir)
         if len(trained) == 1:
-            return real(config, workdir)
+            return real(config, workdir, may_change=may_change)
         pathlib.Path(workdir).mkdir(parents=True)
         large, rate = config.model.mlp_width == 32, config.optimizer.learning_rate
         return {"validation_loss": 9 - large - 10 * rate + config.seed / (7 + large)}
@@ -112,7 +112,7 @@ def test_rows_are_trained_once_and_tabled(tmp_path, monkeypatch, capfd):
 def test_a_run_that_diverges_is_a_row_too(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
-    def diverges(config, workdir):
+    def diverges(config, workdir, may_change):
         raise NonFiniteLossError("step 1: loss nan")
 
     monkeypatch.setattr(trial, "train", diverges)

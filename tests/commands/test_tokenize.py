@@ -104,7 +104,7 @@ def test_training_from_files_is_training_from_text(tmp_path, monkeypatch):
     from_files.data.files, from_files.data.tokens = "", "tokens"
     assert train(from_files, str(tmp_path / "b")) == expected
     from_files.data.files = "text/*.txt"
-    with pytest.raises(ValueError, match="set the others to ''"):
+    with pytest.raises(ValueError, match="leave out the others"):
         train(from_files, str(tmp_path / "c"))
 
 
