@@ -1,7 +1,5 @@
 """Config files: Python files with a function `get_config`."""
 
-import importlib.machinery
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
@@ -21,9 +19,8 @@ def load_config_file(path: str | Path) -> ModuleType:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path} is no file; give the path of a config, such as experiments/X.py")
-    # Whatever its suffix, it is Python.
-    loader = importlib.machinery.SourceFileLoader(path.stem, str(path))
-    spec = importlib.util.spec_from_file_location(path.stem, path, loader=loader)
-    module = importlib.util.module_from_spec(spec)
-    loader.exec_module(module)
+    module = ModuleType(path.stem)
+    module.__file__ = str(path)
+    # Whatever its suffix, it is Python; nothing is written beside it, as an import would.
+    exec(compile(path.read_bytes(), path, "exec"), module.__dict__)
     return module
