@@ -38,8 +38,8 @@ def reset_level(
       ...     sequence_layer="attention", in_context={"chunks": (4,)},
       ... )
       >>> model, tokens = LanguageModel(config), jnp.arange(9)[None]
-      >>> params = model.init(jax.random.key(0), tokens)["params"]
-      >>> _, state = model.apply({"params": params}, tokens)
+      >>> params = jax.jit(model.init)(jax.random.key(0), tokens)["params"]
+      >>> _, state = jax.jit(model.apply)({"params": params}, tokens)
       >>> state = reset_level(model, params, state, 0)
     """
     mine = _places(model.config, chunk_index)

@@ -50,7 +50,7 @@ class MemoryAsGate(nn.Module):
       ...     functools.partial(SelfModifyingTitans, TitansConfig(width=8, num_heads=2)),
       ... )
       >>> x = jnp.ones((1, 6, 8))
-      >>> layer.init_with_output(jax.random.key(0), x)[0][0].shape
+      >>> jax.jit(layer.init_with_output)(jax.random.key(0), x)[0][0].shape
       (1, 6, 8)
     """
 

@@ -70,8 +70,8 @@ class MemoryAsContext(nn.Module):
       >>> memory = TitansConfig(width=8, num_heads=2, memory_chunk=2, others_chunk=4)
       >>> layer = MemoryAsContext(memory, segment=4, persistent=1)
       >>> x = jax.random.normal(jax.random.key(0), (1, 10, 8))
-      >>> (y, state), params = layer.init_with_output(jax.random.key(1), x)
-      >>> more, state = layer.apply(params, x[:, :1], state)
+      >>> (y, state), params = jax.jit(layer.init_with_output)(jax.random.key(1), x)
+      >>> more, state = jax.jit(layer.apply)(params, x[:, :1], state)
       >>> y.shape, more.shape
       ((1, 10, 8), (1, 1, 8))
     """

@@ -264,9 +264,9 @@ class SelfModifyingTitans(nn.Module):
       >>> import jax, jax.numpy as jnp
       >>> layer = SelfModifyingTitans(TitansConfig(width=8, num_heads=2))
       >>> x = jax.random.normal(jax.random.key(0), (1, 20, 8))
-      >>> params = layer.init(jax.random.key(1), x)
-      >>> y, state = layer.apply(params, x)
-      >>> more, state = layer.apply(params, x[:, :1], state)
+      >>> params = jax.jit(layer.init)(jax.random.key(1), x)
+      >>> y, state = jax.jit(layer.apply)(params, x)
+      >>> more, state = jax.jit(layer.apply)(params, x[:, :1], state)
       >>> y.shape, more.shape
       ((1, 20, 8), (1, 1, 8))
     """

@@ -47,7 +47,7 @@ class LanguageModel(nn.Module):
       ... )
       >>> model = LanguageModel(config)
       >>> tokens = jnp.array([[72, 111, 112, 101]])
-      >>> params = model.init(jax.random.key(0), tokens)["params"]
+      >>> params = jax.jit(model.init)(jax.random.key(0), tokens)["params"]
       >>> logits, state = model.apply({"params": params}, tokens[:, :3])
       >>> logits, state = model.apply({"params": params}, tokens[:, 3:], state)
       >>> logits.shape
