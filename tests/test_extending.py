@@ -21,6 +21,7 @@ from hope_jax.commands.trained_model import load_model, load_run_config
 from hope_jax.data.corpus import is_held_out, load_documents
 from hope_jax.layers.titans import SelfModifyingTitans, TitansConfig
 from hope_jax.models import LanguageModel, LanguageModelConfig, init_state
+from hope_jax.models.own_layer import lay_out
 from hope_jax.named import name_of
 from hope_jax.optim import describe_weight_rules
 from hope_jax.training import loop
@@ -299,7 +300,9 @@ def test_the_layer_reads_pieces_and_documents_and_lies_on_the_mesh():
     assert places["blocks"]["own_0"]["my_layer.Average"]["mix"].spec == P(None, "fsdp", "tensor")
     with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
         _, state = jax.jit(lambda tokens: model.apply({"params": params}, tokens))(tokens)
+        fresh = jax.jit(lambda: lay_out(jnp.zeros((8, 3))))()  # of which nothing else says where
     assert state.blocks[0].sequence.sharding.spec == P(None, ("data", "fsdp"))
+    assert fresh.sharding.spec[0] == ("data", "fsdp")
 
 
 def test_m3_takes_for_matrices_what_the_layer_says():
