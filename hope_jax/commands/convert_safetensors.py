@@ -5,7 +5,6 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from ml_collections import ConfigDict
 
 import hope_jax
@@ -14,6 +13,7 @@ from hope_jax.commands.trained_model import load_model, load_run_config
 from hope_jax.data.tokenizers import copy_tokenizer, load_tokenizer, tokenizer_file
 from hope_jax.data.whole_folder import check_writable, whole_folder
 from hope_jax.models import LanguageModel, LanguageModelConfig
+from hope_jax.models.parameter_count import parameter_shapes
 from hope_jax.models.safetensors_folder import read_params, write_params
 from hope_jax.runs.metrics import read_metrics
 from hope_jax.training.config import whole_config
@@ -71,9 +71,7 @@ def import_safetensors(folder: str, workdir: str) -> None:
         )
     config = whole_config(config)
     model = LanguageModel(LanguageModelConfig.from_config_dict(config.model))
-    tokens = jnp.zeros((1, 1), jnp.int32)
-    shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), tokens)["params"])
-    params = jax.tree.map(jnp.asarray, read_params(folder, shapes))
+    params = jax.tree.map(jnp.asarray, read_params(folder, parameter_shapes(model)))
     if config.data.tokenizer != "bytes":
         config.data.tokenizer = str(tokenizer_file(folder))  # of which the run keeps a copy
         load_tokenizer(config.data.tokenizer)

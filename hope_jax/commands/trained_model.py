@@ -3,12 +3,11 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from flax import linen as nn
 from ml_collections import ConfigDict
 
 from hope_jax.data.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
 from hope_jax.models import LanguageModel, LanguageModelConfig
+from hope_jax.models.parameter_count import parameter_shapes
 from hope_jax.runs.checkpoint_reader import read_params
 from hope_jax.runs.run_config import load_config
 from hope_jax.runs.run_tokenizer import tokenizer_of
@@ -53,10 +52,9 @@ def load_model(workdir: str) -> tuple[LanguageModel, Any, Tokenizer]:
     tokenizer = load_tokenizer(config.data.tokenizer)
     model = LanguageModel(LanguageModelConfig.from_config_dict(config.model))
     check_vocabulary(tokenizer, model.config.vocab_size, config.data.tokenizer)
-    tokens = jnp.zeros((1, 1), jnp.int32)
-    shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), tokens)["params"])
     place = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     target = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        parameter_shapes(model),
     )
     return model, read_params(workdir, target), tokenizer

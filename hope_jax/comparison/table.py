@@ -7,14 +7,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 from ml_collections import ConfigDict
 
 from hope_jax.comparison.plan import Plan, differences, in_words
 from hope_jax.comparison.trial import Result
 from hope_jax.models import LanguageModel, LanguageModelConfig
 from hope_jax.models.flops import training_flops
-from hope_jax.models.parameter_count import parameter_count
+from hope_jax.models.parameter_count import parameter_count, parameter_shapes
 
 
 class Cost(NamedTuple):
@@ -157,11 +156,8 @@ def count_cost(config: ConfigDict) -> Cost:
     model_config = LanguageModelConfig.from_config_dict(config.model)
     model, length = LanguageModel(model_config), config.data.sequence_length
     tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
-    # A real key would start the devices, which the runs may need for themselves.
-    key = jax.eval_shape(jax.random.key, 0)
-    params = nn.unbox(jax.eval_shape(model.init, key, tokens)["params"])
     read: Any = lambda params, tokens: model.apply({"params": params}, tokens)
-    state = jax.eval_shape(read, params, tokens)[1]
+    state = jax.eval_shape(read, parameter_shapes(model), tokens)[1]
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     return Cost(parameter_count(model_config), training_flops(model_config, length), size)
 

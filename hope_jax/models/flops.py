@@ -7,11 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from jax.extend import core
 
 from hope_jax.models.config import LanguageModelConfig
 from hope_jax.models.language_model import LanguageModel
+from hope_jax.models.parameter_count import parameter_shapes
 
 
 def count_flops(function: Callable[..., Any], *args: Any) -> int:
@@ -45,9 +45,7 @@ def training_flops(config: LanguageModelConfig, length: int) -> float:
     """
     model = LanguageModel(config)
     tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
-    # A real key would start the devices, which others may need for themselves.
-    key = jax.eval_shape(jax.random.key, 0)
-    params = nn.unbox(jax.eval_shape(model.init, key, tokens)["params"])
+    params = parameter_shapes(model)
 
     def loss(params: Any, tokens: jax.Array) -> jax.Array:
         losses: Any = model.apply({"params": params}, tokens, tokens, method="token_losses")

@@ -3,12 +3,22 @@
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from hope_jax.models.config import LanguageModelConfig
 from hope_jax.models.language_model import LanguageModel
+
+
+def parameter_shapes(model: LanguageModel) -> Any:
+    """Shapes and dtypes of a model's parameters, as `jax.ShapeDtypeStruct`."""
+    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    # A real key would start the devices, and processes of a launch must meet before that.
+    key = jax.eval_shape(jax.random.key, 0)
+    return nn.unbox(jax.eval_shape(model.init, key, tokens)["params"])
 
 
 @functools.lru_cache
@@ -23,11 +33,7 @@ def parameter_count(config: LanguageModelConfig) -> int:
       >>> parameter_count(config)  # 40 embedding + 64 attention + 96 MLP + 12 norms
       212
     """
-    model = LanguageModel(config)
-    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    # A real key would start the devices, and processes of a launch must meet before that.
-    key = jax.eval_shape(jax.random.key, 0)
-    shapes = jax.eval_shape(model.init, key, tokens)
+    shapes = parameter_shapes(LanguageModel(config))
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
 
 
