@@ -1,4 +1,4 @@
-"""What one process decides for all."""
+"""What one process decides for all, and whether all see the same."""
 
 import json
 from collections.abc import Callable
@@ -11,6 +11,17 @@ from jax.experimental import multihost_utils
 from hope_jax.runs.folder_error import RunFolderError
 
 _KINDS = {kind.__name__: kind for kind in (ValueError, RunFolderError)}
+
+
+def all_see(number: int) -> bool:
+    """Whether a number below 2^32 is the same in every process; each calls it at the same place.
+
+    Example:
+      >>> all_see(3)
+      True
+    """
+    seen = np.asarray(multihost_utils.process_allgather(np.uint32(number)))
+    return bool(np.all(seen == seen.ravel()[0]))
 
 
 def first_decides(action: Callable[[], Any]) -> Any:

@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.console import Console
@@ -26,6 +25,7 @@ from hope_jax.data.token_stream import (
 from hope_jax.data.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
 from hope_jax.models import LanguageModel, LanguageModelConfig
 from hope_jax.models.flops import training_flops
+from hope_jax.runs.agreement import all_see
 from hope_jax.runs.checkpoint_reader import checkpoint_steps
 from hope_jax.runs.checkpoint_writer import CheckpointWriter
 from hope_jax.runs.corpus_record import Record, describe_corpus
@@ -254,8 +254,7 @@ def _load_corpus(
 def _corpus_record(streams: Sequence[TokenStream]) -> Record:
     """What is noted of the corpus; all processes must see the same."""
     record = describe_corpus(dict(zip(PARTS, streams, strict=True)))
-    digest = zlib.crc32(json.dumps(record).encode())
-    if len(set(np.ravel(multihost_utils.process_allgather(np.uint32(digest))).tolist())) > 1:
+    if not all_see(zlib.crc32(json.dumps(record).encode())):
         raise ValueError(
             f"processes see different corpora, process {jax.process_index()} this: {record}; give every "
             f"host the same files"

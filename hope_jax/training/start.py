@@ -4,11 +4,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jax.experimental import multihost_utils
 
 from hope_jax.data.tokenizers import Tokenizer, load_tokenizer
+from hope_jax.runs.agreement import all_see
 from hope_jax.runs.checkpoint_reader import read_other
 from hope_jax.runs.origin import Origin
 from hope_jax.runs.run_config import load_config
@@ -46,7 +45,7 @@ def begin_from(
             f"--config.data.tokenizer={theirs}"
         )
     step, read = read_other(origin.run, target, origin.optimizer)
-    if len(set(np.ravel(multihost_utils.process_allgather(np.int32(step))).tolist())) > 1:
+    if not all_see(step):
         raise ValueError(
             f"--from_run={origin.run} writes checkpoints while the processes read; wait for its end"
         )
