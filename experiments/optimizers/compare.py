@@ -19,7 +19,7 @@ import math
 import pathlib
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -29,7 +29,7 @@ from tasks import Task, language, plain, vision
 
 from hope_jax.comparison.picture import draw_rows
 from hope_jax.comparison.plan import Trial
-from hope_jax.comparison.table import Line, estimate, paired
+from hope_jax.comparison.table import line_of
 from hope_jax.comparison.trial import Result
 from hope_jax.optim import m3
 
@@ -261,16 +261,6 @@ def main() -> None:
         jax.clear_caches()
 
 
-def summaries(results: dict[str, list[Result]], baseline: str) -> Iterator[Line]:
-    by_seed = lambda name: {result.trial.seed: result.loss for result in results[name]}
-    for name, own in results.items():
-        losses = [result.loss for result in own]
-        difference = paired(by_seed(name), by_seed(baseline))
-        diverged = sum(map(math.isinf, losses))
-        tuned = own[0].trial.tuned
-        yield Line(name, tuned, (), tuple(own), estimate(losses), difference, diverged, len(own))
-
-
 def write(
     given: argparse.Namespace,
     task: Task,
@@ -279,7 +269,8 @@ def write(
     seconds: dict[str, float],
 ) -> None:
     count = sum(x.size for x in jax.tree.leaves(jax.eval_shape(task.init, jax.random.key(0))))
-    lines = list(summaries(results, given.baseline))
+    base = results[given.baseline]
+    lines = [line_of(row, own[0].trial.tuned, (), own, base, own) for row, own in results.items()]
     folder, name = given.folder, given.task
     options = f" --warmup={given.warmup}" if given.warmup != 40 else ""
     options += f" --times={given.times}" if given.times != 1 else ""

@@ -139,7 +139,7 @@ def compare(plan: Plan, jobs: int, command: str) -> list[Line] | None:
     """
     costs = {row: count_cost(config) for row, config in plan.rows.items()}
     results: list[Result] = []
-    progress = _Progress(plan)
+    progress = _Progress()
     work = functools.partial(run_trial, programs=plan.workdir / "programs")
 
     def write() -> list[Line]:
@@ -149,11 +149,11 @@ def compare(plan: Plan, jobs: int, command: str) -> list[Line] | None:
         draw_curves(lines, plan.workdir / "losses.png")
         return lines
 
-    def take(trials: Sequence[Trial]) -> bool:
+    def take(trials: Sequence[Trial], later: int) -> bool:
         there = [(trial, read_result(trial)) for trial in trials]
         results.extend(result for _, result in there if result is not None)
         left = [trial for trial, result in there if result is None]
-        progress.begin(left)
+        progress.begin(len(left) + later)
 
         def done(trial: Trial) -> None:
             result = read_result(trial)
@@ -165,30 +165,26 @@ def compare(plan: Plan, jobs: int, command: str) -> list[Line] | None:
         return run_trials(left, jobs, work, done)
 
     plan.workdir.mkdir(parents=True, exist_ok=True)
-    if not take(plan.selection()):
+    if not take(plan.selection(), later=len(plan.rows) * plan.seeds):
         return None
     reported = []
     for row in plan.rows:
         chosen = choose(plan, row, results)
         assert chosen is not None
         reported += plan.reported(row, chosen)
-    return write() if take(reported) else None
+    return write() if take(reported, later=0) else None
 
 
 class _Progress:
     """Says how far a comparison is."""
 
-    def __init__(self, plan: Plan):
-        self.plan = plan
+    def __init__(self) -> None:
         self.left = 0
         self.seconds: list[float] = []
         self.last = time.perf_counter()
 
-    def begin(self, trials: Sequence[Trial]) -> None:
-        later = len(self.plan.rows) * self.plan.seeds
-        selecting = bool(trials) and trials[0].seed < self.plan.selection_seeds
-        choosing = selecting and len(self.plan.choices()) > 1
-        self.left = len(trials) + (later if choosing else 0)
+    def begin(self, left: int) -> None:
+        self.left = left
         self.last = time.perf_counter()
 
     def say(self, result: Result) -> None:

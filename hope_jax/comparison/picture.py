@@ -10,7 +10,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from hope_jax.comparison.table import Estimate, Line
+from hope_jax.comparison.table import Estimate, Line, losses_by_seed, pairs
 
 # Dark enough, and unlike enough in grey.
 _DOT, _SEED, _LINE = "#1b4f8f", "#9a9a9a", "#c8c8c8"
@@ -39,13 +39,12 @@ def draw_rows(lines: Sequence[Line], baseline: str, path: Path) -> None:
     )
     left = grid[0][0]
     base = next((line for line in shown if line.row == baseline), None)
-    by_seed = {result.trial.seed: result.loss for result in base.results} if base else {}
+    theirs = losses_by_seed(base.results if base else ())
     for height, line in enumerate(shown):
-        seeds = {result.trial.seed: result.loss for result in line.results}
-        _draw_row(left, height, list(seeds.values()), line.loss)
+        ours = losses_by_seed(line.results)
+        _draw_row(left, height, list(ours.values()), line.loss)
         if panels == 2 and line.row != baseline:
-            pairs = [loss - by_seed[seed] for seed, loss in seeds.items() if seed in by_seed]
-            _draw_row(grid[0][1], height, pairs, line.difference)
+            _draw_row(grid[0][1], height, pairs(ours, theirs), line.difference)
     left.set_yticks(range(len(shown)), [line.row for line in shown], fontsize=8)
     left.set_ylim(-0.6, max(1, len(shown)) - 0.4)
     left.set_xlabel("validation loss (nats per token)")

@@ -29,13 +29,8 @@ class Trial(NamedTuple):
     folder: Path
     config: dict[str, Any]
 
-    @property
-    def setting(self) -> str:
-        """The tuned settings in words."""
-        return in_words(self.tuned)
-
     def __str__(self) -> str:
-        return ", ".join(filter(None, (self.row, self.setting, f"seed {self.seed}")))
+        return ", ".join(filter(None, (self.row, in_words(self.tuned), f"seed {self.seed}")))
 
 
 class Plan(NamedTuple):
@@ -87,10 +82,13 @@ class Plan(NamedTuple):
         for key, value in tuned:
             config.update_from_flattened_dict({key: value})
         config.seed += seed
-        parts = [row, in_words(tuned), f"seed_{seed}"]
-        folder = self.workdir.joinpath(*(_as_name(part) for part in parts if part))
         plain = json.loads(whole_config(config).to_json_best_effort())
+        folder = self.folder(row, tuned) / f"seed_{seed}"
         return Trial(row, tuned, seed, folder, plain)
+
+    def folder(self, row: str, tuned: tuple[tuple[str, Any], ...]) -> Path:
+        """Where the runs of a row at some settings lie, whatever their seed."""
+        return self.workdir.joinpath(*map(_as_name, filter(None, (row, in_words(tuned)))))
 
 
 def in_words(tuned: Sequence[tuple[str, Any]]) -> str:
@@ -144,12 +142,10 @@ def check_plan(plan: Plan) -> None:
         for one, two in itertools.combinations(values, 2):
             if shown(one) == shown(two):
                 raise ValueError(f"--tune={key} has {shown(one)} twice; leave one out")
-    folders: dict[Path, Trial] = {}
-    for row in plan.rows:
-        for tuned in plan.choices():
-            trial = plan.trial(row, tuned, 0)
-            other_trial = folders.setdefault(trial.folder, trial)
-            if other_trial is not trial:
-                raise ValueError(
-                    f"{other_trial} and {trial} would lie in one folder, {trial.folder}; rename a row"
-                )
+    runs: dict[Path, str] = {}
+    for row, tuned in itertools.product(plan.rows, plan.choices()):
+        folder, said = plan.folder(row, tuned), ", ".join(filter(None, (row, in_words(tuned))))
+        if runs.setdefault(folder, said) != said:
+            raise ValueError(
+                f"{runs[folder]} and {said} would lie in one folder, {folder}; rename a row"
+            )

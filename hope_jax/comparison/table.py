@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from hope_jax.comparison.plan import Plan, differences, in_words
+from hope_jax.comparison.plan import Plan, differences, shown
 from hope_jax.comparison.trial import Result
 from hope_jax.models import LanguageModel, LanguageModelConfig
 from hope_jax.models.flops import training_flops
@@ -79,6 +79,16 @@ def estimate(values: Sequence[float]) -> Estimate:
     return Estimate(mean, error)
 
 
+def losses_by_seed(results: Sequence[Result]) -> dict[int, float]:
+    """Loss of each result by its seed."""
+    return {result.trial.seed: result.loss for result in results}
+
+
+def pairs(ours: Mapping[int, float], theirs: Mapping[int, float]) -> list[float]:
+    """Differences over the seeds that both have."""
+    return [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
+
+
 def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Estimate:
     """Mean difference over the seeds that both have; what seeds do to both alike is not in its error.
 
@@ -86,7 +96,7 @@ def paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> Estimate:
       >>> paired({0: 1.5, 1: 2.5}, {0: 1.0, 1: 2.0, 2: 9.0})
       Estimate(mean=0.5, error=0.0)
     """
-    return estimate([ours[seed] - theirs[seed] for seed in ours if seed in theirs])
+    return estimate(pairs(ours, theirs))
 
 
 def choose(plan: Plan, row: str, results: Sequence[Result]) -> tuple[tuple[str, Any], ...] | None:
@@ -109,35 +119,40 @@ def choose(plan: Plan, row: str, results: Sequence[Result]) -> tuple[tuple[str, 
     return min(choices, key=lambda choice: sum(losses[choice]))
 
 
+def line_of(
+    row: str,
+    tuned: tuple[tuple[str, Any], ...] | None,
+    at_edge: tuple[str, ...],
+    reported: Sequence[Result],
+    baseline: Sequence[Result],
+    own: Sequence[Result],
+) -> Line:
+    """What there is to say of a row, from its reported results, the baseline's, and all its own."""
+    ours = losses_by_seed(reported)
+    loss = estimate(list(ours.values()))
+    difference = paired(ours, losses_by_seed(baseline))
+    diverged = sum(not math.isfinite(result.loss) for result in own)
+    return Line(row, tuned, at_edge, tuple(reported), loss, difference, diverged, len(own))
+
+
 def summarize(plan: Plan, results: Sequence[Result]) -> list[Line]:
     """A line for each row that has runs."""
-    reported: dict[str, tuple[Result, ...]] = {}
-    chosen: dict[str, tuple[tuple[str, Any], ...] | None] = {}
-    for row in plan.rows:
-        tuned = chosen[row] = choose(plan, row, results)
-        wanted = [] if tuned is None else plan.reported(row, tuned)
-        by_trial = {result.trial.folder: result for result in results}
-        reported[row] = tuple(
-            by_trial[trial.folder] for trial in wanted if trial.folder in by_trial
-        )
-    by_seed = lambda row: {result.trial.seed: result.loss for result in reported[row]}
+    by_folder = {result.trial.folder: result for result in results}
+    chosen = {row: choose(plan, row, results) for row in plan.rows}
+    reported = {
+        row: [
+            by_folder[trial.folder]
+            for trial in (plan.reported(row, tuned) if tuned is not None else ())
+            if trial.folder in by_folder
+        ]
+        for row, tuned in chosen.items()
+    }
     lines = []
     for row, tuned in chosen.items():
         own = [result for result in results if result.trial.row == row]
-        if not own:
-            continue
-        lines.append(
-            Line(
-                row,
-                tuned,
-                _at_edge(plan, tuned or ()),
-                reported[row],
-                estimate([result.loss for result in reported[row]]),
-                paired(by_seed(row), by_seed(plan.baseline)),
-                sum(not math.isfinite(result.loss) for result in own),
-                len(own),
-            )
-        )
+        if own:
+            edges = _at_edge(plan, tuned or ())
+            lines.append(line_of(row, tuned, edges, reported[row], reported[plan.baseline], own))
     return lines
 
 
@@ -180,9 +195,9 @@ def as_markdown(plan: Plan, lines: Sequence[Line], costs: Mapping[str, Cost], co
         speeds = [result.tokens_per_second for result in line.results]
         cells = [line.row, f"{cost.parameters:,}", f"{cost.flops / 1e6:.2f}"]
         cells += [f"{cost.state_bytes:,}", f"{statistics.median(speeds):,.0f}" if speeds else ""]
-        cells += ["", *[""] * (len(plan.tuned) - 1)] if line.tuned is None and plan.tuned else []
+        cells += [""] * len(plan.tuned) if line.tuned is None else []
         cells += [
-            in_words([(key, value)]).partition("=")[2] + (" (edge)" if key in line.at_edge else "")
+            shown(value) + (" (edge)" if key in line.at_edge else "")
             for key, value in line.tuned or ()
         ]
         finite = sum(math.isfinite(result.loss) for result in line.results)
@@ -199,10 +214,7 @@ def as_markdown(plan: Plan, lines: Sequence[Line], costs: Mapping[str, Cost], co
     if len(plan.choices()) > 1:
         notes.append(
             f"{', '.join(f'`{key}`' for key in plan.tuned)}: of "
-            + "; ".join(
-                ", ".join(in_words([(key, value)]).partition("=")[2] for value in values)
-                for key, values in plan.tuned.items()
-            )
+            + "; ".join(", ".join(map(shown, values)) for values in plan.tuned.values())
             + f", the best in the mean over {plan.selection_seeds} seed"
             + ("s" if plan.selection_seeds > 1 else "")
             + " that the table does not report."
