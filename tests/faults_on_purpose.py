@@ -1379,4 +1379,10 @@ FAULTS = [
         "        if False:\n",
         "tests/training/test_config.py::test_a_run_of_before_goes_on_with_the_defaults_that_m3_had",
     ),
+    Fault(
+        "hope_jax/comparison/trial.py",
+        "    find_changes(trial.folder, whole_config(trial.config), whole_config)\n",
+        "",
+        "tests/comparison/test_trial.py::test_a_result_of_other_defaults_is_not_taken",
+    ),
 ]

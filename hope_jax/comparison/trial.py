@@ -11,6 +11,7 @@ import jax
 from hope_jax.comparison.plan import Trial
 from hope_jax.data.whole_file import write_whole
 from hope_jax.runs.metrics import read_metrics
+from hope_jax.runs.run_config import find_changes
 from hope_jax.training.config import whole_config
 from hope_jax.training.loop import NonFiniteLossError, train
 
@@ -46,6 +47,8 @@ def read_result(trial: Trial) -> Result | None:
             f"{trial.folder} holds a run with other settings; give the same to go on, or another "
             f"--workdir"
         )
+    # What a run of before does not say is as it was then, not as it is now.
+    find_changes(trial.folder, whole_config(trial.config), whole_config)
     lines = [line for line in read_metrics(str(trial.folder)) if "loss" in line]
     speeds = [line["tokens_per_second"] for line in lines if "tokens_per_second" in line]
     curve = [(int(line["step"]), line["loss"]) for line in lines]
