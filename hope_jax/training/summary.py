@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from hope_jax.data.token_stream import TokenStream
 from hope_jax.models import LanguageModelConfig
+from hope_jax.models.own_layer import is_own
 from hope_jax.optim.matrices import leaf_name
 from hope_jax.training.optimizer import make_schedule, split_leaves
 
@@ -76,7 +77,7 @@ def count(number: int, noun: str) -> str:
 def _model(model: LanguageModelConfig) -> str:
     used = [str(name) for name in model.pattern or (model.sequence_layer,)]
     layer = " + ".join(used)
-    if any(name != "attention" and "." not in name for name in used):  # one's own has a dotted name
+    if any(name != "attention" and not is_own(name) for name in used):
         layer += f" ({model.titans_config.network} memories)"
     levels = count(model.cms_levels, "level")
     if model.adapting_blocks:
