@@ -16,7 +16,17 @@ _MODULE_OF = {
     "TitansConfig": "hope_jax.layers.titans",
     "init_state": "hope_jax.models",
 }
-_SUBPACKAGES = ("data", "inference", "layers", "memory", "models", "optim", "runs", "training")
+_SUBPACKAGES = (
+    "data",
+    "evaluation",
+    "inference",
+    "layers",
+    "memory",
+    "models",
+    "optim",
+    "runs",
+    "training",
+)
 
 __all__ = [*_MODULE_OF, *_SUBPACKAGES]
 

@@ -14,6 +14,7 @@ BELOW: dict[str, set[str]] = {
     "models": {"layers", "optim"},
     "inference": {"models", "layers", "data"},
     "runs": {"data"},
+    "evaluation": {"inference", "models", "layers", "data"},
     "training": {"runs", "inference", "models", "layers", "data", "optim"},
 }
 BELOW["comparison"] = {"training", "runs", "models", "layers", "data"}
