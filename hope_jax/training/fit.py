@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hope_jax.training.report import NonFiniteLossError
-from hope_jax.training.step import Batch, Metrics, TrainState
+from hope_jax.training.step import Metrics, TrainState
 
 ENOUGH = 2  # evaluations in a row without a mistake
 
@@ -42,7 +42,7 @@ class Fitted(NamedTuple):
 
 def fit(
     state: TrainState,
-    train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]],
+    train_step: Callable[[TrainState, Any], tuple[TrainState, Metrics]],
     batches: Iterator[Mapping[str, np.ndarray]],
     evaluate: Callable[[Any], Mapping[str, float]],
     *,
@@ -64,7 +64,9 @@ def fit(
     Raises:
       NonFiniteLossError: if a loss or gradient is no number, when the next evaluation is due.
     """
-    kept, evaluations, losses = state.params, [], []
+    kept: Any = state.params
+    evaluations: list[Evaluation] = []
+    losses: list[Metrics] = []
     for step in range(1, steps + 1):
         state, metrics = train_step(state, next(batches))
         losses.append(metrics)
