@@ -18,7 +18,9 @@ def test_equations_name_functions_and_tests_that_exist():
         assert re.search(rf"(def|class) {name}\b", source), f"{path}::{name}"
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/learning.md", "docs/from_optax.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/learning.md", "docs/from_optax.md", "docs/suites.md"]
+)
 def test_examples_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
