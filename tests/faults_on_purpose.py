@@ -1417,8 +1417,8 @@ FAULTS = [
     ),
     Fault(
         "hope_jax/evaluation/formal_languages.py",
-        "[[weights[-1] / 2],",
-        "[[weights[-1] / 4],",
+        "weights[:0:-1] / 4]",
+        "weights[:0:-1] / 2]",
         "tests/evaluation/test_formal_languages.py::test_brackets_interleave_and_follow_the_grammar",
     ),
     Fault(

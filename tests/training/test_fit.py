@@ -17,7 +17,7 @@ from hope_jax.training.step import Metrics, TrainState
 def count(state, batch):
     """A step whose parameters are the number of steps, and whose losses are given."""
     step = state.step + 1
-    moved = TrainState(step, step * jnp.ones(()), ())
+    moved = TrainState(step, state.params + 1, ())
     return moved, Metrics(batch["loss"], jnp.ones(()), jnp.ones(()))
 
 
