@@ -263,6 +263,13 @@ def read_lines(path: pathlib.Path, rows: Mapping[str, Settings], data: str | Non
     return lines
 
 
+def add_line(path: pathlib.Path, line: Mapping[str, Any]) -> None:
+    """Adds a run that has ended, behind whatever a command that was killed has left."""
+    cut = path.exists() and not (path.read_bytes() or b"\n").endswith(b"\n")
+    with path.open("a") as file:
+        file.write("\n" * cut + json.dumps(line) + "\n")
+
+
 def as_markdown(
     lines: Sequence[Mapping[str, Any]],
     rows: Mapping[str, Settings],
@@ -271,10 +278,10 @@ def as_markdown(
     command: str,
 ) -> str:
     """The table of what was right, that of the steps it took, and the settings."""
-    found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    found: dict[tuple[str, str], dict[int, Mapping[str, Any]]] = {}
     for line in lines:
         if line["seed"] < seeds:
-            found.setdefault((line["row"], line["language"]), []).append(line)
+            found.setdefault((line["row"], line["language"]), {})[line["seed"]] = line
 
     def right(runs: Sequence[Mapping[str, Any]]) -> str:
         shares = [[run["right"][name] for run in runs] for name in runs[0]["right"]]
@@ -290,7 +297,7 @@ def as_markdown(
         heads = ["row", "parameters", *(LANGUAGES[name].title for name in languages)]
         made = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
         for row, settings in rows.items():
-            runs = [found.get((row, language), []) for language in languages]
+            runs = [list(found.get((row, language), {}).values()) for language in languages]
             cells = [
                 row,
                 f"{parameter_count(settings.model):,}",
@@ -382,7 +389,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command = shlex.join(
         ["python", "experiments/formal_languages.py", *(arguments or sys.argv[1:])]
     )
-    print(f"{len(left)} runs", flush=True)
+
+    def write() -> str:
+        # Read anew: another command may have run other rows meanwhile.
+        lines = read_lines(path, rows, given.data)
+        text = as_markdown(lines, rows, names, given.seeds, command)
+        write_whole(given.workdir / "results.md", text)
+        return text
+
+    print(f"runs to do: {len(left)}", flush=True)
     for row, name, seed in left:
 
         def report(one: Evaluation, title: str = f"{row}, {name}, seed {seed}") -> None:
@@ -393,14 +408,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         shares = ", ".join(f"{part} {100 * share:.4g}" for part, share in result["right"].items())
         print(f"{row}, {name}, seed {seed}: {shares}", flush=True)
         line = {"row": row, "language": name, "seed": seed, **result, "data": given.data}
-        lines.append({**line, "settings": as_values(rows[row])})
-        with path.open("a") as file:
-            file.write(json.dumps(lines[-1]) + "\n")
-        write_whole(
-            given.workdir / "results.md", as_markdown(lines, rows, names, given.seeds, command)
-        )
-    write_whole(given.workdir / "results.md", as_markdown(lines, rows, names, given.seeds, command))
-    print((given.workdir / "results.md").read_text().split("\nSettings of")[0])
+        add_line(path, {**line, "settings": as_values(rows[row])})
+        write()
+    print(write().split("\nSettings of")[0])
 
 
 if __name__ == "__main__":

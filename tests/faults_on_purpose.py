@@ -1501,6 +1501,12 @@ FAULTS = [
     ),
     Fault(
         "experiments/formal_languages.py",
+        '"\\n" * cut + json',
+        "json",
+        "tests/evaluation/test_formal_languages_command.py::test_it_goes_on_where_it_was_and_runs_what_is_new",
+    ),
+    Fault(
+        "experiments/formal_languages.py",
         "            if (row, name, seed) not in done\n",
         "            if (row, name) not in done\n",
         "tests/evaluation/test_formal_languages_command.py::test_it_goes_on_where_it_was_and_runs_what_is_new",

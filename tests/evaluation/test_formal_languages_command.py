@@ -60,7 +60,7 @@ def test_a_tiny_model_is_trained_tested_and_tabled(command, tmp_path, capsys):
     assert line["steps"] == 2 and np.isfinite(line["loss"])
     assert line["settings"]["model"]["width"] == 8
     said = capsys.readouterr().out
-    assert "1 runs\nlstm, parity, seed 0: step 1, loss " in said
+    assert "runs to do: 1\nlstm, parity, seed 0: step 1, loss " in said
     assert "| row | parameters | parity |" in said
 
 
@@ -87,7 +87,8 @@ def quick(command, monkeypatch):
 def test_it_goes_on_where_it_was_and_runs_what_is_new(quick, tmp_path):
     call(quick, tmp_path, "--rows=hope", "--languages=parity", "--seeds=2")
     assert quick.noted == [("titans", "parity", 0), ("titans", "parity", 1)]
-    (tmp_path / "runs.jsonl").open("a").write('{"row": "hope", "lang')  # of one that was killed
+    with (tmp_path / "runs.jsonl").open("a") as file:
+        file.write('{"row": "hope", "lang')  # of one that was killed
     quick.noted.clear()
     call(quick, tmp_path, "--rows=hope,transformer", "--languages=parity,aa-star", "--seeds=2")
     assert quick.noted == [
@@ -103,6 +104,9 @@ def test_it_goes_on_where_it_was_and_runs_what_is_new(quick, tmp_path):
     assert table.count("| 100 / 25 / 0 | 0 / 0 / 0 |") == 2
     assert table.count("| 15 | 2 diverged |") == 2
     assert "* transformer: `model.cms_levels=1`" in table
+    ended = (tmp_path / "runs.jsonl").read_text().splitlines()
+    assert [text[:12] for text in ended[2:4]] == ['{"row": "hop', '{"row": "hop']
+    assert len(ended) == 9 and json.loads(ended[3])["language"] == "aa-star"
     assert "steps = 2 " in table and "optimizer.learning_rate = 0.002 " in table
     quick.noted.clear()
     call(quick, tmp_path, "--rows=hope", "--languages=parity", "--seeds=3", settings=TINY)
