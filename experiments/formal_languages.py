@@ -61,7 +61,7 @@ from hope_jax.layers.family import FAMILY
 from hope_jax.models import LanguageModel, LanguageModelConfig
 from hope_jax.models.parameter_count import match_parameter_count, parameter_count
 from hope_jax.named import look_in
-from hope_jax.settings import as_values, check_fields, read_settings, setting
+from hope_jax.settings import as_values, check_fields, located, read_settings, setting
 from hope_jax.training.config import OptimizerConfig
 from hope_jax.training.fit import Evaluation, fit
 from hope_jax.training.optimizer import make_optimizer
@@ -176,9 +176,10 @@ def row_settings(row: str, changes: Iterable[str] = ()) -> Settings:
     """
     if row not in ROWS:
         raise ValueError(f"--rows has {row!r}; there are {', '.join(ROWS)}")
-    model = match_parameter_count(dataclasses.replace(HOPE, **ROWS[row]), HOPE)
-    config = ConfigDict(as_values(Settings(model=model)))
-    return read_settings(Settings, change_settings(Settings, config, changes))
+    with located(row):
+        model = match_parameter_count(dataclasses.replace(HOPE, **ROWS[row]), HOPE)
+        config = ConfigDict(as_values(Settings(model=model)))
+        return read_settings(Settings, change_settings(Settings, config, changes))
 
 
 def make_data(settings: Settings, language: Language, seed: int, folder: str | None) -> Sets:

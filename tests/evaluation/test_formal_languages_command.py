@@ -120,7 +120,7 @@ def test_it_goes_on_where_it_was_and_runs_what_is_new(quick, tmp_path):
         (["--rows=hop"], TINY, "--rows has 'hop'; there are hope, transformer, "),
         (["--languages=a"], TINY, "--languages has 'a'; there are parity, "),
         (["--seeds=0"], TINY, "--seeds=0 must be at least 1"),
-        ([], [*TINY, "model.titans.eta=1"], "model.titans.eta is no setting; nearest: "),
+        ([], [*TINY, "model.titans.eta=1"], "hope.model.titans.eta is no setting; nearest: "),
         ([], [*TINY, "bin0=2"], "bin0=.2,. must be a least and a largest size"),
         ([], [*TINY, "length=9"], "must lie one above the other"),
         ([], [*TINY, "steps=3"], "line 1: hope was run with other settings; give the same"),
