@@ -51,6 +51,10 @@ class SelfModifyingRule:
       others: rule of those memories; its bank holds the adaptive ones of k, v, q, then eta, alpha.
       memory: rule of the memory that is read.
       eta_max: largest step size, `eta = eta_max sigmoid(.)`.
+      strength_max: largest strength of the projector.
+      feedback: how much faster than by step 1 a write moves the error at its own key at most: 0 for the
+        dot product, 1 for L2, and 1 more where memories generate their targets. Of matrices alone; 0 for
+        MLPs, whose writes are measured (`MemoryRule.bounded_step`).
       step: "gate", by that formula; "one", eta is 1 at every token.
       retention: "gate", alpha is given or generated per token; "fixed", it is the sigmoid of
         `Initial.alpha_bias` at every token; "none", nothing decays.
@@ -66,6 +70,8 @@ class SelfModifyingRule:
     others: MemoryRule
     memory: MemoryRule
     eta_max: float
+    strength_max: float
+    feedback: int
     step: Literal["gate", "one"]
     retention: Literal["gate", "fixed", "none"]
     projector_decays: bool
@@ -99,14 +105,15 @@ class Inputs(NamedTuple):
     """What one head is given at every token.
 
     Attributes:
-      x: input of the adaptive memories, shape (T, N). Its dtype is that of the large products.
-      static: of k, v, q (T, N) and eta, alpha (T,) those that no memory generates, by name; and gamma
-        (T,), where the memory has a window.
+      x: input of the adaptive memories, shape (T, N), or (T, M, N) where each of the M has its own. Its
+        dtype is that of the large products.
+      static: of k, v, q (T, N) and eta, alpha (T,) those that no memory generates, by name; gamma (T,),
+        where the memory has a window; and beta (T,), where the projector's strength is not the step.
       log_theta: logarithm of the momentum's decay, shape (T,), float32; `None` without momentum.
       reset: True where a token begins a new document, shape (T,); `None` for one document.
     """
 
-    x: Float[Array, "T N"]
+    x: Float[Array, "T *m N"]
     static: dict[str, Array]
     log_theta: Float[Array, " T"] | None = None
     reset: Bool[Array, " T"] | None = None
@@ -325,12 +332,10 @@ def _generate(rule, initial, anchor, inputs, active):
     names = [name for name in GATES if name in rule.adaptive]
     generated |= dict(zip(names, outputs.gates[..., 0], strict=True))
     tokens = _tokens(rule, initial, inputs, generated | inputs.static, active)
-    outputs, hidden, targets = evaluate(rule.others, anchor, tokens.keys, tokens.values)
+    given = evaluate(rule.others, anchor, tokens.keys, tokens.values)
     gates = tokens.gates
-    writes = write_rows(
-        rule.others, anchor, tokens.keys, outputs, hidden, targets, gates.eta, gates
-    )
-    return tokens, hidden, writes
+    writes = write_rows(rule.others, anchor, given, gates.eta, gates)
+    return tokens, given.hidden, writes
 
 
 def _static_tokens(rule, initial, inputs, active):
@@ -364,14 +369,50 @@ def _tokens(rule, initial, inputs, raw, active):
         )
     beta = None
     if rule.memory.projector != "none":
-        # Delta Gradient Descent (Eq. 88): the projector's strength is the step size.
-        beta = eta * jnp.exp(log_alpha) if rule.projector_decays else eta
+        # Delta Gradient Descent (Eq. 88): the projector's strength is the step size, or a gate.
+        beta = raw.get("beta", eta)
+        if rule.projector_decays:
+            beta = beta * jnp.exp(log_alpha)
+        if active is not None:
+            beta = jnp.where(active, beta, 0)
+    eta, beta = within_bounds(rule, eta, log_alpha, beta)
     if rule.dampening and log_theta is not None:
         # Summed undamped, equal writes come to 1 / (1 - theta) of one, while the projector that has
         # to balance them stays at eta: with repeated keys the state then doubles chunk by chunk.
         eta = eta * -jnp.expm1(log_theta)
     gates = Gates(eta, log_alpha, beta, log_theta, gamma)
     return Tokens(key.astype(dtype), value, gates, query.astype(dtype), inputs.reset)
+
+
+def within_bounds(
+    rule: SelfModifyingRule,
+    eta: Float[Array, " T"],
+    log_alpha: Float[Array, " T"],
+    beta: Float[Array, " T"] | None,
+) -> tuple[Float[Array, " T"], Float[Array, " T"] | None]:
+    """Keeps the eigenvalue along the key, `alpha - beta - feedback eta`, at -1 or above.
+
+    The largest strength and step are such that it is where nothing is forgotten; what alpha takes away
+    leaves less room. Where they are so small that it is for any alpha, nothing is done.
+
+    Args:
+      rule: how the head learns.
+      eta: step sizes, at most `rule.eta_max`, shape (T,).
+      log_alpha: logarithm of the retention, shape (T,).
+      beta: strengths of the projector, at most `rule.strength_max`, shape (T,), or `None`.
+
+    Returns:
+      eta and beta, smaller where that is needed.
+    """
+    room = 1 + jnp.exp(log_alpha)
+    if beta is not None and rule.strength_max > 1:
+        beta = jnp.minimum(beta, room)
+    largest = rule.feedback * rule.eta_max
+    if beta is not None:
+        largest, room = largest + rule.strength_max, room - beta
+    if rule.feedback and largest > 1:
+        eta = jnp.minimum(eta, room / rule.feedback)
+    return eta, beta
 
 
 def _at_least_float32(x):

@@ -74,15 +74,21 @@ class TitansConfig:
     # With bounded_step off, a fresh layer overflowed within 1,000 tokens without DGD (random inputs
     # too) and with it on the first map alone (constant and alternating inputs): start eta far lower
     # there. "values" is for a matrix and the dot-product objective.
-    projector: Literal["per_map", "first_map", "values", "none"] = setting(
-        "DGD on every map, on the first, along the value (Oja's rule), or plain descent", "per_map"
+    projector: Literal["per_map", "first_map", "second_map", "values", "none"] = setting(
+        "DGD on every map, on one of an MLP's, along the value (Oja's rule), or plain descent",
+        "per_map",
     )
+    strength: Literal["step", "gate"] = setting(
+        "the projector's: the step size eta (Eq. 88), or a gate of its own by token", "step"
+    )
+    strength_max: float = setting("largest strength, as a gate", 1.0, above=0, most=2)
+    initial_strength: float = setting("where it starts, as a gate", 0.5, above=0, below=2)
     momentum: Literal["gate", "learned", "none"] = setting(
         "its decay: per token, one number a head, or no momentum", "gate"
     )
     # Without, and with bounded_step off, repeated keys overflow the state.
     dampening: bool = setting("weight momentum's writes by 1 - theta", True)
-    projector_decays: bool = setting("the projector's strength is alpha eta in place of eta", False)
+    projector_decays: bool = setting("alpha times that strength in its place", False)
     retention: Literal["gate", "fixed", "none"] = setting(
         "alpha by token, by head as RetNet, or 1", "gate"
     )
@@ -97,18 +103,27 @@ class TitansConfig:
     # An MLP's maps grow with training, and then eta overshoots on repetitive text, more with every
     # chunk, until the state overflows (docs/equations.md).
     bounded_step: bool = setting("writes of a chunk undo at most their own error", True)
+    flips: bool = setting(
+        "bounded writes may also reverse an error (eigenvalue -1), as state tracking needs", False
+    )
     unit_keys: bool = setting("keys and queries at unit length", True)
     unit_values: bool = setting("values at unit length; without, the state can overflow", True)
-    eta_max: float = setting(
-        "largest step size; beyond 1 a write can overshoot", 1.0, above=0, most=1
+    eta_max: float | None = setting(
+        "largest step size; None for the largest at which no write overshoots, at most 1",
+        None,
+        above=0,
+        most=2,
     )
-    initial_eta: float = setting("where eta starts", 0.1, above=0, below=1)
+    initial_eta: float = setting("where eta starts", 0.1, above=0, below=2)
     initial_alpha: float = setting(
         "where alpha starts; a context fades over 1 / (1 - alpha) tokens", 0.9999, above=0, below=1
     )
     initial_theta: float = setting("where the momentum's decay starts", 0.5, above=0, below=1)
     output_norm: bool = setting(
         "normalise what each head reads, before the output projection", False
+    )
+    own_projections: bool = setting(
+        "each memory that generates reads a projection of its own, not one for all", False
     )
     convolution: int = setting("tokens that the causal convolution sees; 1 is none", 4, least=1)
     window: int = setting(
@@ -129,8 +144,28 @@ class TitansConfig:
                 f"memory_chunk {self.memory_chunk} and others_chunk {self.others_chunk}: one must "
                 f"divide the other; try {large // small * small} for the larger"
             )
-        if not self.initial_eta < self.eta_max:
-            raise ValueError(f"initial_eta {self.initial_eta} must be below eta_max {self.eta_max}")
+        if self.largest_eta > self.eta_bound:
+            raise ValueError(
+                f"eta_max {self.eta_max} is above {self.eta_bound:.4g}: with objective="
+                f"{self.objective!r}, projector={self.projector!r} and generated_target="
+                f"{self.generated_target} the eigenvalue of a write can then be below -1, and repeated "
+                f"keys overflow; leave eta_max out, or make it at most that"
+                + (", or strength_max smaller" if self.strength == "gate" else "")
+            )
+        if not self.initial_eta < self.largest_eta:
+            raise ValueError(
+                f"initial_eta {self.initial_eta} must be below eta_max {self.largest_eta:.4g}"
+            )
+        if self.strength == "gate":
+            if self.projector == "none":
+                raise ValueError(
+                    "strength='gate' is of a projector, and projector='none'; leave out one of them"
+                )
+            if not self.initial_strength < self.strength_max:
+                raise ValueError(
+                    f"initial_strength {self.initial_strength} must be below strength_max "
+                    f"{self.strength_max}"
+                )
         if not self.unit_values and (self.adaptive or self.generated_target):
             raise ValueError(
                 "unit_values=False overflows within some hundred tokens where memories generate keys, "
@@ -169,6 +204,21 @@ class TitansConfig:
                 "projector='values' is Oja's rule and needs network='matrix', objective='dot', "
                 "adaptive=(), generated_target=False and unit_values=True"
             )
+        if (
+            self.objective == "dot"
+            and self.generates_targets
+            and (self.projector == "none" or self.strength == "gate")
+        ):
+            raise ValueError(
+                "objective='dot' writes a multiple of what the memory gives where that generates its "
+                "target, and grows without end unless the projector takes as much away; set "
+                "projector='per_map' and strength='step', or generated_target=False and neither eta nor "
+                "alpha in adaptive"
+            )
+        if self.own_projections and not self.adaptive:
+            raise ValueError(
+                "own_projections=True is of memories that generate, but adaptive=(); leave out one"
+            )
         with located("objective"):
             _ = self.error
         _ = self.rule
@@ -183,6 +233,44 @@ class TitansConfig:
         if self.objective in ("l2", "dot"):
             return l2_error if self.objective == "l2" else dot_error
         return GradientOf(own_loss(str(self.objective)))
+
+    @property
+    def generates_targets(self) -> bool:
+        """Whether any memory generates its own: those of gates do, for a value is no target of theirs."""
+        return self.generated_target or bool(self.adaptive_gates)
+
+    @property
+    def feedback(self) -> int:
+        """How much faster than by its step a write moves the error at its own key at most.
+
+        The dot product's error is that of the value and stays; L2's shrinks as the answer comes near,
+        and a target that the memory generates can go as far the other way.
+        """
+        return (self.objective != "dot") + self.generates_targets
+
+    @property
+    def eta_bound(self) -> float:
+        """The largest step size at which no write of a matrix overshoots, at most 2.
+
+        A write along a key k of unit length multiplies what is stored there by
+        `alpha - beta - eta (l - g k.v)` with beta the projector's strength, l = 1 for L2 and 0 for the
+        dot product, g = 1 where the memory generates its target. That is to be at least -1 for every
+        k.v and alpha = 1. The writes of an MLP move its answer by how far its maps have grown, which
+        `bounded_step` measures.
+        """
+        feedback = self.feedback if self.network == "matrix" else 0
+        room, by_step = 2.0, float(feedback)
+        if self.projector != "none":
+            if self.strength == "gate":
+                room -= self.strength_max
+            else:
+                by_step += 1
+        return min(2.0, room / by_step) if by_step else 2.0
+
+    @property
+    def largest_eta(self) -> float:
+        """The largest step size: `eta_max`, or where that is not given `eta_bound`, at most 1."""
+        return min(1.0, self.eta_bound) if self.eta_max is None else self.eta_max
 
     @property
     def head_width(self) -> int:
@@ -216,6 +304,7 @@ class TitansConfig:
             read=self.read,
             generated_target=self.generated_target,
             bounded_step=self.bounded_step,
+            flips=self.flips,
             chunk_size=self.memory_chunk,
             window=self.window,
             states_every=self.states_every,
@@ -230,7 +319,9 @@ class TitansConfig:
                 chunk_size=self.others_chunk,
             ),
             memory=memory,
-            eta_max=self.eta_max,
+            eta_max=self.largest_eta,
+            strength_max=self.strength_max if self.strength == "gate" else self.largest_eta,
+            feedback=self.feedback if self.network == "matrix" else 0,
             step=self.step,
             retention=self.retention,
             projector_decays=self.projector_decays,
@@ -379,8 +470,17 @@ class SelfModifyingTitans(nn.Module):
             raw = numbers("theta") if config.momentum == "gate" else jnp.zeros((1, 1, x.shape[1]))
             log_theta = jax.nn.log_sigmoid(raw + bias)
             log_theta = jnp.broadcast_to(log_theta, (x.shape[0], *log_theta.shape[1:]))
+        if config.strength == "gate":
+            bias = self._bias("strength_bias", config.initial_strength / config.strength_max)
+            gate = jax.nn.sigmoid(numbers("strength") + bias[:, None])
+            static["beta"] = config.strength_max * gate
         # Without adaptive memories nothing reads x itself; it still says the dtype.
-        heads = vectors("in") if config.adaptive else static["k"]
+        heads = static["k"] if not config.adaptive else None
+        if config.own_projections:
+            names = (*config.adaptive_values, *config.adaptive_gates)
+            heads = jnp.stack([vectors(f"{name}_in") for name in names], axis=-2)
+        elif config.adaptive:
+            heads = vectors("in")
         return Inputs(heads, static, log_theta, reset)
 
     def _initial(self):
@@ -399,7 +499,7 @@ class SelfModifyingTitans(nn.Module):
         config = self.config
         if config.step == "one":
             return self._wide(jnp.zeros(config.num_heads))
-        return self._bias("eta_bias", config.initial_eta / config.eta_max)
+        return self._bias("eta_bias", config.initial_eta / config.largest_eta)
 
     def _alpha_bias(self):
         config = self.config

@@ -124,25 +124,29 @@ class Bank:
         )
 
     def forward(
-        self, anchor: Anchor, rows: Float[Array, "C N"], dtype: jnp.dtype
+        self, anchor: Anchor, rows: Float[Array, "C *m N"], dtype: jnp.dtype
     ) -> tuple[Outputs, Hidden | None]:
-        """Applies every memory of the bank to the same rows.
+        """Applies every memory of the bank to the same rows, or each to its own.
 
         Args:
           anchor: the weights to evaluate at.
-          rows: inputs, shape (C, N).
+          rows: inputs, shape (C, N), or (C, M + G, N), value memories before gate memories.
           dtype: of the operands of matrix products.
 
         Returns:
           The outputs, and what `errors` needs (`None` for matrices).
         """
-        product = anchored_dot(anchor, "first", rows, dtype)
+        if rows.ndim == 3:
+            product = self._own_products(anchor, rows, dtype)
+            rows = rows.swapaxes(0, 1)[: self.num_values]
+        else:
+            product = anchored_dot(anchor, "first", rows, dtype)
         if self.activation is None:
             return self.split(product, rows.shape[-1]), None
         activations, slope = activate(self.activation, product)
         hidden = Hidden(self.split_hidden(activations), slope)
-        values = jnp.zeros((0, *rows.shape), product.dtype)
-        gates = jnp.zeros((0, rows.shape[0], 1), product.dtype)
+        values = jnp.zeros((0, *rows.shape[-2:]), product.dtype)
+        gates = jnp.zeros((0, product.shape[0], 1), product.dtype)
         if self.num_values:
             inputs = hidden.activations[: self.num_values]
             values = rows + anchored_dot(anchor, "values", inputs, dtype)
@@ -150,13 +154,35 @@ class Bank:
             gates = anchored_dot(anchor, "gates", hidden.activations[self.num_values :], dtype)
         return Outputs(values, gates), hidden
 
+    def _own_products(self, anchor, rows, dtype):
+        """The first maps' products where each memory has rows of its own, side by side as ever."""
+        width = rows.shape[-1]
+        count = self.num_values + self.num_gates
+        widths = [width] * self.num_values + [1] * self.num_gates
+        if self.activation is not None:
+            widths = [anchor.weights.first.shape[1] // count] * count
+        own, products = rows.swapaxes(0, 1), []
+        for part in (slice(0, self.num_values), slice(self.num_values, count)):
+            start, stop = sum(widths[: part.start]), sum(widths[: part.stop])
+            if start == stop:
+                continue
+
+            def columns(weights, start=start, stop=stop, part=part):
+                maps = weights.first[:, start:stop].reshape(width, part.stop - part.start, -1)
+                return Weights(maps.swapaxes(0, 1), None, None)
+
+            initial = None if anchor.initial is None else columns(anchor.initial)
+            own_anchor = Anchor(columns(anchor.weights), initial, anchor.restarted)
+            products.append(anchored_dot(own_anchor, "first", own[part], dtype))
+        return self.join(*products)
+
     def forward_pair(
         self,
         anchor: Anchor,
         keys: Float[Array, "C N"],
         values: Float[Array, "C N"],
         dtype: jnp.dtype,
-    ) -> tuple[Outputs, Hidden | None, Outputs]:
+    ) -> tuple[tuple[Outputs, Hidden | None], tuple[Outputs, Hidden | None]]:
         """Applies every memory to keys and to values, in one pass over both.
 
         Args:
@@ -166,33 +192,32 @@ class Bank:
           dtype: of the operands of matrix products.
 
         Returns:
-          M(k), what `errors` needs of that, and M(v).
+          What `forward` gives for the keys, and for the values.
         """
         count = keys.shape[0]
         if anchor.restarted is not None:
             anchor = anchor._replace(restarted=jnp.tile(anchor.restarted, 2))
         outputs, hidden = self.forward(anchor, jnp.concatenate([keys, values]), dtype)
-        if hidden is not None:
-            hidden = Hidden(hidden.activations[:, :count], hidden.slope[:count])
-        first, second = (
-            Outputs(*(part[:, rows] for part in outputs))
-            for rows in (slice(count), slice(count, None))
-        )
-        return first, hidden, second
 
-    def errors(
-        self, anchor: Anchor, hidden: Hidden | None, errors: Outputs, dtype: jnp.dtype
-    ) -> Float[Array, "C S"]:
-        """Carries errors at the outputs back to the outputs of the first maps.
+        def take(rows):
+            part = Outputs(*(output[:, rows] for output in outputs))
+            if hidden is None:
+                return part, None
+            return part, Hidden(hidden.activations[:, rows], hidden.slope[rows])
+
+        return take(slice(count)), take(slice(count, None))
+
+    def carry_back(self, anchor: Anchor, errors: Outputs, dtype: jnp.dtype) -> Float[Array, "C S"]:
+        """Carries errors at the outputs back to the activations, or to the columns of matrices.
 
         Args:
           anchor: the weights to evaluate at.
-          hidden: of the forward pass; `None` for matrices.
           errors: d at the outputs, or any multiple of it.
           dtype: of the operands of matrix products.
 
         Returns:
-          d at the outputs of the first maps, shape (C, S).
+          d at the inputs of the second maps, shape (C, S); times the activation's slope it is d at the
+          outputs of the first. Matrix memories have one map, and d at its outputs.
         """
         if self.activation is None:
             return self.join(errors.values, errors.gates)
@@ -201,7 +226,7 @@ class Bank:
             for name, error in (("values", errors.values), ("gates", errors.gates))
             if error.shape[0]
         ]
-        return self.join(*back) * hidden.slope
+        return self.join(*back)
 
     def split(self, product: Float[Array, "C S"], width: int) -> Outputs:
         """Cuts the side-by-side columns of matrix memories into their outputs."""

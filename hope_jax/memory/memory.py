@@ -243,12 +243,12 @@ def token_step(
     row = jax.tree.map(lambda x: x[None], token)
     keys, values, gamma = _written(rule, bank, row)
     anchor = Anchor(start)
-    outputs, hidden, targets = evaluate(rule, anchor, keys, values)
+    given = evaluate(rule, anchor, keys, values)
     step = row.gates.eta if gamma is None else gates.eta * gamma
-    writes = write_rows(rule, anchor, keys, outputs, hidden, targets, step, row.gates)
+    writes = write_rows(rule, anchor, given, step, row.gates)
     theta = None if gates.log_theta is None else jnp.exp(gates.log_theta)
     new = write_bank_token(
-        rule, bank, keys, hidden, writes, jnp.exp(gates.log_alpha), gates.beta, theta, initial
+        rule, bank, keys, given.hidden, writes, jnp.exp(gates.log_alpha), gates.beta, theta, initial
     )
     if rule.window > 1:
         last = jnp.arange(1, rule.window), jnp.ones(rule.window - 1, bool)
@@ -269,7 +269,7 @@ def prepare_chunk(
     gates, dtype = tokens.gates, tokens.keys.dtype
     decay = chunk_decay(gates.log_alpha, gates.log_theta, tokens.reset, active, dtype)
     projection, reading, recent = None, None, None
-    if rule.projector != "none":
+    if rule.projects_first:
         along = tokens.values if rule.projector == "values" else tokens.keys
         projection = prepare_projection(along, gates.beta, decay, dtype)
     if rule.window > 1:
@@ -309,18 +309,18 @@ def memory_chunk(
     if rule.window > 1 and decay.restarted is not None:
         # No row from before the chunk is written by a token after a reset in it.
         written_at = anchor._replace(restarted=jnp.pad(decay.restarted, (rule.window - 1, 0)))
-    outputs, hidden, targets = evaluate(rule, written_at, keys, values)
-    evaluated = (rule, written_at, keys, outputs, hidden, targets)
+    given = evaluate(rule, written_at, keys, values)
     if gamma is None:
-        writes = write_rows(*evaluated, gates.eta, gates)
+        writes = write_rows(rule, written_at, given, gates.eta, gates)
     else:
-        writes, steps = window_rows(*evaluated, gates.eta[:, None] * gamma, gates)
+        steps = gates.eta[:, None] * gamma
+        writes, steps = window_rows(rule, written_at, given, steps, gates)
         decay = windowed_decay(decay, steps, tokens.reset, prepared.active)
     update = write_bank_chunk(
         rule,
         state,
         keys,
-        hidden,
+        given.hidden,
         writes,
         gates.beta,
         decay,

@@ -35,7 +35,8 @@ class MemoryRule:
       bank: the memories' number and network.
       error: local error of the inner objective, `error(output, target)`; see `objectives.py`.
       projector: which maps have the projector `I - beta u^T u` of Delta Gradient Descent. `per_map`:
-        all, each along its own input; `first_map`: the first map of an MLP only; `values`: that of a
+        all, each along its own input; `first_map`: the first map of an MLP only; `second_map`: the
+        second, so that what is erased is the answer along the hidden activations; `values`: that of a
         matrix, along the value in place of the key and on the other side, `W (I - beta v^T v)`, which
         with the dot-product objective is Oja's rule (Eq. 66-67); `none`: plain gradient descent.
       momentum: whether the writes pass through a momentum (Titans), whose decay is `Gates.log_theta`.
@@ -49,6 +50,8 @@ class MemoryRule:
         to their own key by more than their error (`changed_by_chunk`), as those to an MLP do once its
         maps have grown. Those to a matrix with the dot product are left alone: their errors do not
         depend on what they have written.
+      flips: whether bounded steps may go on to where the error is as large as before with its sign
+        changed (an eigenvalue of -1, which state tracking needs), instead of ending where it is gone.
       chunk_size: C; local errors are taken at the state of the chunk's start.
       window: tokens whose errors, weighed by `Gates.gamma`, each token writes: its own and those
         before it (the Omega rule, Eq. 68).
@@ -57,19 +60,20 @@ class MemoryRule:
 
     bank: Bank = Bank()
     error: Callable[[Array, Array], Array] = l2_error
-    projector: Literal["per_map", "first_map", "values", "none"] = "per_map"
+    projector: Literal["per_map", "first_map", "second_map", "values", "none"] = "per_map"
     momentum: bool = True
     decay_to: Literal["zero", "initial"] = "zero"
     read: Literal["before", "after", "chunk"] = "before"
     generated_target: bool = False
     bounded_step: bool = False
+    flips: bool = False
     chunk_size: int = 64
     window: int = 1
     states_every: int = 1
 
     def __post_init__(self):
         for name, allowed in (
-            ("projector", ("per_map", "first_map", "values", "none")),
+            ("projector", ("per_map", "first_map", "second_map", "values", "none")),
             ("decay_to", ("zero", "initial")),
             ("read", ("before", "after", "chunk")),
         ):
@@ -93,6 +97,20 @@ class MemoryRule:
                 "projector='values' is Oja's rule, which needs a matrix memory, Bank(activation=None), "
                 "error=dot_error and generated_target=False."
             )
+        if self.projector == "second_map" and self.bank.activation is None:
+            raise ValueError(
+                "projector='second_map' needs an MLP; a matrix memory has one map, set 'per_map'."
+            )
+
+    @property
+    def projects_first(self) -> bool:
+        """Whether the first map, or the only one, has a projector."""
+        return self.projector in ("per_map", "first_map", "values")
+
+    @property
+    def projects_second(self) -> bool:
+        """Whether the second map has a projector."""
+        return self.projector in ("per_map", "second_map")
 
 
 class Recent(NamedTuple):
@@ -148,12 +166,32 @@ def initial_state(rule: MemoryRule, initial: Weights) -> BankState:
     return BankState(initial, momentum, recent)
 
 
+class Evaluation(NamedTuple):
+    """A bank applied to a chunk's keys, and what it should have given.
+
+    Attributes:
+      keys: k, shape (C, N); their dtype is that of the operands.
+      values: v, shape (C, N).
+      outputs: M(k).
+      hidden: of M(k), for the errors of the first maps; `None` for matrices.
+      targets: what M(k) should have been.
+      of_values: `Hidden` of M(v), where memories generate their targets; `None` for matrices.
+    """
+
+    keys: Float[Array, "C N"]
+    values: Float[Array, "C N"]
+    outputs: Outputs
+    hidden: Hidden | None
+    targets: Outputs
+    of_values: Hidden | None
+
+
 def evaluate(
     rule: MemoryRule,
     anchor: Anchor,
     keys: Float[Array, "C N"],
     values: Float[Array, "C N"],
-) -> tuple[Outputs, Hidden | None, Outputs]:
+) -> Evaluation:
     """Applies a bank to keys, and forms what it should have given.
 
     That is the value, or with `generated_target` each memory's own output for it. A value is no target
@@ -166,51 +204,45 @@ def evaluate(
       values: v, shape (C, N).
 
     Returns:
-      M(k), what its errors need of that, and the targets.
+      An `Evaluation`.
     """
+    of_values = None
     if rule.generated_target or rule.bank.num_gates:
-        outputs, hidden, targets = rule.bank.forward_pair(anchor, keys, values, keys.dtype)
+        (outputs, hidden), (targets, of_values) = rule.bank.forward_pair(
+            anchor, keys, values, keys.dtype
+        )
     else:
         outputs, hidden = rule.bank.forward(anchor, keys, keys.dtype)
         targets = outputs
     if not rule.generated_target:
-        values = jnp.broadcast_to(values, outputs.values.shape)
-        targets = Outputs(values, targets.gates)
-    return outputs, hidden, targets
+        targets = Outputs(jnp.broadcast_to(values, outputs.values.shape), targets.gates)
+    return Evaluation(keys, values, outputs, hidden, targets, of_values)
 
 
 def write_rows(
-    rule: MemoryRule,
-    anchor: Anchor,
-    keys: Float[Array, "C N"],
-    outputs: Outputs,
-    hidden: Hidden | None,
-    targets: Outputs,
-    step: Float[Array, " C"],
-    gates: Gates,
+    rule: MemoryRule, anchor: Anchor, given: Evaluation, step: Float[Array, " C"], gates: Gates
 ) -> Weights:
     """Forms the write rows `U = -step d` of every map from the errors at the anchor.
 
     Args:
       rule: how the bank learns.
       anchor: the weights at the chunk's start.
-      keys: k, shape (C, N).
-      outputs: M(k) at the anchor.
-      hidden: of that forward pass.
-      targets: what M(k) should have been.
+      given: the bank's answers at the anchor, for C keys.
       step: step sizes, shape (C,).
       gates: of the tokens that write, shape (C,), or (1,) where one token writes all rows.
 
     Returns:
       Rows in the structure of `Weights`: shapes (C, S), (M, C, N), (G, C, 1).
     """
-    errors, first = _errors(rule, anchor, keys, outputs, hidden, targets, -step)
+    errors, back, first = _errors(rule, anchor, given, -step)
     if bounds_steps(rule):
-        changes = _changes(rule, keys, outputs, hidden, targets, errors, first)
-        scale = 1 / jnp.maximum(1, step * changed_by_chunk(rule, changes, gates))[..., None]
+        changes = _changes(rule, given, errors, back, first)
+        limit = allowed_change(rule, changes, gates)
+        scale = limit / jnp.maximum(limit, step * changed_by_chunk(rule, changes, gates))
+        scale = scale[..., None]
         cut = rule.bank.num_values
         errors = Outputs(errors.values * scale[:cut], errors.gates * scale[cut:])
-        if hidden is None:
+        if given.hidden is None:
             first = rule.bank.join(*errors)
         else:
             first = rule.bank.join(rule.bank.split_hidden(first) * scale)
@@ -218,37 +250,27 @@ def write_rows(
 
 
 def window_rows(
-    rule: MemoryRule,
-    anchor: Anchor,
-    keys: Float[Array, "P N"],
-    outputs: Outputs,
-    hidden: Hidden | None,
-    targets: Outputs,
-    steps: Float[Array, "C P"],
-    gates: Gates,
+    rule: MemoryRule, anchor: Anchor, given: Evaluation, steps: Float[Array, "C P"], gates: Gates
 ) -> tuple[Weights, Float[Array, "C P"]]:
     """As `write_rows`, where each of C tokens writes any of the P rows at a step of its own.
 
     Args:
       rule: how a single memory learns.
       anchor: the weights at the chunk's start.
-      keys: k, shape (P, N).
-      outputs: M(k) at the anchor.
-      hidden: of that forward pass.
-      targets: what M(k) should have been.
+      given: the memory's answers at the anchor, for P keys.
       steps: step sizes, shape (C, P).
       gates: of the tokens that write, shape (C,).
 
     Returns:
       Rows `U = -d` of every map, and the steps, smaller where they are to be bounded.
     """
-    errors, first = _errors(
-        rule, anchor, keys, outputs, hidden, targets, -jnp.ones(len(keys), steps.dtype)
-    )
+    ones = jnp.ones(len(given.keys), steps.dtype)
+    errors, back, first = _errors(rule, anchor, given, -ones)
     if bounds_steps(rule):
-        changes = _changes(rule, keys, outputs, hidden, targets, errors, first)
+        changes = _changes(rule, given, errors, back, first)
         gates = jax.tree.map(lambda gate: gate[:, None], gates)
-        steps /= jnp.maximum(1, steps * changed_by_chunk(rule, changes, gates))
+        limit = allowed_change(rule, changes, gates)
+        steps *= limit / jnp.maximum(limit, steps * changed_by_chunk(rule, changes, gates))
     return _rows(rule, errors, first), steps
 
 
@@ -262,11 +284,12 @@ def bounds_steps(rule: MemoryRule) -> bool:
 
 
 class Change(NamedTuple):
-    """How writes to one map change the answers of M + G memories to their own keys.
+    """How writes to one map change the errors of M + G memories at their own keys.
 
     Attributes:
       length: |x|^2 of the map's inputs, shape (C,), or (M + G, C) where each memory has its own.
-      answer: how far a write of step 1 moves the answer along its error, shape (M + G, C).
+      answer: n, how far a write of step 1 moves the answer along its error, shape (M + G, C), and its
+        target the other way, where the memory generates that and it moves so.
       projected: whether the map has the projector.
     """
 
@@ -282,10 +305,10 @@ def changed_by_chunk(
 
     A write along x changes the answer by n times its error. In a chunk of C such writes each counts
     once, and `1 / (1 - theta)` times once the momentum has run out, W times with a window; retention and
-    projector take what was written away again, a share of `1 - alpha + beta |u|^2` at each token. So
+    projector take what was written away again, a share of `l = 1 - alpha + beta |u|^2` at each token. So
     their sum, over the maps, is at most
 
-    .. math:: \frac{W}{1 - \theta} \sum \frac{n}{\max(1 / C,\; 1 - \alpha + \beta |u|^2)}
+    .. math:: \frac{W}{1 - \theta} \sum \frac{n}{\min(1, \max(1 / C,\; l))}
 
     Args:
       rule: how the bank learns.
@@ -297,20 +320,52 @@ def changed_by_chunk(
     """
     total = jnp.zeros(())
     for change in changes:
-        lost = -jnp.expm1(gates.log_alpha)
-        if change.projected and gates.beta is not None:
-            lost += gates.beta * jnp.minimum(1, change.length)
-        total += change.answer / jnp.maximum(1 / rule.chunk_size, lost)
+        total += change.answer / jnp.clip(_lost(change, gates), 1 / rule.chunk_size, 1)
     if gates.log_theta is not None:
         total /= jnp.maximum(-jnp.expm1(gates.log_theta), 1e-6)
     return rule.window * total
 
 
-def _errors(rule, anchor, keys, outputs, hidden, targets, step):
-    """Errors at the outputs of the memories, and of their first maps, times the step."""
+def allowed_change(rule: MemoryRule, changes: list[Change], gates: Gates) -> Float[Array, "*shape"]:
+    r"""How far a chunk of equal tokens may move the answer to their key, in units of its error.
+
+    Retention and projector leave `r = 1 - l` of an answer at a token (`changed_by_chunk`), and `r^C` of
+    it after a chunk. With writes of G in all the eigenvalue of the chunk is `r^C - G`. By `1 + r^C` it is
+    at least -1: the answer may flip. By 1 the writes undo their error and no more. Where r is negative a
+    projector alone overshoots, and a single token is what must not overshoot twice: both are `1 + r`.
+
+    Args:
+      rule: how the bank learns.
+      changes: for each map of the network.
+      gates: of the tokens that write.
+
+    Returns:
+      The largest sum, for each memory and token.
+    """
+    kept = jnp.ones(())
+    for change in changes:
+        once = 1 - _lost(change, gates)
+        kept = jnp.minimum(kept, jnp.where(once < 0, once, once**rule.chunk_size))
+    # A projector of strength 2 leaves no room at all; what is divided by this must not be zero.
+    return jnp.maximum(1 + (kept if rule.flips else jnp.minimum(kept, 0)), 1e-6)
+
+
+def _lost(change, gates):
+    """The share of an answer that retention and projector of one map take away at a token."""
+    lost = -jnp.expm1(gates.log_alpha)
+    if change.projected and gates.beta is not None:
+        lost += gates.beta * jnp.minimum(1, change.length)
+    return lost
+
+
+def _errors(rule, anchor, given, step):
+    """Errors at the outputs of the memories, carried back to their activations, and of their first
+    maps, all times the step."""
     step = step[:, None]
-    errors = Outputs(*(step * rule.error(o, t) for o, t in zip(outputs, targets, strict=True)))
-    return errors, rule.bank.errors(anchor, hidden, errors, keys.dtype)
+    pairs = zip(given.outputs, given.targets, strict=True)
+    errors = Outputs(*(step * rule.error(*pair) for pair in pairs))
+    back = rule.bank.carry_back(anchor, errors, given.keys.dtype)
+    return errors, back, back if given.hidden is None else back * given.hidden.slope
 
 
 def _rows(rule, errors, first):
@@ -323,29 +378,45 @@ def _rows(rule, errors, first):
     )
 
 
-def _changes(rule, keys, outputs, hidden, targets, errors, first):
+def _changes(rule, given, errors, back, first):
     """The `Change` of each map, from errors and rows of any step.
 
     A matrix: `n = |k|^2`. An MLP, with h the input of its second map and z that of the activation:
-    `|h|^2` by the second, `|k|^2 |dL/dz|^2 / |d|^2` by the first.
+    `|h|^2` by the second, `|k|^2 |dL/dz|^2 / |d|^2` by the first. What a write does to a target that the
+    memory generates is the same with one factor of each pair taken at the value in place of the key; it
+    counts where that is negative, for there the target goes away from the answer.
     """
     squared = lambda rows: jnp.sum(jnp.square(rows), axis=-1)
+    away = lambda at_key, at_value: jnp.maximum(0, -jnp.sum(at_key * at_value, axis=-1))
     steepness = jnp.concatenate(
-        [_steepness(rule.error, *pair) for pair in zip(outputs, targets, strict=True)]
+        [_steepness(rule.error, *pair) for pair in zip(given.outputs, given.targets, strict=True)]
     )
-    length = squared(keys.astype(steepness.dtype))
-    on_first = rule.projector in ("per_map", "first_map")
-    if hidden is None:
-        return [Change(length, steepness * length, on_first)]
+    wide = steepness.dtype
+    keys, values = given.keys.astype(wide), given.values.astype(wide)
+    length = squared(keys)
+    bank = rule.bank
+    count = bank.num_values + bank.num_gates
+    generates = (jnp.arange(count) >= (0 if rule.generated_target else bank.num_values))[:, None]
+    if given.hidden is None:
+        moved = jnp.where(generates, away(keys, values), 0)
+        return [Change(length, steepness * (length + moved), rule.projects_first)]
     size = jnp.concatenate([squared(part) for part in errors])
     # Smaller steps than 1e-6 do no harm, and the derivative of their ratio would overflow.
     some = size > 1e-12
-    back = squared(rule.bank.split_hidden(first))
-    ratio = jnp.where(some, back / jnp.where(some, size, 1), 0)
-    inner = squared(hidden.activations)
+    per_error = lambda product: jnp.where(some, product / jnp.where(some, size, 1), 0)
+    rows = bank.split_hidden(first)
+    inner = squared(given.hidden.activations)
+    by_first, by_second = length * squared(rows), inner
+    if given.of_values is not None:
+        at_value = bank.split_hidden(back * given.of_values.slope)
+        alike = jnp.sum(keys * values, axis=-1)
+        moved = jnp.maximum(0, -alike * jnp.sum(rows * at_value, axis=-1))
+        by_first += jnp.where(generates, moved, 0)
+        moved = away(given.hidden.activations, given.of_values.activations)
+        by_second += jnp.where(generates, moved, 0)
     return [
-        Change(length, steepness * length * ratio, on_first),
-        Change(inner, steepness * inner, rule.projector == "per_map"),
+        Change(length, steepness * per_error(by_first), rule.projects_first),
+        Change(inner, steepness * by_second, rule.projects_second),
     ]
 
 
@@ -441,8 +512,8 @@ def write_bank_chunk(
     # After a reset the state is W_init: nothing of it is left when W - W_init is what decays.
     restart = None if shifted or decay.restarted is None else initial
     # The first maps share the projection of the keys; each second map has inputs of its own.
-    shared = [keys] if rule.projector != "none" and projection is None else []
-    own = [hidden.activations] if rule.projector == "per_map" and hidden is not None else []
+    shared = [keys] if rule.projects_first and projection is None else []
+    own = [hidden.activations] if rule.projects_second and hidden is not None else []
     prepared = prepare_projections([*shared, *own], beta, decay, dtype) if shared or own else []
     projection = prepared[0] if shared else projection
     second_projection = prepared[-1] if own else None
@@ -552,9 +623,7 @@ def _map_inputs(bank, keys, hidden):
 
 
 def _betas(rule, beta):
-    if rule.projector == "none":
-        return None, None
-    return beta, beta if rule.projector == "per_map" else None
+    return beta if rule.projects_first else None, beta if rule.projects_second else None
 
 
 def _gather(rule, groups):

@@ -104,7 +104,7 @@ SETTINGS = {
     "model.num_kv_heads=3": "model: num_kv_heads must be None or divide num_heads",
     "model.titans=none": "model.titans=None must be a section",
     "model.titans.projector=non": "model.titans.projector='non' must be one of per_map",
-    "model.titans.eta_max=2": "model.titans.eta_max=2 must be a number above 0 and at most 1",
+    "model.titans.eta_max=3": "model.titans.eta_max=3 must be a number above 0 and at most 2 or None",
     "model.titans.memory_chunk=48": "model.titans: memory_chunk 48 and others_chunk 64",
     "model.titans.width=8": "model.titans.width is no setting; nearest: model.width",
     "model.in_context.chunks=0": "model.in_context.chunks=(0,) must be",

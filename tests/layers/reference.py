@@ -50,18 +50,22 @@ def read_head(config, params, x, reset, h):
         if reset[t]:
             weights, start = initial, initial
             moving = {n: [np.zeros_like(w) for w in initial[n]] for n in names}
-        given = project("in", row)
 
-        def raw(name, given=given, row=row, start=start):
+        def raw(name, row=row, start=start):
             if name in config.adaptive:
+                given = project(f"{name}_in" if config.own_projections else "in", row)
                 return apply(start[name], given, residual=name not in NUMBERS)
             return project(name, row)
 
         k, v, q = unit(raw("k")), unit(raw("v")), unit(raw("q"))
-        eta = config.eta_max * sigmoid(np.squeeze(raw("eta")) + params["eta_bias"][h])
+        eta = config.largest_eta * sigmoid(np.squeeze(raw("eta")) + params["eta_bias"][h])
         alpha = 1.0
         if config.retention == "gate":
             alpha = sigmoid(np.squeeze(raw("alpha")) + params["alpha_bias"][h])
+        beta = eta
+        if config.strength == "gate":
+            beta = project("strength", row) + params["strength_bias"][h]
+            beta = min(config.strength_max * sigmoid(beta), 1 + alpha)
         theta = 0.0
         if config.momentum != "none":
             moved = project("theta", row) if config.momentum == "gate" else 0.0
@@ -79,23 +83,30 @@ def read_head(config, params, x, reset, h):
             d = apply(start[n], k, residual) - target
             hidden, slope = gelu(k @ inner)
             back = (outer @ d) * slope
+            on_first = beta if config.projector in ("per_map", "first_map") else 0.0
+            on_second = beta if config.projector in ("per_map", "second_map") else 0.0
+            maps = ((k, back, on_first), (hidden, d, on_second))
             step = eta * (1 - theta) if config.dampening else eta
             if config.bounded_step:
-                lost = lambda z, eta=eta, alpha=alpha: 1 - alpha + eta * min(1, z @ z)
-                gain = sum(
-                    moves / max(1 / chunk[n], lost(z))
-                    for z, moves in (
-                        (k, (k @ k) * (back @ back) / (d @ d)),
-                        (hidden, hidden @ hidden),
-                    )
-                )
-                step = step / max(1, step / (1 - theta) * gain)
+                gains = [(k @ k) * (back @ back) / (d @ d), hidden @ hidden]
+                if config.generated_target or n in NUMBERS:
+                    at_value, slope_there = gelu(v @ inner)
+                    back_there = (outer @ d) * slope_there
+                    gains[0] += max(0, -(k @ v) * (back @ back_there) / (d @ d))
+                    gains[1] += max(0, -(hidden @ at_value))
+                gain, kept = 0.0, 1.0
+                for (z, _, strength), moves in zip(maps, gains, strict=True):
+                    lost = 1 - alpha + strength * min(1, z @ z)
+                    gain += moves / min(1, max(1 / chunk[n], lost))
+                    kept = min(kept, 1 - lost if lost > 1 else (1 - lost) ** chunk[n])
+                limit = max(1e-6, 1 + (kept if config.flips else min(kept, 0)))
+                step = step * limit / max(limit, step / (1 - theta) * gain)
             new[n], pushed[n] = [], []
-            for w, s, z, error in zip(weights[n], moving[n], (k, hidden), (back, d), strict=True):
+            for w, s, (z, error, strength) in zip(weights[n], moving[n], maps, strict=True):
                 u = z / max(1, np.linalg.norm(z))
                 s = theta * s - step * np.outer(z, error)
                 pushed[n].append(s)
-                new[n].append((alpha * np.eye(len(z)) - eta * np.outer(u, u)) @ w + s)
+                new[n].append((alpha * np.eye(len(z)) - strength * np.outer(u, u)) @ w + s)
         weights, moving = new, pushed
         start = {n: weights[n] if (t + 1) % chunk[n] == 0 else start[n] for n in names}
     return np.stack(outputs), weights

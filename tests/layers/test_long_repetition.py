@@ -25,7 +25,7 @@ def equal_tokens(length, dtype, **settings):
     initial = Initial(
         rule.others.bank.init(keys[0], WIDTH),
         rule.memory.bank.init(keys[1], WIDTH),
-        eta_bias=logit(config.initial_eta / config.eta_max),
+        eta_bias=logit(config.initial_eta / config.largest_eta),
         alpha_bias=logit(config.initial_alpha),
     )
     x, query = jax.random.normal(keys[2], (2, WIDTH), dtype)

@@ -47,6 +47,29 @@ SETTINGS = {
         expansion=2,
         adaptive=("k", "v", "eta"),
     ),
+    # Every bound is met, that of strengths where much is forgotten too.
+    "flips": dict(
+        memory_chunk=2,
+        others_chunk=4,
+        flips=True,
+        projector="second_map",
+        strength="gate",
+        strength_max=2.0,
+        initial_strength=1.6,
+        eta_max=2.0,
+        initial_eta=1.0,
+        initial_alpha=0.5,
+        own_projections=True,
+        adaptive=("k", "v", "q", "eta", "alpha"),
+    ),
+    "matrices_of_their_own": dict(
+        memory_chunk=2,
+        others_chunk=4,
+        network="matrix",
+        own_projections=True,
+        strength="gate",
+        projector_decays=True,
+    ),
 }
 SETTINGS |= {
     name: {**settings, "memory_chunk": 2, "others_chunk": 4, "initial_eta": 0.5}
@@ -142,7 +165,15 @@ def test_chunked_equals_by_token_with_gradients(x64):
 
 
 @pytest.mark.parametrize(
-    "name", ["default", "values_as_targets", "memory_chunk_larger", "chunks_of_one", "as_printed"]
+    "name",
+    [
+        "default",
+        "values_as_targets",
+        "memory_chunk_larger",
+        "chunks_of_one",
+        "as_printed",
+        "flips",
+    ],
 )
 def test_equals_the_equations(name, x64):
     """Eq. 83-90 token by token in NumPy: all memories, both chunk sizes, momentum, gates, documents."""
@@ -176,7 +207,7 @@ def test_gates_begin_where_the_config_says(name, x64):
     layer, params, _, _ = make(name)
     gate = lambda name: jax.nn.sigmoid(params["params"][f"{name}_bias"])
     config = layer.config
-    np.testing.assert_allclose(config.eta_max * gate("eta"), config.initial_eta)
+    np.testing.assert_allclose(config.largest_eta * gate("eta"), config.initial_eta)
     np.testing.assert_allclose(gate("alpha"), config.initial_alpha)
     np.testing.assert_allclose(gate("theta"), config.initial_theta)
 
@@ -304,7 +335,17 @@ def test_a_hundred_thousand_tokens(chunks):
             dict(adaptive=("k", "z")),
             r"adaptive=\('k', 'z'\) must be a tuple, each one of k, v, q, eta, alpha",
         ),
-        (dict(eta_max=2.0), "eta_max=2.0 must be a number above 0 and at most 1"),
+        (dict(eta_max=2.5), "eta_max=2.5 must be a number above 0 and at most 2 or None"),
+        (dict(network="matrix", eta_max=0.7), r"eta_max 0.7 is above 0.6667: .*or make it at most"),
+        (dict(initial_eta=0.7, network="matrix"), "must be below eta_max 0.6667"),
+        (
+            dict(strength="gate", strength_max=0.4),
+            "initial_strength 0.5 must be below strength_max",
+        ),
+        (dict(strength="gate", projector="none"), "is of a projector, and projector='none'"),
+        (dict(objective="dot", projector="none"), "grows without end"),
+        (dict(own_projections=True, adaptive=()), "is of memories that generate"),
+        (dict(projector="second_map", network="matrix"), "needs an MLP"),
         (dict(unit_values=False), "overflows within some hundred tokens"),
         (dict(step="one"), "take 'eta' out of adaptive"),
         (dict(retention="none"), "take 'alpha' out of adaptive"),

@@ -76,7 +76,7 @@ def loop(
                 weights[i] = held @ shrink + step + origin
                 continue
             shrink = alpha[t] * np.eye(len(x))
-            if projector == "per_map" or (projector == "first_map" and i == 0):
+            if projector in ("per_map", ("first_map", "second_map")[i]):
                 u = x / max(1, np.linalg.norm(x))
                 shrink -= beta[t] * np.outer(u, u)
             weights[i] = shrink @ held + step + origin

@@ -77,6 +77,8 @@ CASES = {
     ("mlp", "first_map", True, 1): (("before", ZERO), ("after", INITIAL)),
     ("mlp", "none", False, 1): (("chunk", ZERO), ("before", INITIAL)),
     ("mlp", "none", True, 1): (("after", ZERO), ("chunk", INITIAL)),
+    ("mlp", "second_map", False, 1): (("before", ZERO), ("chunk", INITIAL)),
+    ("mlp", "second_map", True, 1): (("after", ZERO), ("before", INITIAL)),
     # Oja's rule, and the Omega rule: each of the six pairs once.
     ("matrix", "values", False, 1): (("before", ZERO), ("chunk", ZERO), ("after", INITIAL)),
     ("matrix", "values", True, 1): (("after", ZERO), ("before", INITIAL), ("chunk", INITIAL)),
@@ -90,7 +92,7 @@ def test_any_three_settings_meet():
         (network, projector, momentum, *variant)
         for (network, projector, momentum, window), variants in CASES.items()
         for variant in variants
-        if window == 1 and projector != "values"
+        if window == 1 and projector not in ("second_map", "values")  # of one network alone
     ]
     for three in itertools.combinations(range(5), 3):
         met = [{row[i] for row in rows} for i in three]
@@ -116,6 +118,8 @@ def test_chunked_equals_by_token_values_and_gradients(network, projector, moment
             decay_to=decay_to,
             window=window,
             bounded_step=decay_to == "initial",
+            flips=read == "before",
+            generated_target=read == "before" and projector != "values",
         )
         for read, decay_to in variants
     ]
@@ -176,11 +180,12 @@ def test_equals_numpy_loop(network_name, reset, form, x64):
         ("l2", "first_map", False, "initial", "after", False, 1),
         ("dot", "none", True, "initial", "chunk", False, 1),
         ("dot", "per_map", False, "zero", "after", True, 1),
+        ("l2", "second_map", False, "zero", "before", True, 1),
         ("l2", "none", True, "initial", "after", True, WINDOW),
         ("dot", "values", True, "initial", "before", False, 1),
         ("dot", "values", False, "zero", "after", False, 1),
     ):
-        if projector == "values" and network_name == "mlp":
+        if (projector, network_name) in (("values", "mlp"), ("second_map", "matrix")):
             continue
         settings = dict(
             read=read_mode, decay_to=decay_to, generated_target=generated, window=window
@@ -429,6 +434,7 @@ BOUNDED = {
     "projected": dict(network="matrix"),
     "first_map": dict(projector="first_map"),
     "all_maps": dict(),
+    "second_map": dict(projector="second_map"),
     "window": dict(network="matrix", projector="none", momentum=False, window=5),
     "window_moving": dict(projector="none", window=5),
 }

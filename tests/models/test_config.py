@@ -78,8 +78,8 @@ def test_a_config_dict_becomes_a_hashable_config():
         ),
         ({"titans": None}, "titans=None must be a section"),
         (
-            {"titans": {"eta_max": 2}},
-            "model.titans.eta_max=2 must be a number above 0 and at most 1",
+            {"titans": {"eta_max": 3}},
+            "model.titans.eta_max=3 must be a number above 0 and at most 2 or None",
         ),
         ({"titans": {"adaptive": ["x"]}}, "titans.adaptive=.'x'.* each one of k, v, q, eta, alpha"),
         ({"in_context": {"chunks": []}}, "model.in_context: chunks is empty"),

@@ -111,7 +111,7 @@ def test_sections_that_are_off_are_turned_on_by_what_is_set_in_them():
     off = whole_config(change_settings(RunConfig, config, ["model.in_context=none"]))
     assert off.model.in_context is None
     table = config_table(RunConfig, off)
-    assert "\nmodel.titans.eta_max = 1.0 " in table and "above 0 and at most 1" in table
+    assert "\nmodel.titans.eta_max = None " in table and "above 0 and at most 2 or None" in table
     assert "#   model.in_context.decay = 0.0 " in table
     for row in describe(RunConfig):
         assert row.key in table and row.meaning in table
