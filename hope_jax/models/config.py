@@ -174,6 +174,33 @@ class LanguageModelConfig:
         """How attention's frequencies are lowered."""
         return None if self.rope_scaling is None else RotaryScaling(**self.rope_scaling)
 
+    def unwritten(self, length: int) -> dict[str, int]:
+        """Chunks that no sequence of `length` tokens goes beyond, by the setting that says so.
+
+        What is learnt in a chunk is read after it. So memories and levels with such chunks are never
+        seen to have learnt anything, and training cannot teach them what to learn: the first write that
+        anything reads is one of longer texts, for which the model was not trained.
+
+        Args:
+          length: T, of a sequence.
+
+        Example:
+          >>> sizes = dict(vocab_size=256, width=64, num_layers=2, num_heads=2, mlp_width=128)
+          >>> model = LanguageModelConfig(**sizes, titans={"memory_chunk": 16, "others_chunk": 64})
+          >>> model.unwritten(50), model.unwritten(65)
+          ({'titans.others_chunk': 64}, {})
+        """
+        chunks = {}
+        used = set(map(str, self.pattern or (self.sequence_layer,)))
+        if any(name != "attention" and not is_own(name) for name in used):
+            titans = self.titans_config
+            chunks["titans.memory_chunk"] = titans.memory_chunk
+            if titans.adaptive:
+                chunks["titans.others_chunk"] = titans.others_chunk
+        if (levels := self.in_context_config) is not None:
+            chunks["in_context.chunks"] = max(levels.chunks)
+        return {name: chunk for name, chunk in chunks.items() if chunk >= length}
+
     @property
     def own_sizes(self) -> dict[str, Any]:
         """What the model fills in of a sequence layer of one's own."""

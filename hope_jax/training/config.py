@@ -211,11 +211,11 @@ def whole_config(config: Any, note: Callable[[str], None] | None = None) -> Conf
     """The whole config of a run: checked, with the defaults of what an older one does not say.
 
     A warm-up that would fill the run is shortened, and n-gram models that would have no text to read
-    are left out.
+    are left out. Memories whose chunks no sequence goes beyond are told of.
 
     Args:
       config: a `ConfigDict` or nested dicts.
-      note: called with a line for each change of what was asked for.
+      note: called with a line for each change of what was asked for, and each such memory.
 
     Returns:
       A new config.
@@ -239,6 +239,13 @@ def whole_config(config: Any, note: Callable[[str], None] | None = None) -> Conf
             f"evaluate.ngram_orders={run.evaluate.ngram_orders} left out: n-gram models read text, "
             f"which data.tokens has not"
         )
+    length = run.data.sequence_length
+    notes += [
+        f"model.{name}={chunk} and data.sequence_length={length}: what is learnt in a chunk is read "
+        f"after it, so nothing that these memories learn is ever read in training; make the chunk at "
+        f"most {max(1, length // 2)}, or the sequences longer"
+        for name, chunk in run.model.unwritten(length).items()
+    ]
     for line in notes if note is not None else ():
         note(line)
     # Types are checked where values are read, which takes a function for its name too.

@@ -140,15 +140,39 @@ def test_a_text_is_the_value_of_its_setting_s_type(hint, text, value):
 
 def test_what_is_asked_for_is_made_to_fit_and_said():
     said = []
-    short = {**OLDER, "steps": 20}
+    older = {**OLDER, "data": {"sequence_length": 1024}}
+    short = {**older, "steps": 20}
     assert whole_config(short, said.append).optimizer.warmup_steps == 2
     assert said == ["optimizer.warmup_steps=20 shortened to 2, because steps=20"]
     said.clear()
-    tokens = {**OLDER, "data": {"tokens": "folder"}}
+    tokens = {**older, "data": {**older["data"], "tokens": "folder"}}
     assert whole_config(tokens, said.append).evaluate.ngram_orders == ()
     assert said[0].startswith("evaluate.ngram_orders=(3, 4) left out")
-    whole_config(OLDER, said.append)
+    whole_config(older, said.append)
     assert len(said) == 1
+
+
+def test_chunks_that_no_sequence_goes_beyond_are_told_of():
+    """Memories that are never written in training, and written for the first time in use."""
+    said = []
+
+    def settings_told_of(length, **model):
+        said.clear()
+        model = {**SIZES, **model}
+        whole_config({**OLDER, "model": model, "data": {"sequence_length": length}}, said.append)
+        return [line.split(" ")[0] for line in said]
+
+    chunks = {"memory_chunk": 16, "others_chunk": 64}
+    assert settings_told_of(64, titans=chunks) == ["model.titans.others_chunk=64"]
+    assert "make the chunk at most 32, or" in said[0]
+    assert settings_told_of(65, titans=chunks) == []
+    assert len(settings_told_of(16, titans=chunks)) == 2
+    assert settings_told_of(64, titans={**chunks, "adaptive": ()}) == []
+    assert settings_told_of(8, sequence_layer="attention") == []
+    levels = {"chunks": (16, 512), "objective": "local"}
+    assert settings_told_of(512, in_context=levels, cms_levels=2, titans=chunks) == [
+        "model.in_context.chunks=512"
+    ]
 
 
 @pytest.mark.parametrize("variant", ["hope", "hope_attention", "transformer", "learning"])
