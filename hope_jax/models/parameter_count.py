@@ -11,11 +11,15 @@ from flax import linen as nn
 
 from hope_jax.models.config import LanguageModelConfig
 from hope_jax.models.language_model import LanguageModel
+from hope_jax.models.own_layer import is_own
 
 
 def parameter_shapes(model: LanguageModel) -> Any:
     """Shapes and dtypes of a model's parameters, as `jax.ShapeDtypeStruct`."""
-    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    config = model.config
+    own = any(is_own(str(name)) for name in config.pattern or (config.sequence_layer,))
+    # Layers of this package make their parameters without a token to read, in half the time.
+    tokens = jax.ShapeDtypeStruct((1, int(own)), jnp.int32)
     # A real key would start the devices, and processes of a launch must meet before that.
     key = jax.eval_shape(jax.random.key, 0)
     return nn.unbox(jax.eval_shape(model.init, key, tokens)["params"])
