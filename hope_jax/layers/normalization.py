@@ -17,16 +17,18 @@ class RMSNorm(nn.Module):
       epsilon: keeps an all-zero row finite.
       dtype: dtype of the result.
       param_dtype: dtype of the scale.
+      axis: logical axis of the scale.
     """
 
     epsilon: float = 1e-6
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
+    axis: str = "embed"
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
         init: Callable[..., Any] = nn.with_logical_partitioning(
-            nn.initializers.ones_init(), ("embed",)
+            nn.initializers.ones_init(), (self.axis,)
         )
         scale = self.param("scale", init, (x.shape[-1],), self.param_dtype)
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))

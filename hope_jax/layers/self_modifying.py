@@ -53,8 +53,8 @@ class SelfModifyingRule:
       eta_max: largest step size, `eta = eta_max sigmoid(.)`.
       strength_max: largest strength of the projector.
       feedback: how much faster than by step 1 a write moves the error at its own key at most: 0 for the
-        dot product, 1 for L2, and 1 more where memories generate their targets. Of matrices alone; 0 for
-        MLPs, whose writes are measured (`MemoryRule.bounded_step`).
+        dot product, 1 for L2, and 1 more where memories generate their targets; 0 for MLPs, and where
+        the writes are measured (`MemoryRule.bounded_step`).
       step: "gate", by that formula; "one", eta is 1 at every token.
       retention: "gate", alpha is given or generated per token; "fixed", it is the sigmoid of
         `Initial.alpha_bias` at every token; "none", nothing decays.

@@ -120,7 +120,7 @@ class TitansConfig:
     )
     initial_theta: float = setting("where the momentum's decay starts", 0.5, above=0, below=1)
     output_norm: bool = setting(
-        "normalise what each head reads, before the output projection", False
+        "normalise what each head reads, before the output projection", True
     )
     own_projections: bool = setting(
         "each memory that generates reads a projection of its own, not one for all", False
@@ -151,6 +151,7 @@ class TitansConfig:
                 f"{self.generated_target} the eigenvalue of a write can then be below -1, and repeated "
                 f"keys overflow; leave eta_max out, or make it at most that"
                 + (", or strength_max smaller" if self.strength == "gate" else "")
+                + ("" if self.objective == "dot" else ", or set bounded_step=True")
             )
         if not self.initial_eta < self.largest_eta:
             raise ValueError(
@@ -244,8 +245,12 @@ class TitansConfig:
         """How much faster than by its step a write moves the error at its own key at most.
 
         The dot product's error is that of the value and stays; L2's shrinks as the answer comes near,
-        and a target that the memory generates can go as far the other way.
+        and a target that the memory generates can go as far the other way. It is 0 where bounded steps
+        measure that, or where nothing does: an MLP moves its answers by how far its maps have grown.
         """
+        measured = self.bounded_step and self.objective != "dot"
+        if self.network == "mlp" or measured:
+            return 0
         return (self.objective != "dot") + self.generates_targets
 
     @property
@@ -255,11 +260,9 @@ class TitansConfig:
         A write along a key k of unit length multiplies what is stored there by
         `alpha - beta - eta (l - g k.v)` with beta the projector's strength, l = 1 for L2 and 0 for the
         dot product, g = 1 where the memory generates its target. That is to be at least -1 for every
-        k.v and alpha = 1. The writes of an MLP move its answer by how far its maps have grown, which
-        `bounded_step` measures.
+        k.v and alpha = 1, unless `bounded_step` sees to it at every write.
         """
-        feedback = self.feedback if self.network == "matrix" else 0
-        room, by_step = 2.0, float(feedback)
+        room, by_step = 2.0, float(self.feedback)
         if self.projector != "none":
             if self.strength == "gate":
                 room -= self.strength_max
@@ -321,7 +324,7 @@ class TitansConfig:
             memory=memory,
             eta_max=self.largest_eta,
             strength_max=self.strength_max if self.strength == "gate" else self.largest_eta,
-            feedback=self.feedback if self.network == "matrix" else 0,
+            feedback=self.feedback,
             step=self.step,
             retention=self.retention,
             projector_decays=self.projector_decays,
@@ -414,7 +417,9 @@ class SelfModifyingTitans(nn.Module):
         out, heads = call(initial, inputs, None if state is None else state.heads)
         heads = jax.tree.map(_constrain_state, heads)
         if config.output_norm:
-            out = RMSNorm(dtype=self.dtype, param_dtype=self.param_dtype, name="output_norm")(out)
+            out = RMSNorm(
+                dtype=self.dtype, param_dtype=self.param_dtype, axis="head_dim", name="output_norm"
+            )(out)
         out = out.astype(self.dtype).swapaxes(1, 2)
         out = Projection(
             (config.width,),

@@ -23,9 +23,10 @@ RATES = (
 )
 
 # Under this key the file says of which version it is. It was not written before 0.2.0, when arguments
-# of these optimisers had other defaults.
+# of these optimisers, and these settings of the memories, had other defaults.
 _VERSION = "hope_jax"
 _ARGUMENTS_BEFORE = {"m3": {"alpha": 0.5, "slow_every": 16, "b3": 0.9, "nesterov": False}}
+_TITANS_BEFORE = {"output_norm": False}
 
 Change = tuple[str, Any, Any]
 
@@ -128,12 +129,25 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
         raise ValueError(
             f"it is damaged ({error}); write the run's config there again, as JSON"
         ) from error
-    optimizer = values.get("optimizer")
-    if values.pop(_VERSION, None) is None and isinstance(optimizer, dict):
-        before = _ARGUMENTS_BEFORE.get(optimizer.get("name", ""), {})
+    if values.pop(_VERSION, None) is None:
+        optimizer, model = (values.get(key) for key in ("optimizer", "model"))
+        before = (
+            _ARGUMENTS_BEFORE.get(optimizer.get("name", "")) if _is_section(optimizer) else None
+        )
         if before:
             optimizer["arguments"] = {**before, **(optimizer.get("arguments") or {})}
+        if _is_section(model) and _has_memories(model):
+            model["titans"] = {**_TITANS_BEFORE, **(model.get("titans") or {})}
     return values
+
+
+def _is_section(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _has_memories(model: dict[str, Any]) -> bool:
+    used = model.get("pattern") or (model.get("sequence_layer", "titans"),)
+    return set(used) != {"attention"}
 
 
 def _differences(name: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:

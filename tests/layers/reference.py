@@ -35,7 +35,12 @@ def read_layer(config, params, x, reset):
     """Reads one sequence (T, D) with residual MLPs; returns outputs and, by head and name, weights."""
     x = convolved(params["convolution"]["kernel"], x, reset)
     heads = [read_head(config, params, x, reset, h) for h in range(config.num_heads)]
-    out = sum(y @ params["out"]["kernel"][h] for h, (y, _) in enumerate(heads))
+    out = 0.0
+    for (y, _), kernel in zip(heads, params["out"]["kernel"], strict=True):
+        if config.output_norm:
+            size = np.sqrt(np.mean(y**2, axis=-1, keepdims=True) + 1e-6)
+            y = y / size * params["output_norm"]["scale"]
+        out = out + y @ kernel
     return out, [memories for _, memories in heads]
 
 

@@ -33,7 +33,7 @@ def matrix_config(objective="l2", projector="per_map", generated=False, **settin
         objective=objective,
         projector=projector,
         generated_target=generated,
-        **settings,
+        **{"bounded_step": False, **settings},
     )
 
 
@@ -72,8 +72,13 @@ def test_stable_at_the_bound_and_not_beyond(case):
 def test_strength_and_step_are_bounded_together():
     assert matrix_config(strength="gate", strength_max=1.5).eta_bound == pytest.approx(0.5)
     assert matrix_config("dot", strength="gate", strength_max=2.0).eta_bound == 2.0
-    with pytest.raises(ValueError, match=r"above 0.5.*or strength_max smaller"):
+    with pytest.raises(
+        ValueError, match=r"above 0.5.*or strength_max smaller, or set bounded_step"
+    ):
         matrix_config(strength="gate", strength_max=1.5, eta_max=0.6)
+    # Bounded steps measure what an L2 loss feeds back, and there is nothing else to see to it for dot.
+    assert matrix_config(bounded_step=True).eta_bound == 2.0
+    assert matrix_config("dot", generated=True, bounded_step=True).eta_bound == 1.0
 
 
 @pytest.mark.parametrize("chunk", [1, 4])

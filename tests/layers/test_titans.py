@@ -36,7 +36,9 @@ SETTINGS = {
         memory_chunk=4, others_chunk=4, adaptive=(), generated_target=False, network="matrix"
     ),
     "chunks_longer_than_the_text": dict(memory_chunk=16, others_chunk=32, initial_eta=0.5),
-    "chunks_of_one": dict(memory_chunk=1, others_chunk=1, read="chunk", convolution=1),
+    "chunks_of_one": dict(
+        memory_chunk=1, others_chunk=1, read="chunk", convolution=1, output_norm=False
+    ),
     "as_printed": dict(
         memory_chunk=2,
         others_chunk=4,
@@ -69,6 +71,7 @@ SETTINGS = {
         own_projections=True,
         strength="gate",
         projector_decays=True,
+        bounded_step=False,
     ),
 }
 SETTINGS |= {
@@ -336,8 +339,11 @@ def test_a_hundred_thousand_tokens(chunks):
             r"adaptive=\('k', 'z'\) must be a tuple, each one of k, v, q, eta, alpha",
         ),
         (dict(eta_max=2.5), "eta_max=2.5 must be a number above 0 and at most 2 or None"),
-        (dict(network="matrix", eta_max=0.7), r"eta_max 0.7 is above 0.6667: .*or make it at most"),
-        (dict(initial_eta=0.7, network="matrix"), "must be below eta_max 0.6667"),
+        (
+            dict(network="matrix", eta_max=0.7, bounded_step=False),
+            r"eta_max 0.7 is above 0.6667: .*or make it at most",
+        ),
+        (dict(initial_eta=0.7, network="matrix", bounded_step=False), "below eta_max 0.6667"),
         (
             dict(strength="gate", strength_max=0.4),
             "initial_strength 0.5 must be below strength_max",

@@ -77,6 +77,24 @@ def test_a_run_of_before_goes_on_with_the_defaults_that_m3_had(tmp_path):
     assert run_config.load_config(str(tmp_path)).optimizer.arguments.to_dict() == {"b3": 0.5}
 
 
+def test_a_run_of_before_goes_on_with_the_memories_that_it_had(tmp_path):
+    """What they read was not normalised by default; a model without memories has nothing of it."""
+    model = {**SIZES, "titans": {"memory_chunk": 4}}
+    for layers, before in (
+        ({}, False),
+        ({"pattern": ["titans", "attention"], "num_layers": 2}, False),
+        ({"sequence_layer": "attention"}, True),
+    ):
+        older = {**OLDER, "model": {**model, **layers}}
+        (tmp_path / "config.json").write_text(json.dumps(older))
+        there = whole_config(run_config.load_config(str(tmp_path)))
+        assert there.model.titans.output_norm is before
+        assert there.model.titans.memory_chunk == 4
+        keep_config(tmp_path, whole_config(older))  # as a run of today
+        there = whole_config(run_config.load_config(str(tmp_path)))
+        assert there.model.titans.output_norm is True
+
+
 def test_every_setting_is_in_every_config_and_can_be_set():
     config = default_config(**SIZES)
     rows = [row for row in describe(RunConfig) if row.section is None]
