@@ -7,7 +7,8 @@
 Rows of the paper's Table 6: `hope`, `no_dgd`, `no_momentum`, `no_decay`, `no_cms`, `no_inner_k`,
 `no_inner_v`, `no_inner_q`. Further settings of Hope: `delta_objective`, `unbounded_step`,
 `no_convolution`, `matrix_memory`, `chunks_4_16`, `chunks_64_64`, `one_head`, `eight_heads`,
-`read_after`, `read_chunk`, `fixed_gates`, `no_inner`, `plain_memory`, `no_normalization`. And the
+`read_after`, `read_chunk`, `fixed_gates`, `static_gates`, `no_inner`, `given_targets`,
+`own_projections`, `no_output_norm`, `second_map`, `flips`, `plain_memory`, `no_normalization`. And the
 family: `transformer`, `hope_attention`, `hybrid` (Titans and attention in turn), the names in
 `hope_jax.layers.family`, and `memory_as_context`, `memory_as_gate`, `memory_as_layer` (attention over
 64 tokens, joined with `titans_lmm`).
@@ -48,8 +49,8 @@ HOPE = LanguageModelConfig(
 )
 
 
-def without(name: str) -> tuple[str, ...]:
-    return tuple(part for part in ALL if part != name)
+def without(*names: str) -> tuple[str, ...]:
+    return tuple(part for part in ALL if part not in names)
 
 
 PLAIN = {
@@ -71,6 +72,12 @@ TITANS: dict[str, dict[str, Any]] = {
     "no_inner_v": {"adaptive": without("v")},
     "no_inner_q": {"adaptive": without("q")},
     "no_inner": {"adaptive": (), "generated_target": False},
+    "static_gates": {"adaptive": without("eta", "alpha")},
+    "given_targets": {"generated_target": False},
+    "own_projections": {"own_projections": True},
+    "no_output_norm": {"output_norm": False},
+    "second_map": {"projector": "second_map"},
+    "flips": {"flips": True},
     "no_convolution": {"convolution": 1},
     "matrix_memory": {"network": "matrix"},
     "chunks_4_16": {"memory_chunk": 4, "others_chunk": 16},

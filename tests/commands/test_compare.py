@@ -28,7 +28,7 @@ def test_rows_have_the_same_number_of_parameters():
     counts = {row: parameter_count(module.model_config(row)) for row in module.ROWS}
     for row, count in counts.items():
         assert abs(count / counts["hope"] - 1) <= 0.02, (row, count, counts["hope"])
-    assert len(counts) == 41
+    assert len(counts) == 47
     config = module.get_config("no_decay")
     assert config.model.titans.retention == "none"
     with pytest.raises(ValueError, match="unknown row 'nothing'"):
