@@ -44,7 +44,7 @@ HOPE = LanguageModelConfig(
     cms_levels=2,
     attention_window=512,
     titans=dict(
-        adaptive=ALL, memory_chunk=16, others_chunk=64, initial_alpha=0.999, eta_max=ETA_MAX
+        adaptive=ALL, memory_chunk=16, generator_chunk=64, initial_alpha=0.999, eta_max=ETA_MAX
     ),
 )
 
@@ -80,8 +80,8 @@ TITANS: dict[str, dict[str, Any]] = {
     "flips": {"flips": True},
     "no_convolution": {"convolution": 1},
     "matrix_memory": {"network": "matrix"},
-    "chunks_4_16": {"memory_chunk": 4, "others_chunk": 16},
-    "chunks_64_64": {"memory_chunk": 64, "others_chunk": 64},
+    "chunks_4_16": {"memory_chunk": 4, "generator_chunk": 16},
+    "chunks_64_64": {"memory_chunk": 64, "generator_chunk": 64},
     "read_after": {"read": "after"},
     "read_chunk": {"read": "chunk"},
     "plain_memory": PLAIN,

@@ -78,7 +78,7 @@ HOPE = LanguageModelConfig(
     cms_levels=2,
     tie_embeddings=False,  # what is read is no class
     # Strings of Bin0 would never fill the default's chunks, and the first write be one of the test's.
-    titans=dict(network="matrix", momentum="none", memory_chunk=1, others_chunk=1),
+    titans=dict(network="matrix", momentum="none", memory_chunk=1, generator_chunk=1),
 )
 # As in the original: angles so small that nothing is rotated.
 NO_POSITIONS = {"kind": "linear", "factor": 1e12}

@@ -59,7 +59,7 @@ STABLE = {name: {**titans, "bounded_step": True} for name, titans in FAMILY.item
 TITANS = STABLE["titans_lmm"]
 LAYERS: dict[str, dict[str, Any]] = {
     "transformer": {"sequence_layer": "attention"},
-    "hope": {"cms_levels": 2, "titans": {"memory_chunk": 64, "others_chunk": 64}},
+    "hope": {"cms_levels": 2, "titans": {"memory_chunk": 64, "generator_chunk": 64}},
     "hope_attention": {"sequence_layer": "attention", "cms_levels": 2},
     "hybrid": {"pattern": ("titans", "titans", "attention"), "titans": TITANS},
     **{

@@ -38,7 +38,7 @@ def get_config(variant: str = "hope") -> ConfigDict:
     # Matrix memories learn two to three times as many bytes a second on a CPU as the residual MLPs
     # that are the default.
     config.model.titans.update(
-        network="matrix", memory_chunk=64, others_chunk=64, initial_alpha=0.999
+        network="matrix", memory_chunk=64, generator_chunk=64, initial_alpha=0.999
     )
     # A tenth of the documents is held out; files are far longer than a sequence, so that few
     # sequences hold a boundary at which data.reset_documents would count.

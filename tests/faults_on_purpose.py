@@ -38,7 +38,7 @@ FAULTS = [
     Fault(
         "hope_jax/layers/titans.py",
         "            chunk_size=self.memory_chunk,\n",
-        "            chunk_size=self.others_chunk,\n",
+        "            chunk_size=self.generator_chunk,\n",
         "tests/layers/test_titans.py::test_equals_the_equations[default]",
     ),
     Fault(
@@ -1603,8 +1603,8 @@ FAULTS = [
     ),
     Fault(
         "hope_jax/runs/run_config.py",
-        "        if _is_section(model) and _has_memories(model):\n",
-        "        if _is_section(model):\n",
+        "(_TITANS_BEFORE if _has_memories(model) else {})",
+        "_TITANS_BEFORE",
         "tests/training/test_config.py::test_a_run_of_before_goes_on_with_the_memories_that_it_had",
     ),
     Fault(

@@ -57,7 +57,7 @@ def get_config(variant=""):
     config = tiny_config(pathlib.Path(__file__).parent)
     config.model.update(
         sequence_layer="titans", num_layers=1, cms_levels=2, mlp_width=16,
-        titans=dict(network="matrix", memory_chunk=8, others_chunk=8),
+        titans=dict(network="matrix", memory_chunk=8, generator_chunk=8),
         in_context=dict(chunks=(4, 8), step_size=0.1, blocks=1),
     )
     config.data.update(batch_size=2)

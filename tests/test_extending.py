@@ -43,7 +43,7 @@ TINY = {
     **{f"model.{name}": size for name, size in SIZES.items()},
     "model.cms_levels": 1,
     "model.titans.memory_chunk": 4,
-    "model.titans.others_chunk": 4,
+    "model.titans.generator_chunk": 4,
     "data.sequence_length": 16,
     "data.batch_size": 8,
     "evaluate.ngram_orders": "",
@@ -211,7 +211,7 @@ def test_a_built_in_objective_written_anew_is_the_same(own, same, settings, x64)
     x = 4 * jax.random.normal(jax.random.key(0), (1, 9, 8), jnp.float64)
     results = []
     for objective in (f"more_of_mine.{own}", same):
-        sizes = dict(width=8, num_heads=2, memory_chunk=4, others_chunk=4, convolution=1)
+        sizes = dict(width=8, num_heads=2, memory_chunk=4, generator_chunk=4, convolution=1)
         config = TitansConfig(**sizes, **settings, objective=objective, generated_target=False)
         layer = SelfModifyingTitans(config, jnp.float64, jnp.float64)
         params = jax.jit(layer.init)(jax.random.key(1), x)

@@ -33,7 +33,7 @@ TITANS = LanguageModelConfig(
     num_heads=4,
     mlp_width=256,
     cms_levels=2,
-    titans={"network": "matrix", "memory_chunk": 64, "others_chunk": 64},
+    titans={"network": "matrix", "memory_chunk": 64, "generator_chunk": 64},
 )
 PLAIN = {
     "titans": TITANS,

@@ -39,7 +39,7 @@ STATIC = TitansConfig(
     generated_target=False,
     projector="none",
     memory_chunk=64,
-    others_chunk=64,
+    generator_chunk=64,
 )
 
 

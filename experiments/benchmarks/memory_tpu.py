@@ -217,16 +217,18 @@ def main() -> None:
     scores = 3 * 2 * 2 * tokens**2 * width / 2  # the causal half
     base = report("attention", attention, params, x, 0.0, projections + scores)
 
-    config = TitansConfig(width, heads, memory_chunk=chunk, others_chunk=chunk)
+    config = TitansConfig(width, heads, memory_chunk=chunk, generator_chunk=chunk)
     layer = SelfModifyingTitans(config, dtype=jnp.bfloat16)
     variables = nn.unbox(jax.eval_shape(layer.init, jax.random.key(0), x))
     state = jax.eval_shape(lambda p, x: layer.apply(p, x[:, :0])[1].heads, variables, x)
-    kept = (state.others, state.memory)
+    kept = (state.generators, state.memory)
     state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept))
     # Token by token each map is read, its error carried back, and written: 2 x its size, times 12
     # for the five memories' maps (read at x, k and v; error; projector; momentum; write; and the
     # memory's reads), three times for the backward pass. The recomputation is not counted.
-    maps = sum(leaf.size for leaf in jax.tree.leaves((state.others.weights, state.memory.weights)))
+    maps = sum(
+        leaf.size for leaf in jax.tree.leaves((state.generators.weights, state.memory.weights))
+    )
     inner = 3 * 2 * 12 * tokens * maps
     mine = report(
         "self-modifying Titans",

@@ -67,7 +67,7 @@ class MemoryAsContext(nn.Module):
 
     Example:
       >>> import jax, jax.numpy as jnp
-      >>> memory = TitansConfig(width=8, num_heads=2, memory_chunk=2, others_chunk=4)
+      >>> memory = TitansConfig(width=8, num_heads=2, memory_chunk=2, generator_chunk=4)
       >>> layer = MemoryAsContext(memory, segment=4, persistent=1)
       >>> x = jax.random.normal(jax.random.key(0), (1, 10, 8))
       >>> (y, state), params = jax.jit(layer.init_with_output)(jax.random.key(1), x)

@@ -63,8 +63,8 @@ class TitansConfig:
         "hidden width of the MLP memories over the head's width", 1.0, above=0
     )
     memory_chunk: int = setting("chunk size of the memory that is read", 16, least=1)
-    others_chunk: int = setting(
-        "chunk size of the memories for k, v, q, eta and alpha", 64, least=1
+    generator_chunk: int = setting(
+        "chunk size of the generators, the memories for k, v, q, eta and alpha", 64, least=1
     )
     objective: Literal["l2", "dot", "lp", "huber"] | Callable[..., Any] = setting(
         "what a memory descends: Eq. 93, Eq. 92, those of Miras, or a loss of your own", "l2"
@@ -138,10 +138,10 @@ class TitansConfig:
                 f"width {self.width} does not split into {self.num_heads} heads; make width a "
                 f"multiple of num_heads"
             )
-        small, large = sorted((self.memory_chunk, self.others_chunk))
+        small, large = sorted((self.memory_chunk, self.generator_chunk))
         if large % small:
             raise ValueError(
-                f"memory_chunk {self.memory_chunk} and others_chunk {self.others_chunk}: one must "
+                f"memory_chunk {self.memory_chunk} and generator_chunk {self.generator_chunk}: one must "
                 f"divide the other; try {large // small * small} for the larger"
             )
         if self.largest_eta > self.eta_bound:
@@ -314,12 +314,12 @@ class TitansConfig:
         )
         return SelfModifyingRule(
             adaptive=frozenset(self.adaptive),
-            others=dataclasses.replace(
+            generators=dataclasses.replace(
                 memory,
                 bank=Bank(
                     len(self.adaptive_values), len(self.adaptive_gates), _NETWORKS[self.network]
                 ),
-                chunk_size=self.others_chunk,
+                chunk_size=self.generator_chunk,
             ),
             memory=memory,
             eta_max=self.largest_eta,
@@ -492,9 +492,9 @@ class SelfModifyingTitans(nn.Module):
         """The meta-learned initial states, a parameter for each map of each memory."""
         config = self.config
         names = (*config.adaptive_values, *config.adaptive_gates)
-        others = self._weights(names, len(config.adaptive_values)) if names else None
+        generators = self._weights(names, len(config.adaptive_values)) if names else None
         return Initial(
-            others,
+            generators,
             self._weights(("memory",), 1),
             self._eta_bias(),
             self._alpha_bias(),

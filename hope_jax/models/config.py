@@ -186,9 +186,9 @@ class LanguageModelConfig:
 
         Example:
           >>> sizes = dict(vocab_size=256, width=64, num_layers=2, num_heads=2, mlp_width=128)
-          >>> model = LanguageModelConfig(**sizes, titans={"memory_chunk": 16, "others_chunk": 64})
+          >>> model = LanguageModelConfig(**sizes, titans={"memory_chunk": 16, "generator_chunk": 64})
           >>> model.unwritten(50), model.unwritten(65)
-          ({'titans.others_chunk': 64}, {})
+          ({'titans.generator_chunk': 64}, {})
         """
         chunks = {}
         used = set(map(str, self.pattern or (self.sequence_layer,)))
@@ -196,7 +196,7 @@ class LanguageModelConfig:
             titans = self.titans_config
             chunks["titans.memory_chunk"] = titans.memory_chunk
             if titans.adaptive:
-                chunks["titans.others_chunk"] = titans.others_chunk
+                chunks["titans.generator_chunk"] = titans.generator_chunk
         if (levels := self.in_context_config) is not None:
             chunks["in_context.chunks"] = max(levels.chunks)
         return {name: chunk for name, chunk in chunks.items() if chunk >= length}

@@ -27,6 +27,7 @@ RATES = (
 _VERSION = "hope_jax"
 _ARGUMENTS_BEFORE = {"m3": {"alpha": 0.5, "slow_every": 16, "b3": 0.9, "nesterov": False}}
 _TITANS_BEFORE = {"output_norm": False}
+_TITANS_NAMES_BEFORE = {"others_chunk": "generator_chunk"}
 
 Change = tuple[str, Any, Any]
 
@@ -136,8 +137,10 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
         )
         if before:
             optimizer["arguments"] = {**before, **(optimizer.get("arguments") or {})}
-        if _is_section(model) and _has_memories(model):
-            model["titans"] = {**_TITANS_BEFORE, **(model.get("titans") or {})}
+        if _is_section(model):
+            theirs = model.get("titans") or {}
+            theirs = {_TITANS_NAMES_BEFORE.get(name, name): theirs[name] for name in theirs}
+            model["titans"] = {**(_TITANS_BEFORE if _has_memories(model) else {}), **theirs}
     return values
 
 

@@ -105,7 +105,7 @@ SETTINGS = {
     "model.titans=none": "model.titans=None must be a section",
     "model.titans.projector=non": "model.titans.projector='non' must be one of per_map",
     "model.titans.eta_max=3": "model.titans.eta_max=3 must be a number above 0 and at most 2 or None",
-    "model.titans.memory_chunk=48": "model.titans: memory_chunk 48 and others_chunk 64",
+    "model.titans.memory_chunk=48": "model.titans: memory_chunk 48 and generator_chunk 64",
     "model.titans.width=8": "model.titans.width is no setting; nearest: model.width",
     "model.in_context.chunks=0": "model.in_context.chunks=(0,) must be",
     "model.in_context.chunks=(4,6)": "model.in_context: each of chunks must divide the next",

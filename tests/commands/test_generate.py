@@ -20,7 +20,7 @@ MODEL = LanguageModel(
         mlp_width=12,
         cms_levels=2,
         tie_embeddings=False,
-        titans={"memory_chunk": 2, "others_chunk": 4},
+        titans={"memory_chunk": 2, "generator_chunk": 4},
     )
 )
 GREEDY = {"temperature": 0.0, "top_p": 1.0, "seed": 0}

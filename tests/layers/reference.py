@@ -48,7 +48,7 @@ def read_head(config, params, x, reset, h):
     project = lambda name, row: row @ params[name]["kernel"][:, h]
     names = (*config.adaptive, "memory")
     initial = {n: [params[f"{n}_first"][h], params[f"{n}_second"][h]] for n in names}
-    chunk = {n: config.others_chunk for n in names} | {"memory": config.memory_chunk}
+    chunk = {n: config.generator_chunk for n in names} | {"memory": config.memory_chunk}
     weights, start, outputs = initial, initial, []
     moving = {n: [np.zeros_like(w) for w in initial[n]] for n in names}
     for t, row in enumerate(x):

@@ -145,7 +145,7 @@ def recall_near(rule, chunk):
 def test_flips_keep_an_mlp_bounded_for_long(projector):
     """Grown maps, large steps and repeated tokens, with momentum, over 10,000 tokens."""
     config = TitansConfig(
-        8, 1, memory_chunk=4, others_chunk=16, projector=projector, flips=True, eta_max=2.0,
+        8, 1, memory_chunk=4, generator_chunk=16, projector=projector, flips=True, eta_max=2.0,
         initial_eta=1.0,
     )  # fmt: skip
     layer = SelfModifyingTitans(config)
@@ -155,5 +155,5 @@ def test_flips_keep_an_mlp_bounded_for_long(projector):
     )
     params = jax.jit(layer.init)(jax.random.key(1), x[:, :2])
     _, state = jax.jit(layer.apply)(params, texts)
-    for leaf in jax.tree.leaves((state.heads.others, state.heads.memory)):
+    for leaf in jax.tree.leaves((state.heads.generators, state.heads.memory)):
         assert float(jnp.max(jnp.abs(leaf))) < 100

@@ -17,7 +17,7 @@ NAMES = [name for name in FAMILY if name != "hope"]
 RESET = np.array([[0, 0, 0, 0, 0, 1, 0]], bool)  # within the second chunk
 
 
-SMALL = {"memory_chunk": CHUNK, "others_chunk": CHUNK, "convolution": 1, "initial_eta": 0.3}
+SMALL = {"memory_chunk": CHUNK, "generator_chunk": CHUNK, "convolution": 1, "initial_eta": 0.3}
 WINDOW = 5  # of the Omega rule: longer than a chunk
 
 

@@ -23,7 +23,7 @@ def equal_tokens(length, dtype, **settings):
     rule, keys = config.rule, jax.random.split(jax.random.key(0), 4)
     logit = lambda p: jnp.log(p) - jnp.log1p(-p)
     initial = Initial(
-        rule.others.bank.init(keys[0], WIDTH),
+        rule.generators.bank.init(keys[0], WIDTH),
         rule.memory.bank.init(keys[1], WIDTH),
         eta_bias=logit(config.initial_eta / config.largest_eta),
         alpha_bias=logit(config.initial_alpha),
@@ -41,7 +41,7 @@ def equal_tokens(length, dtype, **settings):
 def test_other_keys_after_twenty_thousand_equal_tokens(dtype, tolerance):
     """Both forms agree wherever they are read, and weights have decayed, no more than that."""
     length = 20_000
-    rule, initial, inputs = equal_tokens(length, dtype, memory_chunk=2, others_chunk=4)
+    rule, initial, inputs = equal_tokens(length, dtype, memory_chunk=2, generator_chunk=4)
     log_alpha = jax.nn.log_sigmoid(initial.alpha_bias)
     others = jax.random.normal(jax.random.key(1), (50, WIDTH))
     others /= jnp.linalg.norm(others, axis=1, keepdims=True)
@@ -54,12 +54,12 @@ def test_other_keys_after_twenty_thousand_equal_tokens(dtype, tolerance):
         read = lambda bank, weights: bank.forward(Anchor(weights), others, jnp.float32)[0]
         outputs = [
             (
-                read(rule.others.bank, state.others.weights),
+                read(rule.generators.bank, state.generators.weights),
                 read(rule.memory.bank, state.memory.weights),
             )
             for state in states
         ]
-        return outputs, [(state.others.weights, state.memory.weights) for state in states]
+        return outputs, [(state.generators.weights, state.memory.weights) for state in states]
 
     (fast, slow), weights = measure(initial, inputs)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=tolerance), fast, slow)
@@ -68,6 +68,6 @@ def test_other_keys_after_twenty_thousand_equal_tokens(dtype, tolerance):
         kept = jax.tree.map(
             lambda new, old: jnp.linalg.norm(new) / jnp.linalg.norm(old),
             after,
-            (initial.others, initial.memory),
+            (initial.generators, initial.memory),
         )
         np.testing.assert_allclose(jax.tree.leaves(kept), decayed, rtol=0.2)

@@ -15,7 +15,7 @@ from hope_jax.layers.titans import SelfModifyingTitans, TitansConfig
 
 BATCH, LENGTH, WIDTH, HEADS, SEGMENT, PERSISTENT = 2, 11, 8, 2, 4, 3
 SIZE = WIDTH // HEADS
-CONFIG = TitansConfig(WIDTH, HEADS, memory_chunk=2, others_chunk=4, initial_eta=0.5)
+CONFIG = TitansConfig(WIDTH, HEADS, memory_chunk=2, generator_chunk=4, initial_eta=0.5)
 FLOATS = {"dtype": jnp.float64, "param_dtype": jnp.float64}
 RESET = np.zeros((BATCH, LENGTH), bool)
 RESET[0, 5] = RESET[1, [4, 9]] = True  # within a segment, and where one begins

@@ -23,25 +23,25 @@ from tests.layers.reference import read_layer
 WIDTH, HEADS, LENGTH = 4, 2, 11
 SETTINGS = {
     "default": dict(
-        memory_chunk=2, others_chunk=4, eta_max=0.8, initial_eta=0.5, initial_alpha=0.9
+        memory_chunk=2, generator_chunk=4, eta_max=0.8, initial_eta=0.5, initial_alpha=0.9
     ),
-    "values_as_targets": dict(memory_chunk=2, others_chunk=4, generated_target=False),
+    "values_as_targets": dict(memory_chunk=2, generator_chunk=4, generated_target=False),
     "memory_chunk_larger": dict(
         memory_chunk=4,
-        others_chunk=2,
+        generator_chunk=2,
         adaptive=("k", "v", "q", "eta", "alpha"),
         momentum="learned",
     ),
     "nothing_adaptive": dict(
-        memory_chunk=4, others_chunk=4, adaptive=(), generated_target=False, network="matrix"
+        memory_chunk=4, generator_chunk=4, adaptive=(), generated_target=False, network="matrix"
     ),
-    "chunks_longer_than_the_text": dict(memory_chunk=16, others_chunk=32, initial_eta=0.5),
+    "chunks_longer_than_the_text": dict(memory_chunk=16, generator_chunk=32, initial_eta=0.5),
     "chunks_of_one": dict(
-        memory_chunk=1, others_chunk=1, read="chunk", convolution=1, output_norm=False
+        memory_chunk=1, generator_chunk=1, read="chunk", convolution=1, output_norm=False
     ),
     "as_printed": dict(
         memory_chunk=2,
-        others_chunk=4,
+        generator_chunk=4,
         dampening=False,
         bounded_step=False,
         retention="none",
@@ -52,7 +52,7 @@ SETTINGS = {
     # Every bound is met, that of strengths where much is forgotten too.
     "flips": dict(
         memory_chunk=2,
-        others_chunk=4,
+        generator_chunk=4,
         flips=True,
         projector="second_map",
         strength="gate",
@@ -66,7 +66,7 @@ SETTINGS = {
     ),
     "matrices_of_their_own": dict(
         memory_chunk=2,
-        others_chunk=4,
+        generator_chunk=4,
         network="matrix",
         own_projections=True,
         strength="gate",
@@ -75,7 +75,7 @@ SETTINGS = {
     ),
 }
 SETTINGS |= {
-    name: {**settings, "memory_chunk": 2, "others_chunk": 4, "initial_eta": 0.5}
+    name: {**settings, "memory_chunk": 2, "generator_chunk": 4, "initial_eta": 0.5}
     for name, settings in FAMILY.items()
     if name != "hope"
 }
@@ -142,7 +142,7 @@ def core(rule_settings, length=7):
     keys = jax.random.split(jax.random.key(0), 8)
     float64 = jnp.float64
     initial = Initial(
-        rule.others.bank.init(keys[0], WIDTH, WIDTH, float64),
+        rule.generators.bank.init(keys[0], WIDTH, WIDTH, float64),
         rule.memory.bank.init(keys[1], WIDTH, WIDTH, float64),
         eta_bias=jnp.asarray(0.3),
         alpha_bias=jnp.asarray(2.0),
@@ -157,7 +157,7 @@ def core(rule_settings, length=7):
 
 @pytest.mark.slow
 def test_chunked_equals_by_token_with_gradients(x64):
-    rule, initial, inputs = core(dict(memory_chunk=2, others_chunk=4, initial_eta=0.5))
+    rule, initial, inputs = core(dict(memory_chunk=2, generator_chunk=4, initial_eta=0.5))
     weights = jax.random.normal(jax.random.key(3), (7, WIDTH), jnp.float64)
 
     def measure(form):
@@ -197,10 +197,10 @@ def test_equals_the_equations(name, x64):
 
 def maps_by_name(config, state, place):
     """Both maps of every memory of one head of one sequence."""
-    others, memory = (jax.tree.map(lambda w: w[place], bank.weights) for bank in state[0:3:2])
+    generators, memory = (jax.tree.map(lambda w: w[place], bank.weights) for bank in state[0:3:2])
     names = (*config.adaptive_values, *config.adaptive_gates)
-    first = jnp.split(others.first, len(names), axis=1)
-    second = [*others.values, *([] if others.gates is None else others.gates)]
+    first = jnp.split(generators.first, len(names), axis=1)
+    second = [*generators.values, *([] if generators.gates is None else generators.gates)]
     maps = dict(zip(names, zip(first, second, strict=True), strict=True))
     return maps | {"memory": (memory.first, memory.values[0])}
 
@@ -255,7 +255,7 @@ def test_every_initial_state_receives_its_exact_gradient(x64):
 
 
 def test_bfloat16_keeps_float32_states():
-    config = TitansConfig(WIDTH, HEADS, memory_chunk=2, others_chunk=4)
+    config = TitansConfig(WIDTH, HEADS, memory_chunk=2, generator_chunk=4)
     x = jax.random.normal(jax.random.key(0), (1, 9, WIDTH))
     params = jax.jit(SelfModifyingTitans(config).init)(jax.random.key(1), x)
     exact, _ = jax.jit(SelfModifyingTitans(config).apply)(params, x)
@@ -266,7 +266,7 @@ def test_bfloat16_keeps_float32_states():
 
 def test_states_lie_on_the_mesh_by_sequence_and_head():
     """Nothing that goes in is sharded, and no token is read: only the constraint can do it."""
-    layer = SelfModifyingTitans(TitansConfig(WIDTH, HEADS, memory_chunk=2, others_chunk=4))
+    layer = SelfModifyingTitans(TitansConfig(WIDTH, HEADS, memory_chunk=2, generator_chunk=4))
     x = jnp.zeros((4, 0, WIDTH))
     params = nn.unbox(layer.init(jax.random.key(0), x))
     mesh = jax.make_mesh((4, 2), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
@@ -283,7 +283,7 @@ def test_states_can_be_donated():
         rule, initial, _ = core({})
         donate(init_state(rule, initial))
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(initial))
-    layer = SelfModifyingTitans(TitansConfig(WIDTH, HEADS, memory_chunk=2, others_chunk=2))
+    layer = SelfModifyingTitans(TitansConfig(WIDTH, HEADS, memory_chunk=2, generator_chunk=2))
     x = jnp.ones((1, 4, WIDTH))
     params = nn.unbox(layer.init(jax.random.key(0), x[:, :0]))
     for tokens in (0, 4):  # not compiled; the second ends at a chunk's edge
@@ -310,7 +310,7 @@ def test_decoding_in_float32_equals_one_call(name):
 @pytest.mark.parametrize("chunks", [(64, 64), (16, 64)], ids=str)
 def test_a_hundred_thousand_tokens(chunks):
     """A fresh layer in float32 stays finite and bounded; 16 and 64 are the default chunks."""
-    config = TitansConfig(16, 2, memory_chunk=chunks[0], others_chunk=chunks[1])
+    config = TitansConfig(16, 2, memory_chunk=chunks[0], generator_chunk=chunks[1])
     layer = SelfModifyingTitans(config)
     x = jax.random.normal(jax.random.key(0), (1, 100_000, 16))
     texts = {
@@ -325,7 +325,7 @@ def test_a_hundred_thousand_tokens(chunks):
     y, state = read(params, jnp.concatenate(list(texts.values())))
     for i, kind in enumerate(texts):
         assert bool(jnp.isfinite(y[i]).all()), kind
-        for leaf in jax.tree.leaves((state.heads.others, state.heads.memory)):
+        for leaf in jax.tree.leaves((state.heads.generators, state.heads.memory)):
             assert float(jnp.sqrt(jnp.sum(leaf[i] ** 2))) < 100, kind
 
 
@@ -333,7 +333,7 @@ def test_a_hundred_thousand_tokens(chunks):
     ("settings", "message"),
     [
         (dict(width=10, num_heads=4), "does not split into 4 heads"),
-        (dict(memory_chunk=16, others_chunk=24), "one must divide the other"),
+        (dict(memory_chunk=16, generator_chunk=24), "one must divide the other"),
         (
             dict(adaptive=("k", "z")),
             r"adaptive=\('k', 'z'\) must be a tuple, each one of k, v, q, eta, alpha",

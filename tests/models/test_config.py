@@ -54,7 +54,7 @@ def test_a_config_dict_becomes_a_hashable_config():
         ({"titans": {"width": 4}}, "model.titans.width is no setting; there are adaptive"),
         (
             {"titans": {"memory_chunk": 5}},
-            "model.titans: memory_chunk 5 and others_chunk 64: one must divide",
+            "model.titans: memory_chunk 5 and generator_chunk 64: one must divide",
         ),
         ({"width": 6, "sequence_layer": "attention"}, "must be even; got 6 / 2 = 3"),
         ({"width": 6, "sequence_layer": "memory_as_gate"}, "must be even; got 6 / 2 = 3"),

@@ -59,7 +59,7 @@ CASES = {
                 "network": "matrix",
                 "momentum": "none",
                 "memory_chunk": 2,
-                "others_chunk": 4,
+                "generator_chunk": 4,
                 "convolution": 2,
             },
         ),

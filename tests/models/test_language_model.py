@@ -18,7 +18,7 @@ TRANSFORMER = dataclasses.replace(SMALL, sequence_layer="attention")
 CONFIGS = {
     "transformer": TRANSFORMER,
     "hope": dataclasses.replace(
-        SMALL, cms_levels=2, titans={"memory_chunk": 2, "others_chunk": 4, "convolution": 3}
+        SMALL, cms_levels=2, titans={"memory_chunk": 2, "generator_chunk": 4, "convolution": 3}
     ),
     "hope_attention": dataclasses.replace(TRANSFORMER, cms_levels=2, tie_embeddings=False),
     "hybrid": dataclasses.replace(
@@ -133,7 +133,7 @@ def test_every_parameter_is_used_and_names_its_axes(name):
 @pytest.mark.parametrize("name", ["transformer", "hope"])
 def test_remat_changes_the_program_and_not_the_gradient(name):
     # One matrix memory: it is rematerialised as all of them are, and compiles in less time.
-    titans = {"network": "matrix", "adaptive": ("k",), "memory_chunk": 2, "others_chunk": 4}
+    titans = {"network": "matrix", "adaptive": ("k",), "memory_chunk": 2, "generator_chunk": 4}
     config = dataclasses.replace(CONFIGS[name], titans=titans)
     params = LanguageModel(config).init(jax.random.key(0), TEXT)["params"]
 

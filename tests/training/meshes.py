@@ -34,7 +34,7 @@ ONE = (1, 1, 1)
 MESHES = ((8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2))
 OPTIMIZERS = ("adamw", "m3")
 ATTENTION = {"sequence_layer": "attention"}
-TITANS = {"memory_chunk": 4, "others_chunk": 8}
+TITANS = {"memory_chunk": 4, "generator_chunk": 8}
 MODELS = {
     "transformer": ATTENTION,
     "hope_attention": {**ATTENTION, "cms_levels": 2},

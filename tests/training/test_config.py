@@ -79,7 +79,7 @@ def test_a_run_of_before_goes_on_with_the_defaults_that_m3_had(tmp_path):
 
 def test_a_run_of_before_goes_on_with_the_memories_that_it_had(tmp_path):
     """What they read was not normalised by default; a model without memories has nothing of it."""
-    model = {**SIZES, "titans": {"memory_chunk": 4}}
+    model = {**SIZES, "titans": {"memory_chunk": 4, "others_chunk": 8}}
     for layers, before in (
         ({}, False),
         ({"pattern": ["titans", "attention"], "num_layers": 2}, False),
@@ -89,8 +89,9 @@ def test_a_run_of_before_goes_on_with_the_memories_that_it_had(tmp_path):
         (tmp_path / "config.json").write_text(json.dumps(older))
         there = whole_config(run_config.load_config(str(tmp_path)))
         assert there.model.titans.output_norm is before
-        assert there.model.titans.memory_chunk == 4
-        keep_config(tmp_path, whole_config(older))  # as a run of today
+        assert there.model.titans.generator_chunk == 8
+        today = whole_config({**older, "model": {**SIZES, **layers}})
+        keep_config(tmp_path, today)
         there = whole_config(run_config.load_config(str(tmp_path)))
         assert there.model.titans.output_norm is True
 
@@ -180,8 +181,8 @@ def test_chunks_that_no_sequence_goes_beyond_are_told_of():
         whole_config({**OLDER, "model": model, "data": {"sequence_length": length}}, said.append)
         return [line.split(" ")[0] for line in said]
 
-    chunks = {"memory_chunk": 16, "others_chunk": 64}
-    assert settings_told_of(64, titans=chunks) == ["model.titans.others_chunk=64"]
+    chunks = {"memory_chunk": 16, "generator_chunk": 64}
+    assert settings_told_of(64, titans=chunks) == ["model.titans.generator_chunk=64"]
     assert "make the chunk at most 32, or" in said[0]
     assert settings_told_of(65, titans=chunks) == []
     assert len(settings_told_of(16, titans=chunks)) == 2
