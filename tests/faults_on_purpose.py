@@ -1404,12 +1404,6 @@ FAULTS = [
         "tests/training/test_changed_runs.py::test_what_is_recomputed_may_change_and_how_gradients_are_summed_may_not",
     ),
     Fault(
-        "hope_jax/commands/first_checkpoint.py",
-        '    if (Path(workdir) / "config.json").exists():\n',
-        '    if (Path(workdir) / "config").exists():\n',
-        "tests/commands/test_commands.py::test_an_imported_checkpoint_is_a_run_that_can_be_trained_and_exported",
-    ),
-    Fault(
         "hope_jax/commands/convert.py",
         "        if given.to_hub:\n            print(\n",
         "        if given.to_safetensors:\n            print(\n",
