@@ -1,5 +1,6 @@
 """What the documentation names is there, and what it shows runs."""
 
+import json
 import pathlib
 import re
 
@@ -29,9 +30,27 @@ def test_examples_run(page, tmp_path, monkeypatch):
         exec(compile(block, page, "exec"), {})
 
 
-def test_links_of_the_readme_exist():
-    for page in ("README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))):
-        folder = (ROOT / page).parent
-        for link in re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text()):
+def cells_of(notebook):
+    return json.loads(notebook.read_text())["cells"]
+
+
+def test_links_exist():
+    texts = {page: page.read_text() for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))}
+    for notebook in (ROOT / "docs" / "notebooks").glob("*.ipynb"):
+        written = [cell for cell in cells_of(notebook) if cell["cell_type"] == "markdown"]
+        texts[notebook] = "\n".join("".join(cell["source"]) for cell in written)
+    for page, text in texts.items():
+        for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
             if "://" not in link:
-                assert (folder / link).exists(), f"{page}: {link}"
+                assert (page.parent / link).exists(), f"{page}: {link}"
+
+
+def test_notebooks_lie_without_outputs_and_are_on_the_site():
+    """Their outputs are made with the site (docs/conf.py), so that they are those of this code."""
+    notebooks = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
+    index = (ROOT / "docs" / "index.md").read_text()
+    assert re.findall(r"^notebooks/(\w+)$", index, re.MULTILINE)
+    for notebook in notebooks:
+        assert f"\nnotebooks/{notebook.stem}\n" in index
+        for cell in cells_of(notebook):
+            assert not cell.get("outputs") and not cell.get("execution_count"), notebook.name

@@ -32,6 +32,7 @@ from hope_jax.comparison.picture import draw_curves, draw_rows
 from hope_jax.comparison.plan import Plan, Trial, check_plan
 from hope_jax.comparison.table import Line, as_markdown, choose, count_cost, summarize
 from hope_jax.comparison.trial import Result, read_result, run_trial
+from hope_jax.counts import count
 from hope_jax.data.whole_file import write_whole
 from hope_jax.data.whole_folder import check_writable
 from hope_jax.training.config import RunConfig, whole_config
@@ -239,14 +240,15 @@ def run() -> int | None:
     )
     check_plan(plan)
     choices, reported = len(plan.choices()), len(rows) * plan.seeds
-    counts, total = f"{len(rows)} rows x {plan.seeds} seeds", reported
+    counts, total = f"{count(len(rows), 'row')} x {count(plan.seeds, 'seed')}", reported
     if choices > 1:
         total += len(rows) * choices * plan.selection_seeds
         selecting = (
-            f"{len(rows)} rows x {choices} settings x {plan.selection_seeds} selection seeds"
+            f"{count(len(rows), 'row')} x {choices} settings x "
+            f"{count(plan.selection_seeds, 'selection seed')}"
         )
         counts = f"{selecting}, then {counts}"
-    print(f"{counts}: {total} runs", flush=True)
+    print(f"{counts}: {count(total, 'run')}", flush=True)
     if compare(plan, given.jobs, _command()) is None:
         print(f"stopped and saved; run again to go on in {plan.workdir}")
         return SAVED

@@ -183,6 +183,11 @@ def run() -> None:
             f"wrote the model to {folder}; make a run of it with\n"
             f"  hope convert --from_safetensors={folder} --workdir=NEW"
         )
+        if given.to_hub:
+            print(
+                f"before you publish it, say in {folder}/README.md what it may be used for: a line "
+                f"such as license: apache-2.0 at the top"
+            )
     else:
         export_llama(given.workdir, given.to_llama)
         print(

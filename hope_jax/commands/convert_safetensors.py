@@ -90,8 +90,6 @@ def _card(workdir: str, config: ConfigDict, count: int) -> str:
     )
     return f"""---
 library_name: hope_jax
-license: other
-license_name: to-be-chosen
 pipeline_tag: text-generation
 tags:
 - jax
@@ -106,7 +104,7 @@ tags:
 * Data: {data or "the standard library of the Python that trained it"}; tokenizer in this folder.
 * Validation loss: {loss}.
 
-The licence is its author's to choose: put it into the lines at the top. Load it with
+Load it with
 
 ```
 hope convert --from_safetensors=FOLDER --workdir=runs/it

@@ -14,6 +14,7 @@ from absl import flags
 
 from hope_jax.commands.generate import check_states
 from hope_jax.commands.trained_model import load_model
+from hope_jax.counts import count
 from hope_jax.data.tokenizers import Tokenizer
 from hope_jax.inference.context_file import load_context, save_context
 from hope_jax.inference.sampling import Context, score
@@ -102,7 +103,7 @@ def run() -> None:
     context = load_context(given.state_in, model, params) if given.state_in else None
     losses, told, context = measure(model, params, tokenizer, text, context, given.segment)
     nats = float(losses.sum())
-    print(f"{losses.size:,} tokens of {told:,} bytes")
+    print(f"{count(losses.size, 'token')} of {count(told, 'byte')}")
     if losses.size:
         print(f"{nats / losses.size:.4f} nats per token")
         if told > 0:

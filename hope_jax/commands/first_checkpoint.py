@@ -18,7 +18,11 @@ def check_no_run(workdir: str) -> None:
       ValueError: if it does.
     """
     if (Path(workdir) / "config.json").exists():
-        raise ValueError(f"--workdir={workdir} holds a run already; give another folder")
+        raise _holds_a_run(workdir)
+
+
+def _holds_a_run(workdir: str) -> ValueError:
+    return ValueError(f"--workdir={workdir} holds a run already; give another folder")
 
 
 def write_first_checkpoint(workdir: str, config: ConfigDict, params: Any) -> None:
@@ -36,7 +40,7 @@ def write_first_checkpoint(workdir: str, config: ConfigDict, params: Any) -> Non
     checkpoints = CheckpointWriter(workdir, config, config.checkpoint.keep)
     try:
         if checkpoints.latest() is not None:
-            raise ValueError(f"--workdir={workdir} holds a run already; give another folder")
+            raise _holds_a_run(workdir)
         state = TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
         checkpoints.save(0, state, {})
     finally:

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from absl import flags
 
+from hope_jax.counts import count
 from hope_jax.data.corpus import read_documents, split_documents
 from hope_jax.data.token_stream import encode_document, write_tokens
 from hope_jax.data.tokenizers import Tokenizer, load_tokenizer
@@ -93,10 +94,10 @@ def run() -> None:
         given.processes,
         given.field,
     )
-    for part, count in counts.items():
+    for part, told in counts.items():
         print(
-            f"{part}: {count['tokens']:,} tokens of {count['documents']:,} documents, "
-            f"{count['bytes'] / count['tokens']:.2f} bytes a token"
+            f"{part}: {count(told['tokens'], 'token')} of {count(told['documents'], 'document')}, "
+            f"{told['bytes'] / told['tokens']:.2f} bytes a token"
         )
     print(
         f"train on them with --config.data.tokens={given.output} "

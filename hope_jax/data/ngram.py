@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from hope_jax.counts import count
+
 
 def witten_bell_bits_per_byte(
     train: Sequence[bytes], validation: Sequence[bytes], order: int
@@ -33,7 +35,7 @@ def witten_bell_bits_per_byte(
         raise ValueError(f"order must be 1 to 7, got {order}: longer histories overflow an integer")
     for name, part in (("train", train), ("validation", validation)):
         if not any(part):
-            raise ValueError(f"the {name} part holds no byte in {len(part)} documents")
+            raise ValueError(f"the {name} part holds no byte in {count(len(part), 'document')}")
     seen, target = _flatten(train), _flatten(validation)
     probability = np.full(len(target[0]), 1 / 256)
     for length in range(order):

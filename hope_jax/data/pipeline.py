@@ -6,6 +6,7 @@ from typing import Any
 import grain
 import numpy as np
 
+from hope_jax.counts import count
 from hope_jax.data.token_stream import TokenStream
 
 
@@ -24,9 +25,9 @@ class PackedWindows:
         self.stream, self.length = stream, length
         if len(stream.tokens) < length + 1:
             raise ValueError(
-                f"the corpus part has {len(stream.tokens)} tokens, fewer than the {length + 1} of one "
-                f"sequence and its last target; add text, lower data.sequence_length={length}, or, for "
-                f"the validation part, hold out a larger share"
+                f"the corpus part has {count(len(stream.tokens), 'token')}, fewer than the "
+                f"{length + 1} of one sequence and its last target; add text, lower "
+                f"data.sequence_length={length}, or, for the validation part, hold out a larger share"
             )
 
     def __len__(self) -> int:
@@ -117,8 +118,8 @@ def train_iterator(
     windows = PackedWindows(stream, sequence_length)
     if len(windows) < batch_size:
         raise ValueError(
-            f"the training part has {len(windows)} sequences of {sequence_length} tokens, fewer than "
-            f"data.batch_size={batch_size}; add text, or lower the batch size or sequence length"
+            f"the training part has {count(len(windows), 'sequence')} of {sequence_length} tokens, fewer "
+            f"than data.batch_size={batch_size}; add text, or lower the batch size or sequence length"
         )
     rows = batch_size // process_count
     dataset = (

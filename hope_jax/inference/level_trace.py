@@ -10,6 +10,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Float, Int
 
+from hope_jax.counts import count
 from hope_jax.inference.level_tools import learnt_in
 from hope_jax.inference.sampling import score, score_segment
 from hope_jax.models.in_context import slow_weights
@@ -56,7 +57,9 @@ def trace_levels(model: LanguageModel, params: Any, tokens: Int[np.ndarray, " T"
             "with --config.model.in_context, or import a checkpoint with hope_jax.commands.convert"
         )
     if len(tokens) < 2:
-        raise ValueError(f"a text of {len(tokens)} tokens has none to foretell; give at least two")
+        raise ValueError(
+            f"a text of {count(len(tokens), 'token')} has none to foretell; give at least two"
+        )
     plain = LanguageModel(dataclasses.replace(model.config, in_context=None))
     plain_losses, _ = score(plain, params, jnp.asarray(tokens[None]))
     losses, distance, change = [], [], []

@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 import jax.numpy as jnp
 from flax.core import FrozenDict
 
+from hope_jax.counts import count
 from hope_jax.layers.attention import Kernel
 from hope_jax.layers.continuum import Connection
 from hope_jax.layers.level_learning import InContextConfig
@@ -148,7 +149,8 @@ class LanguageModelConfig:
                 settings = InContextConfig(**self.in_context)
             if settings.blocks is not None and settings.blocks > self.num_layers:
                 raise ValueError(
-                    f"in_context.blocks={settings.blocks}, but the model has {self.num_layers} blocks"
+                    f"in_context.blocks={settings.blocks}, but the model has "
+                    f"{count(self.num_layers, 'block')}"
                 )
             settings.chunk_of_each(self._blocks_of(settings), self.cms_levels)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from hope_jax.counts import count
 from hope_jax.data.token_stream import TokenStream
 from hope_jax.data.whole_file import write_whole
 
@@ -79,7 +80,8 @@ def keep_corpus(workdir: str | Path, corpus: Record) -> None:
 
 
 def _said(part: Mapping[str, Any]) -> str:
-    return f"{part['tokens']:,} tokens of {part['documents']:,} documents ({part['digest'][:8]})"
+    told = f"{count(part['tokens'], 'token')} of {count(part['documents'], 'document')}"
+    return f"{told} ({part['digest'][:8]})"
 
 
 def _digest(*arrays: np.ndarray) -> str:

@@ -11,8 +11,9 @@ import hope_jax
 from hope_jax.data.whole_file import write_whole
 from hope_jax.runs.run_tokenizer import check_tokenizer, own_tokenizer
 
-# What changes only how long a run takes or how one looks at it.
-_FREE = ("mesh", "checkpoint", "evaluate", "log")
+# What changes only where a run is computed, what it keeps in memory, or how one looks at it: its numbers
+# stay the same, to rounding.
+_FREE = ("mesh", "checkpoint", "evaluate", "log", "model.remat")
 # What changes how the weights go on from where they are, and fits every checkpoint of the run.
 RATES = (
     "optimizer.learning_rate",
@@ -88,9 +89,7 @@ def find_changes(
         for key in sorted({*mine, *theirs})
         for change in _differences(key, theirs.get(key), mine.get(key))
     ]
-    refused = [
-        key for key, *_ in changes if key not in may_change and key.partition(".")[0] not in _FREE
-    ]
+    refused = [key for key, *_ in changes if key not in may_change and not _is_free(key)]
     if refused:
         said = "; ".join(
             f"{k}: {old!r} there, {new!r} here" for k, old, new in changes if k in refused
@@ -117,6 +116,10 @@ def keep_config(workdir: str | pathlib.Path, config: ConfigDict) -> None:
     """Writes the config to a run's folder."""
     text = json.dumps({_VERSION: hope_jax.__version__, **_plain(config)}, indent=2) + "\n"
     write_whole(pathlib.Path(workdir) / "config.json", text)
+
+
+def _is_free(key: str) -> bool:
+    return any(key == free or key.startswith(f"{free}.") for free in _FREE)
 
 
 def _plain(config: ConfigDict) -> dict[str, Any]:

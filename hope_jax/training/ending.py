@@ -9,6 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
 
+from hope_jax.counts import count
 from hope_jax.data.corpus import Documents
 from hope_jax.data.ngram import witten_bell_bits_per_byte
 from hope_jax.data.token_stream import TokenStream
@@ -22,7 +23,8 @@ from hope_jax.runs.picture import plot_losses
 
 def result_line(config: ConfigDict, result: dict[str, float]) -> str:
     """How good the model has become, in a line."""
-    return f"validation: {result['bits_per_byte']:.3f} bits per byte after {config.steps} steps"
+    said = f"{result['bits_per_byte']:.3f} bits per byte"
+    return f"validation: {said} after {count(config.steps, 'step')}"
 
 
 def finish(

@@ -65,7 +65,7 @@ def join_processes(count: int) -> None:
         ) from error
     if jax.process_count() != count:
         raise ValueError(
-            f"mesh.processes={count}, but {jax.process_count()} processes are seen; start the same "
+            f"mesh.processes={count}, but of processes there are {jax.process_count()}; start the same "
             f"command on every host"
         )
 

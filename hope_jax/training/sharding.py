@@ -8,6 +8,8 @@ from flax import linen as nn
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from hope_jax.counts import count
+
 AXES = ("data", "fsdp", "tensor")
 
 # Logical axis -> mesh axes. Names that stand nowhere here are not sharded.
@@ -46,9 +48,9 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, expect_devices: in
     devices = jax.device_count()
     if expect_devices and devices != expect_devices:
         raise ValueError(
-            f"mesh.expect_devices={expect_devices}, but {devices} devices in "
-            f"{jax.process_count()} processes are seen; start every process of the launch, with "
-            f"mesh.processes set to their number"
+            f"mesh.expect_devices={expect_devices}, but what is seen is {count(devices, 'device')} in "
+            f"{count(jax.process_count(), 'process', 'processes')}; start every process of the launch, "
+            f"with mesh.processes set to their number"
         )
     sizes = [data, fsdp, tensor]
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
@@ -60,8 +62,8 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, expect_devices: in
         sizes[sizes.index(-1)] = devices // known
     if int(np.prod(sizes)) != devices:
         raise ValueError(
-            f"mesh data={data}, fsdp={fsdp}, tensor={tensor} does not fit {devices} devices; the "
-            f"product must be {devices} (one of them may be -1 for what is left)"
+            f"mesh data={data}, fsdp={fsdp}, tensor={tensor} does not fit {count(devices, 'device')}; "
+            f"the product must be {devices} (one of them may be -1 for what is left)"
         )
     return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
@@ -76,8 +78,9 @@ def check_batch(mesh: Mesh, batch_size: int, accumulate: int) -> None:
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     if batch_size % (parts * accumulate):
         raise ValueError(
-            f"data.batch_size={batch_size} does not divide into {accumulate} micro-batches over "
-            f"{parts} devices; make it a multiple of {parts * accumulate}"
+            f"data.batch_size={batch_size} does not divide into "
+            f"{count(accumulate, 'micro-batch', 'micro-batches')} over {count(parts, 'device')}; make it "
+            f"a multiple of {parts * accumulate}"
         )
 
 

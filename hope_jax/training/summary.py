@@ -9,6 +9,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from hope_jax.counts import count
 from hope_jax.data.token_stream import TokenStream
 from hope_jax.models import LanguageModelConfig
 from hope_jax.models.own_layer import is_own
@@ -45,7 +46,7 @@ def summarize_run(
         "corpus": _corpus(streams, config.steps * tokens),
         "devices": _devices(mesh),
         "optimiser": _optimizer(config, params),
-        "steps": f"{config.steps:,} of {tokens:,} tokens ({config.data.batch_size} sequences of "
+        "steps": f"{config.steps:,} of {tokens:,} tokens ({count(config.data.batch_size, 'sequence')} of "
         f"{config.data.sequence_length}), {config.steps * tokens:,} in all",
         "folder": f"{workdir} ({every}, the newest {config.checkpoint.keep} kept)",
     }
@@ -62,16 +63,6 @@ def parameters_by_part(params: Any) -> dict[str, int]:
         found[part] = found.get(part, 0) + math.prod(leaf.shape)
     order = ["embedding", "sequence layers", "levels (MLPs)", "norms", "head", "others"]
     return {part: found[part] for part in order if part in found}
-
-
-def count(number: int, noun: str) -> str:
-    """A number and what it is of.
-
-    Example:
-      >>> count(1, "step"), count(1200, "step")
-      ('1 step', '1,200 steps')
-    """
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _model(model: LanguageModelConfig) -> str:

@@ -78,7 +78,7 @@ def test_rows_are_trained_once_and_tabled(tmp_path, monkeypatch, capfd):
     assert hope(*ask) == 0
     said = capfd.readouterr().out
     assert said.startswith(
-        "2 rows x 2 settings x 1 selection seeds, then 2 rows x 2 seeds: 8 runs\n"
+        "2 rows x 2 settings x 1 selection seed, then 2 rows x 2 seeds: 8 runs\n"
     )
     losses = {}
     for path in tmp_path.glob("runs/*/*/*/result.json"):

@@ -1,5 +1,7 @@
 """A run's model as safetensors, and back."""
 
+import contextlib
+import io
 import json
 
 import jax
@@ -16,7 +18,13 @@ from tests.training.runs import load_config
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def said():
+    """What the export of `run` prints."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, said):
     """A run of a Hope with bfloat16 parameters and levels that learn in context, and its export."""
     folder = tmp_path_factory.mktemp("run")
     config = load_config("hope")
@@ -30,7 +38,9 @@ def run(tmp_path_factory):
     draw = np.random.default_rng(0).standard_normal
     params = jax.tree.map(lambda leaf: jax.numpy.asarray(draw(leaf.shape), leaf.dtype), shapes)
     write_first_checkpoint(str(folder / "run"), config, params)
-    assert hope("convert", f"--workdir={folder}/run", f"--to_hub={folder}/hub") == 0
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert hope("convert", f"--workdir={folder}/run", f"--to_hub={folder}/hub") == 0
+    said.append(printed.getvalue())
     return folder
 
 
@@ -49,6 +59,11 @@ def test_the_card_says_what_was_measured(run):
     card = (run / "hub" / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: hope_jax\n")
     assert "Validation loss: not measured" in card and "bfloat16" in card
+
+
+def test_the_licence_is_left_to_the_author_who_is_told(run, said):
+    assert "license" not in (run / "hub" / "README.md").read_text()
+    assert "a line such as license: apache-2.0 at the top" in said[0]
 
 
 def test_weights_that_do_not_fit_are_named(run, tmp_path, capsys):

@@ -142,5 +142,5 @@ def test_the_death_of_one_ends_the_other_with_one_line(tmp_path, victim):
 
 def test_another_number_of_processes_is_refused(monkeypatch):
     monkeypatch.setattr(jax.distributed, "initialize", lambda **_: None)
-    with pytest.raises(ValueError, match="mesh.processes=3, but 1 processes are seen"):
+    with pytest.raises(ValueError, match="mesh.processes=3, but of processes there are 1;"):
         join_processes(3)

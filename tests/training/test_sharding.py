@@ -33,7 +33,7 @@ def test_rest_of_the_devices_fills_the_axis():
         (dict(data=-1, fsdp=3), "does not fit 8 devices"),
         (dict(data=-1, fsdp=-1), "one may be -1"),
         (dict(data=0), "must be positive"),
-        (dict(expect_devices=16), "8 devices in 1 processes"),
+        (dict(expect_devices=16), "8 devices in 1 process;"),
     ],
 )
 def test_meshes_that_do_not_fit_are_refused(sizes, message):
