@@ -352,6 +352,7 @@ def test_a_hundred_thousand_tokens(chunks):
         (dict(objective="dot", projector="none"), "grows without end"),
         (dict(own_projections=True, adaptive=()), "is of memories that generate"),
         (dict(projector="second_map", network="matrix"), "needs an MLP"),
+        (dict(flips=True, bounded_step=False), "is of bounded steps"),
         (dict(unit_values=False), "overflows within some hundred tokens"),
         (dict(step="one"), "take 'eta' out of adaptive"),
         (dict(retention="none"), "take 'alpha' out of adaptive"),
