@@ -10,6 +10,6 @@ python -c "import torch" 2>/dev/null || python -m pip install --quiet --retries 
 ruff check .
 ruff format --check .
 mypy &
-sphinx-build --fail-on-warning --quiet docs docs/_build
+sphinx-build --fail-on-warning --quiet docs docs/_build/html
 wait $!
 exec python -m pytest tests hope_jax -n auto --dist worksteal --durations=15 "$@"
