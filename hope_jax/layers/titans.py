@@ -158,7 +158,9 @@ class TitansConfig:
                 f"initial_eta {self.initial_eta} must be below eta_max {self.largest_eta:.4g}"
             )
         if self.flips and not self.bounded_step:
-            raise ValueError("flips=True is of bounded steps, but bounded_step=False; leave out one")
+            raise ValueError(
+                "flips=True is of bounded steps, but bounded_step=False; leave out one"
+            )
         if self.strength == "gate":
             if self.projector == "none":
                 raise ValueError(
