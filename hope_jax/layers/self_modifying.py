@@ -22,9 +22,9 @@ from hope_jax.memory.gates import Gates, chunk_decay
 from hope_jax.memory.memory import (
     MemoryState,
     Tokens,
-    memory_chunk,
-    prepare_chunk,
     restarted_start,
+    resume_memory,
+    scan_memory,
     token_step,
 )
 from hope_jax.memory.rule import (
@@ -185,17 +185,8 @@ def read_sequence(
             rule.generators.chunk_size,
             rule.generators.states_every,
         )
-    out, memory, memory_start = resume_chunks(
-        lambda state, start, inputs, prepared: memory_chunk(
-            rule.memory, initial.memory, state, start, inputs[0], prepared
-        ),
-        state.memory,
-        state.memory_start,
-        (tokens, active),
-        active,
-        rule.memory.chunk_size,
-        rule.memory.states_every,
-        lambda inputs: prepare_chunk(rule.memory, *inputs),
+    out, memory, memory_start = resume_memory(
+        rule.memory, initial.memory, state.memory, state.memory_start, tokens, active
     )
     position = (state.position + length) % rule.grid
     out = take_from_grid(out, state.position, rule.grid, length)
@@ -216,16 +207,7 @@ def _read_from_edge(rule, initial, inputs, state):
         generators_start = jax.tree.map(jnp.copy, start) if length else generators_start
     else:
         tokens = _static_tokens(rule, initial, inputs, None)
-    out, memory, start = scan_chunks(
-        lambda state, start, tokens, prepared: memory_chunk(
-            rule.memory, initial.memory, state, start, tokens, prepared
-        ),
-        state.memory,
-        tokens,
-        rule.memory.chunk_size,
-        rule.memory.states_every,
-        lambda tokens: prepare_chunk(rule.memory, tokens),
-    )
+    out, memory, start = scan_memory(rule.memory, initial.memory, state.memory, tokens)
     # At a chunk's edge these are the weights of the bank; no state holds one array twice.
     memory_start = jax.tree.map(jnp.copy, start) if length else state.memory_start
     position = (state.position + length) % rule.grid

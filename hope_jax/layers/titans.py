@@ -130,6 +130,10 @@ class TitansConfig:
         "tokens whose errors each token writes (the Omega rule, Eq. 68)", 1, least=1
     )
     states_every: int = setting("keep every n-th chunk's state for the backward pass", 1, least=1)
+    memory_form: Literal["auto", "kernel", "xla"] = setting(
+        "what runs the memory that is read: a scan, or a kernel for TPUs, by itself where it can",
+        "auto",
+    )
 
     def __post_init__(self):
         check_fields(self)
@@ -315,6 +319,7 @@ class TitansConfig:
             chunk_size=self.memory_chunk,
             window=self.window,
             states_every=self.states_every,
+            form=self.memory_form,
         )
         return SelfModifyingRule(
             adaptive=frozenset(self.adaptive),

@@ -4,6 +4,7 @@ Chunks lie on a fixed grid that begins where the context began. A sequence need 
 chunk, and a continued one need not begin at a chunk's edge.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,8 @@ from hope_jax.memory.triangular import INVERSE
 
 # (state, start, tokens, prepared) -> (state, start for later tokens of the same chunk, outputs)
 Chunk = Callable[[BankState, Weights, Any, Any], tuple[BankState, Weights, Any]]
+# (body, carry, inputs) -> (carry, outputs), as `jax.lax.scan`
+Loop = Callable[[Callable[[Any, Any], tuple[Any, Any]], Any, Any], tuple[Any, Any]]
 
 
 def scan_chunks(
@@ -26,6 +29,7 @@ def scan_chunks(
     size: int,
     states_every: int,
     prepare: Callable[[Any], Any] = lambda tokens: None,
+    loop: Loop | None = None,
 ) -> tuple[Any, BankState, Weights]:
     """Applies `chunk` to consecutive chunks of a sequence that begins at a chunk's edge.
 
@@ -42,27 +46,28 @@ def scan_chunks(
       states_every: how many chunks share one kept state.
       prepare: what a chunk needs that does not depend on the state, from its tokens; computed for
         all chunks at once.
+      loop: runs the full chunks, each of which then prepares itself; `None` is a scan of XLA's.
 
     Returns:
       Outputs of shape (T, ...), the state after the last token, and the weights at the start of the
       chunk that is open there.
     """
 
-    def body(state, inputs):
-        state, _, outputs = chunk(state, state.weights, *inputs)
+    def body(state, tokens, prepared):
+        state, _, outputs = chunk(state, state.weights, tokens, prepared)
         return state, outputs
 
     start = state.weights
     length = jax.tree.leaves(tokens)[0].shape[0]
     if not length:
         one = jax.tree.map(lambda x: jnp.zeros((1, *x.shape[1:]), x.dtype), tokens)
-        _, shapes = jax.eval_shape(lambda state, x: body(state, (x, prepare(x))), state, one)
+        _, shapes = jax.eval_shape(lambda state, x: body(state, x, prepare(x)), state, one)
         return jax.tree.map(lambda y: jnp.zeros((0, *y.shape[1:]), y.dtype), shapes), state, start
     count = length // size
     full = jax.tree.map(lambda x: x[: count * size].reshape(count, size, *x.shape[1:]), tokens)
     outputs = []
     if count:
-        state, parts = _scan(body, state, (full, jax.vmap(prepare)(full)), states_every)
+        state, parts = _scan(body, prepare, state, full, states_every, loop)
         outputs.append(jax.tree.map(lambda y: y.reshape(count * size, *y.shape[2:]), parts))
         start = state.weights
     if length > count * size:
@@ -81,6 +86,7 @@ def resume_chunks(
     size: int,
     states_every: int,
     prepare: Callable[[Any], Any] = lambda tokens: None,
+    loop: Loop | None = None,
 ) -> tuple[Any, BankState, Weights]:
     """Continues a sequence in the middle of a chunk; see `scan_chunks` for what is not named here.
 
@@ -93,14 +99,15 @@ def resume_chunks(
       size: C.
       states_every: how many chunks share one kept state.
       prepare: as above.
+      loop: as above.
 
     Returns:
       Outputs on the grid, the state after the last token, and the start of the chunk open there.
     """
 
-    def body(carry, inputs):
+    def body(carry, inputs, prepared):
         state, start = carry
-        tokens, prepared, complete = inputs
+        tokens, complete = inputs
         state, start, outputs = chunk(state, start, tokens, prepared)
         start = jax.tree.map(lambda new, old: jnp.where(complete, new, old), state.weights, start)
         return (state, start), outputs
@@ -108,8 +115,14 @@ def resume_chunks(
     count = active.shape[0] // size
     full = jax.tree.map(lambda x: x.reshape(count, size, *x.shape[1:]), tokens)
     complete = active.reshape(count, size)[:, -1]
-    inputs = (full, jax.vmap(prepare)(full), complete)
-    (state, start), outputs = _scan(body, (state, start), inputs, states_every)
+    (state, start), outputs = _scan(
+        body,
+        lambda inputs: prepare(inputs[0]),
+        (state, start),
+        (full, complete),
+        states_every,
+        loop,
+    )
     outputs = jax.tree.map(lambda y: y.reshape(count * size, *y.shape[2:]), outputs)
     return outputs, state, start
 
@@ -145,23 +158,26 @@ def take_from_grid(outputs: Any, position: Int[Array, ""], size: int, length: in
     )
 
 
-def _scan(body, carry, inputs, states_every):
+def _scan(body, prepare, carry, inputs, states_every, loop):
     """Scans with rematerialisation, keeping the carry of every n-th step."""
-    keep = jax.checkpoint_policies.save_only_these_names(INVERSE)
-    step = jax.checkpoint(body, prevent_cse=False, policy=keep)
+    if loop is None:
+        keep = jax.checkpoint_policies.save_only_these_names(INVERSE)
+        step = jax.checkpoint(
+            lambda carry, given: body(carry, *given), prevent_cse=False, policy=keep
+        )
+        inputs = inputs, jax.vmap(prepare)(inputs)
+        run = functools.partial(jax.lax.scan, step)
+    else:
+        run = functools.partial(loop, lambda carry, inputs: body(carry, inputs, prepare(inputs)))
     count = jax.tree.leaves(inputs)[0].shape[0]
     groups = count // states_every if states_every > 1 else 0
     if groups <= 1:
-        return jax.lax.scan(step, carry, inputs)
-
-    def group(carry, inputs):
-        return jax.lax.scan(step, carry, inputs)
-
+        return run(carry, inputs)
     cut = groups * states_every
     grouped = jax.tree.map(lambda x: x[:cut].reshape(groups, states_every, *x.shape[1:]), inputs)
-    carry, outputs = jax.lax.scan(jax.checkpoint(group, prevent_cse=False), carry, grouped)
+    carry, outputs = jax.lax.scan(jax.checkpoint(run, prevent_cse=False), carry, grouped)
     outputs = jax.tree.map(lambda y: y.reshape(cut, *y.shape[2:]), outputs)
     if cut == count:
         return carry, outputs
-    carry, rest = jax.lax.scan(step, carry, jax.tree.map(lambda x: x[cut:], inputs))
+    carry, rest = run(carry, jax.tree.map(lambda x: x[cut:], inputs))
     return carry, jax.tree.map(lambda *y: jnp.concatenate(y), outputs, rest)

@@ -13,6 +13,7 @@ sequences, each with a memory of its own.
     (10, 8)
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -22,6 +23,7 @@ from jaxtyping import Array, Bool, Float, Int
 from hope_jax.memory.bank import Anchor, Weights
 from hope_jax.memory.chunks import lay_on_grid, resume_chunks, scan_chunks, take_from_grid
 from hope_jax.memory.gates import ChunkDecay, Gates, chunk_decay, windowed_decay
+from hope_jax.memory.kernels.choice import chosen_loop
 from hope_jax.memory.linear_map import Projection, Reading, prepare_projection, prepare_reading
 from hope_jax.memory.rule import (
     BankState,
@@ -173,36 +175,78 @@ def update_and_read(
     """
     check_tokens(rule, tokens)
     length = tokens.keys.shape[0]
-
-    def chunk(state, start, tokens, prepared):
-        return memory_chunk(rule, initial, state, start, tokens, prepared)
-
     if state is None or not length:
         old = init_state(rule, initial) if state is None else state
-        out, bank, start = scan_chunks(
-            chunk,
-            old.bank,
-            tokens,
-            rule.chunk_size,
-            rule.states_every,
-            lambda tokens: prepare_chunk(rule, tokens),
-        )
+        out, bank, start = scan_memory(rule, initial, old.bank, tokens)
         # At a chunk's edge these are the weights of the bank; no state holds one array twice.
         start = jax.tree.map(jnp.copy, start) if length else old.start
         return out, MemoryState(bank, start, (old.position + length) % rule.chunk_size)
     grid, active = lay_on_grid(tokens, state.position, rule.chunk_size)
-    out, bank, start = resume_chunks(
-        lambda state, start, tokens, prepared: chunk(state, start, tokens[0], prepared),
-        state.bank,
-        state.start,
-        (grid, active),
+    out, bank, start = resume_memory(rule, initial, state.bank, state.start, grid, active)
+    out = take_from_grid(out, state.position, rule.chunk_size, length)
+    return out, MemoryState(bank, start, (state.position + length) % rule.chunk_size)
+
+
+def scan_memory(
+    rule: MemoryRule, initial: Weights, state: BankState, tokens: Tokens
+) -> tuple[Float[Array, "T N"] | None, BankState, Weights]:
+    """Writes and reads tokens that begin at a chunk's edge; what runs the chunks is `rule.form`.
+
+    Args:
+      rule: how the memory learns.
+      initial: its initial weights.
+      state: before the first token.
+      tokens: keys, values, gates, and queries to read with.
+
+    Returns:
+      What was read, the state after the last token, and the weights at the start of the chunk that is
+      open there.
+    """
+    return scan_chunks(
+        functools.partial(memory_chunk, rule, initial),
+        state,
+        tokens,
+        rule.chunk_size,
+        rule.states_every,
+        functools.partial(prepare_chunk, rule),
+        chosen_loop(rule, initial, tokens.keys.dtype),
+    )
+
+
+def resume_memory(
+    rule: MemoryRule,
+    initial: Weights,
+    state: BankState,
+    start: Weights,
+    tokens: Tokens,
+    active: Bool[Array, " P"],
+) -> tuple[Float[Array, "P N"] | None, BankState, Weights]:
+    """As `scan_memory`, from the middle of a chunk: see `resume_chunks`.
+
+    Args:
+      rule: how the memory learns.
+      initial: its initial weights.
+      state: before the first token.
+      start: weights at the start of the chunk that is open.
+      tokens: laid on the grid of chunks.
+      active: False at places that hold no token.
+
+    Returns:
+      What was read, on the grid; the state; and the start of the chunk open there.
+    """
+    return resume_chunks(
+        lambda state, start, given, prepared: memory_chunk(
+            rule, initial, state, start, given[0], prepared
+        ),
+        state,
+        start,
+        (tokens, active),
         active,
         rule.chunk_size,
         rule.states_every,
-        lambda tokens: prepare_chunk(rule, *tokens),
+        lambda given: prepare_chunk(rule, *given),
+        chosen_loop(rule, initial, tokens.keys.dtype),
     )
-    out = take_from_grid(out, state.position, rule.chunk_size, length)
-    return out, MemoryState(bank, start, (state.position + length) % rule.chunk_size)
 
 
 def update_and_read_by_token(

@@ -56,6 +56,9 @@ class MemoryRule:
       window: tokens whose errors, weighed by `Gates.gamma`, each token writes: its own and those
         before it (the Omega rule, Eq. 68).
       states_every: keep the state of every n-th chunk for the backward pass and recompute between.
+      form: what runs the chunks. `xla`: a scan. `kernel`: one kernel for TPUs, with the states in VMEM
+        from the first chunk to the last; elsewhere it is interpreted, to test it. `auto`: the kernel on
+        TPUs where it covers the rule (`kernels/choice.py`), else `xla`, which is what GPUs run too.
     """
 
     bank: Bank = Bank()
@@ -70,9 +73,11 @@ class MemoryRule:
     chunk_size: int = 64
     window: int = 1
     states_every: int = 1
+    form: Literal["auto", "kernel", "xla"] = "auto"
 
     def __post_init__(self):
         for name, allowed in (
+            ("form", ("auto", "kernel", "xla")),
             ("projector", ("per_map", "first_map", "second_map", "values", "none")),
             ("decay_to", ("zero", "initial")),
             ("read", ("before", "after", "chunk")),

@@ -4,7 +4,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
@@ -108,11 +107,13 @@ def _whole_inverse(strict, dot):
     """The same without cutting: the inverses of all blocks of a size lie on one diagonal."""
     size = strict.shape[-1]
 
+    row, column = (jax.lax.broadcasted_iota(jnp.int32, (size, size), axis) for axis in (0, 1))
+
     def corners(half, matrices):
         """What lies below the inverses of blocks of `half` inside blocks of twice that."""
-        block = np.arange(size) // half
-        inside = (block[:, None] > block) & (block[:, None] // 2 == block // 2)
-        return jnp.where(inside, matrices, 0)
+        level = half.bit_length() - 1
+        block, other = row >> level, column >> level
+        return jnp.where((block > other) & (block >> 1 == other >> 1), matrices, 0)
 
     inverse = jnp.eye(size, dtype=strict.dtype) - corners(1, strict)
     half = 2

@@ -1,0 +1,106 @@
+"""Where a memory's chunks run in a kernel, and why not elsewhere."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from hope_jax.memory.bank import Weights
+from hope_jax.memory.chunks import Loop
+from hope_jax.memory.kernels.scan import VMEM_BYTES, scan_in_vmem
+from hope_jax.memory.objectives import HuberError, LpError, dot_error, l2_error
+from hope_jax.memory.rule import MemoryRule
+
+
+def chosen_loop(rule: MemoryRule, initial: Weights, dtype: jnp.dtype) -> Loop | None:
+    """What is to run the chunks of a memory, as `rule.form` says.
+
+    The platform is that of the mesh in context, so that a program can be compiled for TPUs on a machine
+    without one, or else JAX's default.
+
+    Args:
+      rule: how the memory learns.
+      initial: its initial weights.
+      dtype: of its keys, in which the kernel keeps the states at the chunks' starts.
+
+    Returns:
+      A `Loop` for `scan_chunks`; `None` for a scan of XLA's.
+
+    Raises:
+      ValueError: if the rule asks for a kernel that does not cover it.
+    """
+    if rule.form == "xla":
+        return None
+    why, here = not_covered(rule, initial, dtype), platform()
+    if rule.form == "auto":
+        if why or here != "tpu":
+            return None
+    elif why or here not in ("tpu", "cpu"):
+        raise ValueError(
+            f"form='kernel', but {why or f'the kernel is for TPUs, not for {here}'}; set form='auto' or "
+            f"form='xla'."
+        )
+    return functools.partial(scan_in_vmem, kept=dtype, interpret=here != "tpu")
+
+
+def not_covered(rule: MemoryRule, initial: Weights, dtype: jnp.dtype) -> str | None:
+    """Says in a few words what of a memory the kernel does not cover, if anything.
+
+    Args:
+      rule: how the memory learns.
+      initial: its initial weights.
+      dtype: of its keys.
+
+    Example:
+      >>> import jax
+      >>> rule = MemoryRule(projector="none", window=4)
+      >>> not_covered(rule, rule.bank.init(jax.random.key(0), width=8), jnp.dtype("float32"))
+      'the kernel writes one error a token, and window=4'
+    """
+    if rule.window > 1:
+        return f"the kernel writes one error a token, and window={rule.window}"
+    error = rule.error
+    if error not in (l2_error, dot_error) and not isinstance(error, LpError | HuberError):
+        return f"the kernel has the objectives of this package, not {error!r}"
+    if rule.bank.activation not in (None, jax.nn.gelu):
+        return f"the kernel has matrices and MLPs with jax.nn.gelu, not {rule.bank.activation!r}"
+    if dtype not in (jnp.float32, jnp.bfloat16) or initial.first.dtype != jnp.float32:
+        return (
+            f"the kernel reads float32 or bfloat16 into float32 weights, not {dtype} into "
+            f"{initial.first.dtype}"
+        )
+    needed = vmem_bytes(rule, initial)
+    if needed > VMEM_BYTES:
+        return (
+            f"chunks of {rule.chunk_size} and these weights need about {needed >> 20} MiB of VMEM, of "
+            f"which the kernel takes at most {VMEM_BYTES >> 20}"
+        )
+    mesh = jax.sharding.get_abstract_mesh()
+    several = [name for name in mesh.auto_axes if mesh.shape[name] > 1]
+    if several:
+        return (
+            f"a kernel runs on one device, and the mesh leaves {several} to the compiler: call it inside "
+            f"jax.shard_map"
+        )
+    return None
+
+
+def vmem_bytes(rule: MemoryRule, initial: Weights) -> int:
+    """About how much VMEM the backward kernel needs: measured sizes, rounded up."""
+    weights = sum(leaf.size for leaf in jax.tree.leaves(initial))
+    wide = max(leaf.shape[-1] for leaf in jax.tree.leaves(initial))
+    chunk = rule.chunk_size
+    return 4 * (
+        12 * weights * (1 + rule.momentum) + 40 * chunk * max(chunk, 128) + 40 * chunk * wide
+    )
+
+
+def platform() -> str:
+    """The platform for which a program is being traced: `cpu`, `gpu` or `tpu`."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    if device is not None:
+        return device.platform
+    default = jax.config.values["jax_default_device"]
+    if default is None:
+        return jax.default_backend()
+    return default if isinstance(default, str) else default.platform

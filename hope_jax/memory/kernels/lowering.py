@@ -1,0 +1,209 @@
+"""Functions of arrays, written again in what Mosaic, the compiler of Pallas kernels for TPUs, can lower.
+
+A memory's chunk is written once, for XLA (`memory_chunk`). Mosaic lacks some of what it uses: running
+sums, products of float32 in three passes, masks of one axis, arrays without entries. So a kernel traces
+the function and evaluates each of its operations by the operation itself, or where Mosaic does not have
+it by another way to the same number.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
+
+_SHAPES = ("broadcast_in_dim", "reshape", "squeeze", "slice", "concatenate", "transpose", "split")
+_CALLS = {
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+    "checkpoint": "jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+}
+
+
+def for_mosaic(function: Callable[..., list[jax.Array]], *args: Any) -> list[jax.Array]:
+    """Calls a function of arrays, its operations replaced where Mosaic does not have them.
+
+    Args:
+      function: of arrays, to a list of arrays; differentiation inside it is done before.
+      args: what it is called with, pytrees of arrays.
+
+    Returns:
+      What it gives, equal to rounding.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> [x.tolist() for x in for_mosaic(lambda x: [jnp.cumsum(x)], jnp.ones(3))]
+      [[1.0, 2.0, 3.0]]
+    """
+    traced = jax.make_jaxpr(function)(*args)
+    return _evaluate(traced.jaxpr, traced.consts, jax.tree.leaves(args))
+
+
+def _evaluate(jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
+    """Evaluates what the outputs need, operation by operation."""
+    values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
+    read = lambda atom: atom.val if isinstance(atom, Literal) else values[atom]
+    for equation in _needed(jaxpr):
+        out = _apply(equation, [read(atom) for atom in equation.invars])
+        values.update(zip(equation.outvars, out, strict=True))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def _needed(jaxpr: Jaxpr) -> list[JaxprEqn]:
+    needed = {atom for atom in jaxpr.outvars if not isinstance(atom, Literal)}
+    kept = []
+    for equation in reversed(jaxpr.eqns):
+        if needed.intersection(equation.outvars):
+            needed.update(atom for atom in equation.invars if not isinstance(atom, Literal))
+            kept.append(equation)
+    return kept[::-1]
+
+
+def _apply(equation: JaxprEqn, given: list[Any]) -> list[Any]:
+    name, params = equation.primitive.name, equation.params
+    shapes: list[Any] = [atom.aval for atom in equation.outvars]
+    if not any(shape.size for shape in shapes):
+        return [np.zeros(shape.shape, shape.dtype) for shape in shapes]
+    if not all(np.size(array) for array in given):
+        return [_without_empty(name, given, shapes[0], params)]
+    if name == "split" and not all(shape.size for shape in shapes):
+        return [
+            _part(given[0], start, shape, **params) for start, shape in _starts(shapes, **params)
+        ]
+    if name in _CALLS:
+        inner = params[_CALLS[name]]
+        if isinstance(inner, ClosedJaxpr):
+            return _evaluate(inner.jaxpr, inner.consts, given)
+        return _evaluate(inner, (), given)
+    if name == "cond" and isinstance(given[0], int):
+        branch = params["branches"][given[0]]
+        return _evaluate(branch.jaxpr, branch.consts, given[1:])
+    if name in _OWN:
+        return [_OWN[name](*given, **params)]
+    bind = lambda *arrays: equation.primitive.bind(*arrays, **params)
+    if name in _SHAPES and shapes[0].dtype == bool:
+        # Mosaic lays out masks as the numbers that they were compared from, and cannot reshape them.
+        out = bind(*(jnp.where(mask, 1.0, 0.0) for mask in given))
+        many = equation.primitive.multiple_results
+        return [number > 0.5 for number in (out if many else [out])]
+    out = bind(*given)
+    return list(out) if equation.primitive.multiple_results else [out]
+
+
+def _without_empty(name, given, shape, params):
+    """What is left of an operation when some of what it is given has no entries."""
+    if name == "concatenate":
+        some = [array for array in given if np.size(array)]
+        return some[0] if len(some) == 1 else jnp.concatenate(some, params["dimension"])
+    if name in ("reduce_sum", "dot_general", "pad"):
+        value = given[1] if name == "pad" else jnp.zeros((), shape.dtype)
+        return jnp.broadcast_to(value, shape.shape)
+    raise NotImplementedError(f"{name} of an array without entries")
+
+
+def _starts(shapes, *, sizes, axis):
+    return zip(np.cumsum([0, *sizes])[:-1].tolist(), shapes, strict=True)
+
+
+def _part(array, start, shape, *, sizes, axis):
+    if not shape.size:
+        return np.zeros(shape.shape, shape.dtype)
+    return jax.lax.slice_in_dim(array, start, start + shape.shape[axis], axis=axis)
+
+
+def _platform_index(*, platforms):
+    """The branch for TPUs, also where the kernel is interpreted on another machine."""
+    return next(i for i, names in enumerate(platforms) if names is None or "tpu" in names)
+
+
+def _iota(*, dtype, shape, dimension, sharding=None):
+    del sharding
+    if len(shape) == 1:
+        return jax.lax.broadcasted_iota(dtype, (1, *shape), 1).reshape(shape)
+    return jax.lax.broadcasted_iota(dtype, shape, dimension)
+
+
+def _cumsum(rows, *, axis, reverse):
+    """Running sums along the last axis: a product with a triangle of ones."""
+    if axis != rows.ndim - 1:
+        raise NotImplementedError(f"a running sum along axis {axis} of {rows.shape}")
+    size = rows.shape[-1]
+    place = [jax.lax.broadcasted_iota(jnp.int32, (size, size), axis) for axis in (0, 1)]
+    ones = jnp.where(place[0] >= place[1] if reverse else place[0] <= place[1], 1.0, 0.0)
+    flat = rows.astype(jnp.float32).reshape(-1, size)
+    sums = jnp.matmul(flat, ones, precision=jax.lax.Precision.HIGHEST).reshape(rows.shape)
+    return (jnp.round(sums) if jnp.issubdtype(rows.dtype, jnp.integer) else sums).astype(rows.dtype)
+
+
+def _expm1(x, **_):
+    return jnp.tanh(x / 2) * (jnp.exp(x) + 1)
+
+
+def _dot_general(left, right, *, dimension_numbers, precision, preferred_element_type, **_):
+    """A product of matrices, axes of length 1 left out; in three passes where XLA offers them."""
+    (of_left, of_right), (along_left, along_right) = dimension_numbers
+    batch = [left.shape[axis] for axis in along_left]
+    free = [
+        [n for axis, n in enumerate(array.shape) if axis not in (*of, *along)]
+        for array, of, along in ((left, of_left, along_left), (right, of_right, along_right))
+    ]
+    if any(size != 1 for size in batch):
+        raise NotImplementedError(f"a product of several matrices, {left.shape} and {right.shape}")
+    shape = (*batch, *free[0], *free[1])
+    left, left_axis = _as_matrix(left, of_left)
+    right, right_axis = _as_matrix(right, of_right)
+    if left_axis is None:
+        return (left.reshape(-1, 1) * right.reshape(1, -1)).reshape(shape)
+    if 1 in (left.ndim, right.ndim):
+        # A unit for matrices would be used for one of its columns.
+        vector, (matrix, axis) = (
+            (left, (right, right_axis)) if left.ndim == 1 else (right, (left, left_axis))
+        )
+        return jnp.sum(matrix * jnp.expand_dims(vector, 1 - axis), axis).reshape(shape)
+    dims = ((left_axis,), (right_axis,)), ((), ())
+
+    def dot(left, right, precision):
+        return jax.lax.dot_general(
+            left, right, dims, precision, preferred_element_type=preferred_element_type
+        )
+
+    high = jax.lax.Precision.HIGH
+    if precision in (high, (high, high)):
+        (above, below), (over, under) = _halves(left), _halves(right)
+        out = dot(above, over, None) + (dot(above, under, None) + dot(below, over, None))
+    else:
+        out = dot(left, right, precision)
+    return out.reshape(shape)
+
+
+def _as_matrix(array, contracted):
+    """The array without axes of length 1, and which of its axes is contracted, if any."""
+    long = [axis for axis, size in enumerate(array.shape) if size > 1 or axis in contracted]
+    if len(contracted) > 1 or len(long) > 2:
+        raise NotImplementedError(f"a product over axes {contracted} of {array.shape}")
+    array = array.reshape([array.shape[axis] for axis in long])
+    return array, long.index(contracted[0]) if contracted else None
+
+
+def _halves(matrix):
+    """A float32 matrix as the sum of two of bfloat16, to 16 bits."""
+    above = matrix.astype(jnp.bfloat16)
+    return above, (matrix - above.astype(jnp.float32)).astype(jnp.bfloat16)
+
+
+_OWN: dict[str, Callable[..., Any]] = {
+    "platform_index": _platform_index,
+    "iota": _iota,
+    "cumsum": _cumsum,
+    "expm1": _expm1,
+    "dot_general": _dot_general,
+    # Hints to XLA and to rematerialisation.
+    "layout_constraint": lambda array, **_: array,
+    "name": lambda array, **_: array,
+}
