@@ -2,12 +2,14 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
@@ -25,6 +27,7 @@ from hope_jax.layers.self_modifying import (
     read_token,
 )
 from hope_jax.memory.bank import Bank, Weights
+from hope_jax.memory.kernels.choice import is_wanted
 from hope_jax.memory.objectives import (
     GradientOf,
     HuberError,
@@ -423,7 +426,8 @@ class SelfModifyingTitans(nn.Module):
             ),
             in_axes=(None, 0, 0),
         )
-        out, heads = call(initial, inputs, None if state is None else state.heads)
+        old = None if state is None else state.heads
+        out, heads = _on_each_device(rule.memory, call, initial, inputs, old)
         heads = jax.tree.map(_constrain_state, heads)
         if config.output_norm:
             out = RMSNorm(
@@ -566,6 +570,26 @@ class SelfModifyingTitans(nn.Module):
 def _read_one(rule, initial, inputs, state):
     out, state = read_token(rule, initial, jax.tree.map(lambda leaf: leaf[0], inputs), state)
     return out[None], state
+
+
+def _on_each_device(rule, call, initial, inputs, state):
+    """Calls with each device's sequences and heads where kernels run, which no compiler splits."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if not is_wanted(rule) or not mesh.auto_axes or mesh.size == 1:
+        return call(initial, inputs, state)
+    batch, heads = nn.logical_to_mesh_axes(("batch", "heads"))
+    sizes = (inputs.static["k"] if inputs.x is None else inputs.x).shape
+    parts = [
+        math.prod(mesh.shape[name] for name in ((axes,) if isinstance(axes, str) else axes or ()))
+        for axes in (batch, heads)
+    ]
+    if math.prod(parts) == 1 or sizes[0] % parts[0] or sizes[1] % parts[1]:
+        return call(initial, inputs, state)
+    rows = PartitionSpec(batch, heads)
+    specs = PartitionSpec(heads), Inputs(rows, rows, rows, PartitionSpec(batch)), rows
+    # The check of what varies over the mesh does not know kernels.
+    mapped = jax.shard_map(call, in_specs=specs, out_specs=rows, check_vma=False)
+    return mapped(initial, inputs, state)
 
 
 def _constrain_state(leaf):

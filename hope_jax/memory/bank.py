@@ -196,7 +196,7 @@ class Bank:
         """
         count = keys.shape[0]
         if anchor.restarted is not None:
-            anchor = anchor._replace(restarted=jnp.tile(anchor.restarted, 2))
+            anchor = anchor._replace(restarted=jnp.concatenate([anchor.restarted] * 2))
         outputs, hidden = self.forward(anchor, jnp.concatenate([keys, values]), dtype)
 
         def take(rows):

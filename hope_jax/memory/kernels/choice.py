@@ -29,18 +29,22 @@ def chosen_loop(rule: MemoryRule, initial: Weights, dtype: jnp.dtype) -> Loop | 
     Raises:
       ValueError: if the rule asks for a kernel that does not cover it.
     """
-    if rule.form == "xla":
+    if not is_wanted(rule):
         return None
     why, here = not_covered(rule, initial, dtype), platform()
-    if rule.form == "auto":
-        if why or here != "tpu":
-            return None
-    elif why or here not in ("tpu", "cpu"):
+    if why and rule.form == "auto":
+        return None
+    if why or here not in ("tpu", "cpu"):
         raise ValueError(
             f"form='kernel', but {why or f'the kernel is for TPUs, not for {here}'}; set form='auto' or "
             f"form='xla'."
         )
     return functools.partial(scan_in_vmem, kept=dtype, interpret=here != "tpu")
+
+
+def is_wanted(rule: MemoryRule) -> bool:
+    """Whether the rule asks for a kernel, or leaves it open on a platform that has one."""
+    return rule.form == "kernel" or (rule.form == "auto" and platform() == "tpu")
 
 
 def not_covered(rule: MemoryRule, initial: Weights, dtype: jnp.dtype) -> str | None:

@@ -6,6 +6,7 @@ the function and evaluates each of its operations by the operation itself, or wh
 it by another way to the same number.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -42,7 +43,8 @@ def for_mosaic(function: Callable[..., list[jax.Array]], *args: Any) -> list[jax
       [[1.0, 2.0, 3.0]]
     """
     traced = jax.make_jaxpr(function)(*args)
-    return _evaluate(traced.jaxpr, traced.consts, jax.tree.leaves(args))
+    out = _evaluate(traced.jaxpr, traced.consts, jax.tree.leaves(args))
+    return [_laid_out(array) for array in out]
 
 
 def _evaluate(jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[Any]:
@@ -53,6 +55,81 @@ def _evaluate(jaxpr: Jaxpr, consts: Sequence[Any], args: Sequence[Any]) -> list[
         out = _apply(equation, [read(atom) for atom in equation.invars])
         values.update(zip(equation.outvars, out, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
+
+
+class _Source:
+    """An array that is made when it is asked for, as it is or with its two long axes swapped."""
+
+    def __init__(self, make: Callable[[bool], Any], prefers: Callable[[], bool] = lambda: False):
+        self.make, self.prefers = make, prefers
+        self.made: dict[bool, Any] = {}
+
+    def get(self, swapped: bool) -> Any:
+        if swapped not in self.made:
+            self.made[swapped] = self.make(swapped)
+        return self.made[swapped]
+
+    def order(self) -> bool:
+        """Whether what is there already, or is had for least, is swapped."""
+        return next(iter(self.made), None) if self.made else self.prefers()
+
+
+class _Lazy:
+    """An array on its way to another shape, or transposed, which few operations have to see.
+
+    Memories of a bank have an axis, and one memory an axis of length 1. In front of an array it costs
+    nothing, in its middle every row lies in registers of its own: what passes through such a shape on
+    its way to another is never laid out in it. Products take their operands transposed or not at the
+    same cost, and can be formed transposed.
+    """
+
+    def __init__(self, source: _Source, shape: tuple[int, ...], dtype: Any, swapped: bool = False):
+        self.source, self.shape, self.dtype, self.swapped = source, shape, dtype, swapped
+        self.size = math.prod(shape)
+
+    def laid_out(self) -> Any:
+        array = self.source.get(self.swapped)
+        if array.shape == self.shape:
+            return array
+        if self.dtype == bool:
+            return jnp.where(array, 1.0, 0.0).reshape(self.shape) > 0.5
+        return array.reshape(self.shape)
+
+
+def _lazy(array: Any) -> _Lazy:
+    if isinstance(array, _Lazy):
+        return array
+    array = jnp.asarray(array)
+    matrix = lambda: array.reshape([size for size in array.shape if size > 1])
+    source = _Source(lambda swapped: matrix().T if swapped else array)
+    return _Lazy(source, array.shape, array.dtype)
+
+
+def _laid_out(array: Any) -> Any:
+    return array.laid_out() if isinstance(array, _Lazy) else array
+
+
+def _moved(name: str, array: _Lazy, out: Any, params: Any) -> _Lazy | None:
+    """The outcome of an operation that moves axes of length 1 alone, or swaps the two others."""
+    long = lambda shape: [size for size in shape if size > 1]
+    swapped = array.swapped
+    if name == "transpose":
+        order = [axis for axis in params["permutation"] if array.shape[axis] > 1]
+        if order != sorted(order):
+            if len(order) != 2 or array.dtype == bool:
+                return None
+            swapped = not swapped
+    elif name not in ("reshape", "squeeze", "broadcast_in_dim") or long(array.shape) != long(
+        out.shape
+    ):
+        return None
+    return _Lazy(array.source, out.shape, out.dtype, swapped)
+
+
+def _converted(array: _Lazy, dtype: Any) -> _Lazy:
+    source = array.source
+    convert = lambda swapped: source.get(swapped).astype(dtype)
+    return _Lazy(_Source(convert, source.order), array.shape, jnp.dtype(dtype), array.swapped)
 
 
 def _needed(jaxpr: Jaxpr) -> list[JaxprEqn]:
@@ -68,9 +145,17 @@ def _needed(jaxpr: Jaxpr) -> list[JaxprEqn]:
 def _apply(equation: JaxprEqn, given: list[Any]) -> list[Any]:
     name, params = equation.primitive.name, equation.params
     shapes: list[Any] = [atom.aval for atom in equation.outvars]
+    if name in _SHAPES and len(given) == 1 and shapes[0].size and given[0].size:
+        moved = _moved(name, _lazy(given[0]), shapes[0], params)
+        if moved is not None:
+            return [moved]
+    if name == "convert_element_type" and isinstance(given[0], _Lazy):
+        return [_converted(given[0], params["new_dtype"])]
+    if name not in _CALLS and name != "dot_general":
+        given = [_laid_out(array) for array in given]
     if not any(shape.size for shape in shapes):
         return [np.zeros(shape.shape, shape.dtype) for shape in shapes]
-    if not all(np.size(array) for array in given):
+    if not all(getattr(array, "size", 1) for array in given):
         return [_without_empty(name, given, shapes[0], params)]
     if name == "split" and not all(shape.size for shape in shapes):
         return [
@@ -166,29 +251,43 @@ def _dot_general(left, right, *, dimension_numbers, precision, preferred_element
             (left, (right, right_axis)) if left.ndim == 1 else (right, (left, left_axis))
         )
         return jnp.sum(matrix * jnp.expand_dims(vector, 1 - axis), axis).reshape(shape)
-    dims = ((left_axis,), (right_axis,)), ((), ())
 
-    def dot(left, right, precision):
+    def dot(left, right, swapped, precision=None):
+        if swapped:
+            (left, left_along), (right, right_along) = (right, right_axis), (left, left_axis)
+        else:
+            left_along, right_along = left_axis, right_axis
+        dims = ((left_along,), (right_along,)), ((), ())
         return jax.lax.dot_general(
             left, right, dims, precision, preferred_element_type=preferred_element_type
         )
 
-    high = jax.lax.Precision.HIGH
-    if precision in (high, (high, high)):
+    def make(swapped):
+        high = jax.lax.Precision.HIGH
+        if precision not in (high, (high, high)):
+            return dot(left, right, swapped, precision)
         (above, below), (over, under) = _halves(left), _halves(right)
-        out = dot(above, over, None) + (dot(above, under, None) + dot(below, over, None))
-    else:
-        out = dot(left, right, precision)
-    return out.reshape(shape)
+        rest = dot(above, under, swapped) + dot(below, over, swapped)
+        return dot(above, over, swapped) + rest
+
+    dtype = preferred_element_type or jnp.promote_types(left.dtype, right.dtype)
+    return _Lazy(_Source(make), shape, jnp.dtype(dtype))
 
 
 def _as_matrix(array, contracted):
     """The array without axes of length 1, and which of its axes is contracted, if any."""
+    array = _lazy(array)
     long = [axis for axis, size in enumerate(array.shape) if size > 1 or axis in contracted]
     if len(contracted) > 1 or len(long) > 2:
         raise NotImplementedError(f"a product over axes {contracted} of {array.shape}")
-    array = array.reshape([array.shape[axis] for axis in long])
-    return array, long.index(contracted[0]) if contracted else None
+    axis = long.index(contracted[0]) if contracted else None
+    sizes = [array.shape[i] for i in long]
+    if len(long) < 2 or 1 in sizes:
+        return array.laid_out().reshape(sizes), axis
+    order = array.source.order()
+    if order != array.swapped:
+        axis, sizes = None if axis is None else 1 - axis, sizes[::-1]
+    return array.source.get(order).reshape(sizes), axis
 
 
 def _halves(matrix):
