@@ -6,6 +6,7 @@ the function and evaluates each of its operations by the operation itself, or wh
 it by another way to the same number.
 """
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -233,13 +234,21 @@ def _expm1(x, **_):
 def _dot_general(left, right, *, dimension_numbers, precision, preferred_element_type, **_):
     """A product of matrices, axes of length 1 left out; in three passes where XLA offers them."""
     (of_left, of_right), (along_left, along_right) = dimension_numbers
+    for number, (i, j) in enumerate(zip(along_left, along_right, strict=True)):
+        if left.shape[i] > 1:  # of several matrices, one after the other
+            pairs = zip(_along(left, i), _along(right, j), strict=True)
+            again = functools.partial(
+                _dot_general,
+                dimension_numbers=dimension_numbers,
+                precision=precision,
+                preferred_element_type=preferred_element_type,
+            )
+            return jnp.concatenate([_laid_out(again(*pair)) for pair in pairs], axis=number)
     batch = [left.shape[axis] for axis in along_left]
     free = [
         [n for axis, n in enumerate(array.shape) if axis not in (*of, *along)]
         for array, of, along in ((left, of_left, along_left), (right, of_right, along_right))
     ]
-    if any(size != 1 for size in batch):
-        raise NotImplementedError(f"a product of several matrices, {left.shape} and {right.shape}")
     shape = (*batch, *free[0], *free[1])
     left, left_axis = _as_matrix(left, of_left)
     right, right_axis = _as_matrix(right, of_right)
@@ -272,6 +281,11 @@ def _dot_general(left, right, *, dimension_numbers, precision, preferred_element
 
     dtype = preferred_element_type or jnp.promote_types(left.dtype, right.dtype)
     return _Lazy(_Source(make), shape, jnp.dtype(dtype))
+
+
+def _along(array, axis):
+    array = _laid_out(array)
+    return [jax.lax.slice_in_dim(array, i, i + 1, axis=axis) for i in range(array.shape[axis])]
 
 
 def _as_matrix(array, contracted):

@@ -12,7 +12,7 @@ from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from hope_jax.layers.titans import SelfModifyingTitans, TitansConfig
-from hope_jax.memory import Bank, Gates, MemoryRule, Tokens, update_and_read
+from hope_jax.memory import Bank, Gates, MemoryRule, Tokens, init_state, update_and_read
 from hope_jax.memory.kernels.choice import chosen_loop, not_covered
 from hope_jax.memory.objectives import GradientOf
 
@@ -51,17 +51,40 @@ def test_a_cpu_runs_the_scan_unless_told():
     assert chosen_loop(dataclasses.replace(RULE, form="xla"), initial, FLOAT32) is None
 
 
+@pytest.mark.parametrize("form", ["kernel", "xla"])
+def test_whole_sequences_and_pieces_run_what_is_asked_for(form):
+    rule = MemoryRule(
+        Bank(activation=None), projector="none", momentum=False, form=form, chunk_size=4
+    )
+    initial = rule.bank.init(jax.random.key(0), width=4)
+    rows, gate = jnp.ones((8, 4)), jnp.zeros(8)
+    tokens = Tokens(rows, rows, Gates(gate, gate), rows)
+    for state in (None, init_state(rule, initial)):
+        traced = jax.make_jaxpr(lambda *args: update_and_read(rule, *args))(initial, tokens, state)
+        assert str(traced).count("pallas_call[") == (form == "kernel")
+
+
 def test_float64_is_left_to_xla(x64):
     initial = weights(RULE, dtype=jnp.float64)
     assert "float64" in not_covered(RULE, initial, jnp.dtype("float64"))
 
 
 def test_devices_of_a_mesh_run_it_each_for_its_own_sequences_and_heads():
-    """Left to the compiler, no device could: the layer takes its memories apart by hand."""
-    config = TitansConfig(16, 2, memory_chunk=8, generator_chunk=8, memory_form="kernel")
-    x = jax.random.normal(jax.random.key(0), (4, 8, 16))
-    params = nn.unbox(jax.jit(SelfModifyingTitans(config).init)(jax.random.key(1), x))
+    """Left to the compiler, none could. Gradients of all parameters, the gates' biases among them."""
+    config = TitansConfig(
+        8,
+        2,
+        adaptive=(),
+        network="matrix",
+        projector="none",
+        bounded_step=False,
+        memory_chunk=8,
+        memory_form="kernel",
+    )
+    x = jax.random.normal(jax.random.key(0), (4, 8, 8))
+    layer = SelfModifyingTitans(config)
     scan = SelfModifyingTitans(dataclasses.replace(config, memory_form="xla"))
+    params = nn.unbox(jax.jit(scan.init)(jax.random.key(1), x))
     gradient = lambda layer: jax.jit(
         jax.value_and_grad(lambda params: jnp.sum(jnp.sin(layer.apply(params, x)[0])))
     )
@@ -69,11 +92,12 @@ def test_devices_of_a_mesh_run_it_each_for_its_own_sequences_and_heads():
     mesh = jax.make_mesh((4, 2), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
     with jax.set_mesh(mesh):
         with pytest.raises(ValueError, match="call it inside jax.shard_map"):
-            jax.eval_shape(gradient(SelfModifyingTitans(config)), params)
+            jax.eval_shape(gradient(layer), params)
         with nn.logical_axis_rules((("batch", "data"), ("heads", "tensor"))):
-            mine = gradient(SelfModifyingTitans(config))(params)
+            mine = gradient(layer)(params)
     for a, b in zip(jax.tree.leaves(mine), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+        assert np.abs(b).max() > 0
 
 
 @pytest.mark.slow

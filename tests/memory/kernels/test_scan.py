@@ -48,7 +48,7 @@ def gradients(scan):
 def assert_close(mine, theirs):
     for a, b in zip(jax.tree.leaves(mine), jax.tree.leaves(theirs), strict=True):
         if a.dtype != jax.dtypes.float0:
-            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
 def test_equals_the_scan():
