@@ -11,6 +11,7 @@ import pytest
 from hope_jax.commands import compare
 from hope_jax.comparison import trial
 from hope_jax.comparison.plan import Plan
+from hope_jax.memory.kernels.scan import scan_in_vmem
 from hope_jax.models.flops import count_flops
 from hope_jax.models.parameter_count import parameter_count
 from hope_jax.runs.config_file import load_config_file
@@ -48,6 +49,9 @@ def test_flops_are_those_of_the_products():
         x, tpu=lambda x: x @ jnp.ones((4, 4)), default=lambda x: x + 1
     )
     assert count_flops(dearest, x) == 0  # no TPU here
+    steps = jnp.ones((5, 3, 4))
+    in_kernel = lambda x: scan_in_vmem(lambda c, x: (c, x @ x.T), x[0], x, interpret=True)
+    assert count_flops(in_kernel, steps) == 5 * 2 * 3 * 4 * 3
 
 
 def test_rows_are_trained_once_and_tabled(tmp_path, monkeypatch, capfd):

@@ -252,6 +252,9 @@ def _dot_general(left, right, *, dimension_numbers, precision, preferred_element
     shape = (*batch, *free[0], *free[1])
     left, left_axis = _as_matrix(left, of_left)
     right, right_axis = _as_matrix(right, of_right)
+    dtype = jnp.dtype(preferred_element_type or jnp.promote_types(left.dtype, right.dtype))
+    if left_axis is None or 1 in (left.ndim, right.ndim):
+        left, right = left.astype(dtype), right.astype(dtype)
     if left_axis is None:
         return (left.reshape(-1, 1) * right.reshape(1, -1)).reshape(shape)
     if 1 in (left.ndim, right.ndim):
@@ -279,8 +282,7 @@ def _dot_general(left, right, *, dimension_numbers, precision, preferred_element
         rest = dot(above, under, swapped) + dot(below, over, swapped)
         return dot(above, over, swapped) + rest
 
-    dtype = preferred_element_type or jnp.promote_types(left.dtype, right.dtype)
-    return _Lazy(_Source(make), shape, jnp.dtype(dtype))
+    return _Lazy(_Source(make), shape, dtype)
 
 
 def _along(array, axis):

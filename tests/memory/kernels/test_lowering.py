@@ -20,6 +20,11 @@ FUNCTIONS = {
     "expm1": (jnp.expm1, jnp.array([-jnp.inf, -90.0, -1.0, -1e-3, -1e-8, 0.0])),
     "iota": (lambda x: x * jnp.arange(8), ROW),
     "matrix and vector": (jnp.matmul, MATRIX, ROW),
+    "the same of bfloat16": (
+        lambda a, b: jnp.matmul(a, b, preferred_element_type=jnp.float32),
+        MATRIX.astype(jnp.bfloat16),
+        ROW[:, None].astype(jnp.bfloat16),
+    ),
     "vector and matrix": (jnp.matmul, ROW, MATRIX),
     "of vectors, outer": (jnp.outer, ROW, ROW),
     "transposed": (dot((0,), (1,)), MATRIX, OTHER),
