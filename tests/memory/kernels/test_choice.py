@@ -125,7 +125,7 @@ def test_compiles_for_a_chip_that_is_not_here(chip, monkeypatch):
         program = jax.jit(jax.grad(loss, argnums=(0, 1), allow_int=True)).lower(initial, tokens)
         text = program.compile().as_text()
     assert text.count('custom_call_target="tpu_custom_call"') == 2
-    used = [
-        int(size) for size in re.findall(r'"memory_space":"1","offset":"\d+","size":"(\d+)"', text)
-    ]
-    assert 0 < max(used) < 16 << 20
+    used = re.findall(
+        r'"used_scoped_memory_configs":\[\{"memory_space":"1",.*?"size":"(\d+)"', text
+    )
+    assert 0 < max(map(int, used)) < 4 << 20
