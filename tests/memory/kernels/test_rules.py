@@ -27,8 +27,13 @@ RULES = {
     "gated_delta_net": dict(bank=MATRIX, error=dot_error, momentum=False, read="after"),
     "initial": dict(decay_to="initial", generated_target=True, bounded_step=True, flips=True),
     "oja": dict(bank=MATRIX, error=dot_error, projector="values", momentum=False, read="after"),
-    "oja_momentum": dict(
-        bank=MATRIX, error=dot_error, projector="values", decay_to="initial", states_every=2
+    "oja_momentum": dict(  # five chunks, of which every other state is rebuilt
+        bank=MATRIX,
+        error=dot_error,
+        projector="values",
+        decay_to="initial",
+        chunk_size=4,
+        states_every=2,
     ),
     "ttt_linear": dict(
         bank=MATRIX, projector="none", momentum=False, read="after", bounded_step=True
