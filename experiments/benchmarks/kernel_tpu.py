@@ -178,14 +178,15 @@ def floors(flags: argparse.Namespace, what: str) -> dict:
     }
 
 
-def report(flags: argparse.Namespace, form: str, what: str) -> None:
-    """Compiles what is needed and prints one line."""
-    if form == "xla":
-        line = compile_in_child(flags, "xla", what)
-    else:
+def report(flags: argparse.Namespace, form: str, what: str, cycles: dict[str, int]) -> None:
+    """Compiles what is needed and prints one line; `cycles` of the kernels that are known so far."""
+    line = compile_in_child(flags, form, what)
+    if form == "kernel":
         parts = ("forward",) if what == "forward" else ("forward", "backward")
-        line = compile_in_child(flags, "kernel", what)
-        line["cycles"] = sum(kernel_cycles(flags, part) for part in parts)
+        for part in parts:
+            if part not in cycles:
+                cycles[part] = kernel_cycles(flags, part)
+        line["cycles"] = sum(cycles[part] for part in parts)
     milliseconds = 1e3 * line.pop("cycles") / CHIPS[flags.chip].clock
     known = {name: getattr(flags, name) for name in ("chip", "rule", "rows", "width", "chunk")}
     known |= {"tokens": flags.tokens[0], "form": form, "what": what}
@@ -230,10 +231,11 @@ def main() -> None:
         check(flags)
     else:
         for length in flags.tokens:
+            cycles: dict[str, int] = {}
             for what in ("forward", "gradient"):
                 for form in ("xla", "kernel"):
                     each = argparse.Namespace(**{**vars(flags), "tokens": [length]})
-                    report(each, form, what)
+                    report(each, form, what, cycles)
 
 
 if __name__ == "__main__":

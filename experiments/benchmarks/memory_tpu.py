@@ -18,8 +18,10 @@ import os
 import re
 from typing import NamedTuple
 
-# libtpu asks the cloud for its machine unless told; these say that there is none to ask.
+# libtpu asks the cloud for its machine unless told; these say that there is none to ask, and that
+# another process may compile too.
 os.environ.update(
+    ALLOW_MULTIPLE_LIBTPU_LOAD="1",
     TPU_SKIP_MDS_QUERY="1",
     TPU_ACCELERATOR_TYPE="v5p-8",
     TPU_WORKER_HOSTNAMES="localhost",
