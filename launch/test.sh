@@ -10,6 +10,8 @@ python -c "import torch" 2>/dev/null || python -m pip install --quiet --retries 
 ruff check .
 ruff format --check .
 mypy &
+# What the notebooks compile outlives the checkout, as what the tests do.
+export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/hope_jax/programs}"
 sphinx-build --fail-on-warning --quiet docs docs/_build/html
 wait $!
 exec python -m pytest tests hope_jax -n auto --dist worksteal --durations=15 "$@"
