@@ -1697,4 +1697,52 @@ FAULTS = [
         "np.random.default_rng(seed)",
         "tests/evaluation/test_mad.py::test_seeds_say_all_and_no_test_string_is_trained_on",
     ),
+    Fault(
+        "hope_jax/evaluation/questions.py",
+        "    sentences[0] = sentences[0][excess:]\n",
+        "",
+        "tests/evaluation/test_needles.py::test_ids_are_as_many_as_wanted_and_hidden_sentences_lie_at_their_depths",
+    ),
+    Fault(
+        "hope_jax/evaluation/questions.py",
+        "round(hidden.depth * len(sentences))",
+        "round((1 - hidden.depth) * len(sentences))",
+        "tests/evaluation/test_needles.py::test_what_is_asked_for_is_what_the_text_says_of_the_key",
+    ),
+    Fault(
+        "hope_jax/evaluation/questions.py",
+        "tokenizer.decode(row[: stops[0]] if stops.size else row)",
+        "tokenizer.decode(row)",
+        "tests/evaluation/test_probe.py::test_texts_are_read_in_segments_as_in_one_call",
+    ),
+    Fault(
+        "hope_jax/evaluation/questions.py",
+        "        vocab_size=tokenizer.vocab_size,\n",
+        "        vocab_size=None,\n",
+        "tests/evaluation/test_probe.py::test_texts_are_read_in_segments_as_in_one_call",
+    ),
+    Fault(
+        "hope_jax/evaluation/needles.py",
+        "answers = tuple(value for key in asked for value in values[key])",
+        "answers = tuple(value for key in keys for value in values[key])",
+        "tests/evaluation/test_needles.py::test_what_is_asked_for_is_what_the_text_says_of_the_key",
+    ),
+    Fault(
+        "hope_jax/evaluation/probe.py",
+        "[1, settings.seed, kind, one.length, place, one.number]",
+        "[1, settings.seed, len(items)]",
+        "tests/evaluation/test_probe.py::test_batches_are_of_one_shape_and_answers_are_scored",
+    ),
+    Fault(
+        "hope_jax/evaluation/probe.py",
+        "rows += rows[:1] * (settings.batch_size - len(rows))",
+        "rows += []",
+        "tests/evaluation/test_probe.py::test_batches_are_of_one_shape_and_answers_are_scored",
+    ),
+    Fault(
+        "hope_jax/commands/evaluate_suite.py",
+        '"step": max(checkpoint_steps(workdir)),',
+        '"step": 0,',
+        "tests/evaluation/test_probe.py::test_a_command_goes_on_and_asks_a_new_checkpoint_anew",
+    ),
 ]
