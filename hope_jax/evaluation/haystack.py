@@ -72,7 +72,7 @@ def generated(random: np.random.Generator) -> Iterator[str]:
 
     Example:
       >>> next(generated(np.random.default_rng(0)))
-      ' The tired potter noticed a coin in the library before breakfast.'
+      ' The thoughtful printer noticed a candle in the cellar after supper.'
     """
     parts = (_HOW, _WHO, _DID, _WHAT, _WHERE, _WHEN)
     while True:
