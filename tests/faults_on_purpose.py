@@ -1745,4 +1745,22 @@ FAULTS = [
         '"step": 0,',
         "tests/evaluation/test_probe.py::test_a_command_goes_on_and_asks_a_new_checkpoint_anew",
     ),
+    Fault(
+        "hope_jax/layers/self_modifying.py",
+        "return stretched + jax.lax.stop_gradient(jnp.clip(stretched, 0, 1) - stretched)",
+        "return jnp.clip(stretched, 0, 1)",
+        "tests/layers/test_bounds.py::test_gates_with_a_margin_reach_their_ends_and_go_on_learning",
+    ),
+    Fault(
+        "hope_jax/layers/self_modifying.py",
+        "jax.lax.stop_gradient(jnp.minimum(stretched, 0) - stretched)",
+        "0",
+        "tests/layers/test_bounds.py::test_gates_with_a_margin_reach_their_ends_and_go_on_learning",
+    ),
+    Fault(
+        "hope_jax/layers/titans.py",
+        "gate(raw, config.gate_margin)",
+        "gate(raw, 0)",
+        "tests/layers/test_bounds.py::test_what_is_turned_at_every_token_fades_without_a_margin_and_not_with_it",
+    ),
 ]

@@ -64,6 +64,7 @@ class SelfModifyingRule:
         `1 / sqrt(N)`.
       unit_values: whether values are brought to unit length.
       dampening: whether writes are weighted by `1 - theta`, so that the momentum averages steps.
+      gate_margin: how far the sigmoids of eta and alpha are stretched beyond their ends (`gate`).
     """
 
     adaptive: frozenset[str]
@@ -78,6 +79,7 @@ class SelfModifyingRule:
     unit_keys: bool
     unit_values: bool
     dampening: bool
+    gate_margin: float
 
     @property
     def grid(self) -> int:
@@ -359,11 +361,12 @@ def _tokens(rule, initial, inputs, raw, active):
     ones = jnp.ones(key.shape[:1], initial.alpha_bias.dtype)
     eta = ones
     if rule.step == "gate":
-        eta = rule.eta_max * jax.nn.sigmoid(_at_least_float32(raw["eta"]) + initial.eta_bias)
+        raw_eta = _at_least_float32(raw["eta"]) + initial.eta_bias
+        eta = rule.eta_max * gate(raw_eta, rule.gate_margin)
     log_alpha = 0 * ones
     if rule.retention != "none":
         open_gate = _at_least_float32(raw["alpha"]) if rule.retention == "gate" else log_alpha
-        log_alpha = jax.nn.log_sigmoid(open_gate + initial.alpha_bias)
+        log_alpha = log_gate(open_gate + initial.alpha_bias, rule.gate_margin)
     log_theta = inputs.log_theta
     gamma = raw["gamma"] if rule.memory.window > 1 else None
     if active is not None:
@@ -386,6 +389,35 @@ def _tokens(rule, initial, inputs, raw, active):
         eta = eta * -jnp.expm1(log_theta)
     gates = Gates(eta, log_alpha, beta, log_theta, gamma)
     return Tokens(key.astype(dtype), value, gates, query.astype(dtype), inputs.reset)
+
+
+def gate(x: Float[Array, "*T"], margin: float) -> Float[Array, "*T"]:
+    """A sigmoid that reaches its ends: from -margin to 1 + margin, cut to 0 and 1.
+
+    A sigmoid comes near 0 and 1 and never is there, so that a sign that is turned, or a count that is
+    kept, at every token fades all the same. Where it is cut its derivative stays that of the stretched
+    sigmoid, for a gate that could not learn to leave its end would stay there.
+
+    Args:
+      x: any shape.
+      margin: 0 is the sigmoid.
+
+    Example:
+      >>> gate(jnp.array([-9.0, 0.0, 9.0]), 0.05).tolist()
+      [0.0, 0.5, 1.0]
+    """
+    if margin == 0:
+        return jax.nn.sigmoid(x)
+    stretched = (1 + 2 * margin) * jax.nn.sigmoid(x) - margin
+    return stretched + jax.lax.stop_gradient(jnp.clip(stretched, 0, 1) - stretched)
+
+
+def log_gate(x: Float[Array, "*T"], margin: float) -> Float[Array, "*T"]:
+    """Logarithm of a sigmoid from 0 to 1 + margin, cut to 1; see `gate`."""
+    if margin == 0:
+        return jax.nn.log_sigmoid(x)
+    stretched = jax.nn.log_sigmoid(x) + jnp.log1p(margin)
+    return stretched + jax.lax.stop_gradient(jnp.minimum(stretched, 0) - stretched)
 
 
 def within_bounds(
