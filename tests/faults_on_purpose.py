@@ -1763,4 +1763,34 @@ FAULTS = [
         "gate(raw, 0)",
         "tests/layers/test_bounds.py::test_what_is_turned_at_every_token_fades_without_a_margin_and_not_with_it",
     ),
+    Fault(
+        "hope_jax/evaluation/facts.py",
+        "            for thing in held:\n                been[thing].append(where[person])\n",
+        "",
+        "tests/evaluation/test_facts.py::test_answers_follow_from_the_facts",
+    ),
+    Fault(
+        "hope_jax/evaluation/facts.py",
+        "if one[1:] == (thing, taker)][-1]",
+        "if one[1:] == (thing, taker)][0]",
+        "tests/evaluation/test_facts.py::test_answers_follow_from_the_facts",
+    ),
+    Fault(
+        "hope_jax/evaluation/facts.py",
+        "and been.get(thing, [here])[-1] == here",
+        "",
+        "tests/evaluation/test_facts.py::test_answers_follow_from_the_facts",
+    ),
+    Fault(
+        "hope_jax/evaluation/facts.py",
+        "and of.count(of[-1]) == 1]",
+        "]",
+        "tests/evaluation/test_facts.py::test_answers_follow_from_the_facts",
+    ),
+    Fault(
+        "hope_jax/evaluation/facts.py",
+        "    places = sorted(depth * random.random(len(story.facts) - 1))\n",
+        "    places = list(depth * random.random(len(story.facts) - 1))\n",
+        "tests/evaluation/test_facts.py::test_facts_stand_in_the_text_in_their_order_up_to_their_depth",
+    ),
 ]

@@ -7,7 +7,8 @@ The text is read in segments, in memory that does not grow with it. As in `hope 
 model has read can be kept with `--state_out=FILE` and taken up again with `--state_in=FILE`.
 
 A suite writes its answers, a table and a picture to `--output`, and goes on where it was stopped.
-`needles` hides sentences in generated prose, or in that of `--text`, and asks for them.
+`needles` hides sentences in generated prose, or in that of `--text`, and asks for them; `facts` scatters
+facts there, of which one to three are needed for the answer.
 """
 
 import math
@@ -24,6 +25,7 @@ from hope_jax.commands.generate import check_states
 from hope_jax.commands.trained_model import load_model
 from hope_jax.counts import count
 from hope_jax.data.tokenizers import Tokenizer
+from hope_jax.evaluation.probes import PROBES
 from hope_jax.inference.context_file import load_context, save_context
 from hope_jax.inference.sampling import Context, score
 from hope_jax.models.language_model import LanguageModel
@@ -97,7 +99,7 @@ def define_flags() -> None:
     """Defines the command's flags."""
     flags.DEFINE_string("workdir", None, "Folder of the training run.", required=True)
     flags.DEFINE_string("text", None, "File to read.")
-    flags.DEFINE_string("suite", None, "Questions to ask: needles.")
+    flags.DEFINE_string("suite", None, f"Questions to ask: {', '.join(PROBES)}.")
     flags.DEFINE_string("output", None, "Folder of a suite's answers (default: WORKDIR/SUITE).")
     define_set_flag()
     flags.DEFINE_integer("segment", 512, "Tokens of a call.", lower_bound=1)

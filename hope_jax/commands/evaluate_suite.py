@@ -12,10 +12,8 @@ from hope_jax.commands.config import change_settings, config_table
 from hope_jax.commands.trained_model import load_model
 from hope_jax.data.whole_file import write_whole
 from hope_jax.data.whole_folder import check_writable
-from hope_jax.evaluation import needles
 from hope_jax.evaluation.heat_map import draw_heat_map
 from hope_jax.evaluation.probe import (
-    Probe,
     ProbeSettings,
     answers_table,
     ask,
@@ -23,18 +21,9 @@ from hope_jax.evaluation.probe import (
     questions_of,
     read_answers,
 )
+from hope_jax.evaluation.probes import PROBES
 from hope_jax.runs.checkpoint_reader import checkpoint_steps
 from hope_jax.settings import as_values, read_settings
-
-PROBES = {
-    "needles": Probe(
-        "Needles in a haystack",
-        tuple(needles.KINDS),
-        lambda kind, random, depth, text: needles.make_needles(
-            needles.KINDS[kind], random, depth, text
-        ),
-    ),
-}
 
 
 def run_suite(

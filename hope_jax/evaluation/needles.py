@@ -19,14 +19,13 @@ Prose is a text of yours, or sentences of a small grammar. Words are an adjectiv
 
 import itertools
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 
-from hope_jax.data.tokenizers import ByteTokenizer
 from hope_jax.evaluation.haystack import generated, noise, sentences_of, words
-from hope_jax.evaluation.questions import Hidden, Item, lay_out
+from hope_jax.evaluation.questions import Hidden, Item
 
 _HOW = words(
     "amber, ancient, bitter, bold, brave, bright, brisk, broad, bronze, busy, clear, cold, crisp, "
@@ -115,7 +114,7 @@ _DRAW: dict[str, Callable[[np.random.Generator], str]] = {
 
 
 def make_needles(
-    kind: Kind, random: np.random.Generator, depth: float, text: str | None = None
+    kind: str | Kind, random: np.random.Generator, depth: float, text: str | None = None
 ) -> tuple[Item, Iterator[str]]:
     """Draws an item and the text for it.
 
@@ -129,6 +128,7 @@ def make_needles(
     Returns:
       The item, and sentences without end. No key comes twice.
     """
+    kind = KINDS[kind] if isinstance(kind, str) else kind
     known: set[str] = set()
 
     def new(what: str) -> str:
@@ -165,39 +165,3 @@ def make_needles(
     if text is None:
         return item, generated(random)
     return item, sentences_of(text, int(random.integers(1 << 30)))
-
-
-def documents(
-    count: int = 1000,
-    lengths: int | Sequence[int] = 1024,
-    kinds: str | Sequence[str] = "S-2",
-    seed: int = 0,
-    text: str | None = None,
-) -> Iterator[str]:
-    """Texts with needles, questions and right answers, to train on: a `data.source`.
-
-    Args:
-      count: of documents.
-      lengths: of which each document has one, in bytes, its answer left out.
-      kinds: of which each has one; a text has commas between them.
-      seed: of the drawing. What is tested on is drawn with other numbers (`probe.ask`).
-      text: prose to hide things in; None for generated sentences.
-
-    Raises:
-      ValueError: for a kind that is none, and a length that is too small.
-
-    Example:
-      >>> next(documents(lengths=600, kinds="S-1"))[:49]
-      'Some special magic numbers are hidden within the '
-    """
-    lengths = (lengths,) if isinstance(lengths, int) else lengths
-    kinds = kinds.split(",") if isinstance(kinds, str) else kinds
-    if unknown := [kind for kind in kinds if kind not in KINDS]:
-        raise ValueError(f"kinds has {unknown[0]!r}; there are {', '.join(KINDS)}")
-    for number in range(count):
-        random = np.random.default_rng([seed, number])
-        kind = KINDS[kinds[int(random.integers(len(kinds)))]]
-        length = lengths[int(random.integers(len(lengths)))]
-        item, haystack = make_needles(kind, random, random.random(), text)
-        ids = lay_out(item, haystack, ByteTokenizer(), length)
-        yield f"{ByteTokenizer().decode(ids).lstrip()} {', '.join(item.answers)}.\n"

@@ -271,7 +271,7 @@ ARGUMENTS = {
     "generate --workdir={}/run --prompt=a --state-out={}/good.txt/y": "Not a directory",
     "evaluate --workdir={}/run {}/good.txt": "give the file as --text=FILE",
     "evaluate --workdir={}/run --text={}/good.txt --output={}": "--output is of a suite",
-    "evaluate --workdir={}/run --suite=needle": "--suite=needle is none; there are needles",
+    "evaluate --workdir={}/run --suite=needle": "--suite=needle is none; there are needles, facts",
     "evaluate --workdir={}/run --suite=needles --set=kinds=S-9": "kinds has 'S-9'; there are S-1, S-2",
     "evaluate --workdir={}/run --suite=needles --set=length=9": "length is no setting; nearest: lengths",
     "evaluate --workdir={}/run --suite=needles --output={}/good.txt": "Not a directory",

@@ -8,7 +8,8 @@ import pytest
 
 from hope_jax.data.tokenizers import ByteTokenizer
 from hope_jax.evaluation.haystack import generated, noise, sentences_of
-from hope_jax.evaluation.needles import KINDS, documents, make_needles
+from hope_jax.evaluation.needles import KINDS, make_needles
+from hope_jax.evaluation.probes import documents
 from hope_jax.evaluation.questions import Hidden, Item, lay_out
 
 NEEDLE = re.compile(r"One of the special magic (number|uuid)s for (\S+) is: (\S+)\.")
@@ -22,7 +23,7 @@ def test_what_is_asked_for_is_what_the_text_says_of_the_key(name, prose):
     kind = KINDS[name]
     for seed, depth in itertools.product(range(3), (0.0, 0.5, 1.0)):
         random = np.random.default_rng(seed)
-        item, haystack = make_needles(kind, random, depth, prose)
+        item, haystack = make_needles(name, random, depth, prose)
         ids = lay_out(item, haystack, ByteTokenizer(), 4000)
         assert ids.shape == (4000,)
         text = ByteTokenizer().decode(ids)
@@ -93,12 +94,14 @@ def test_ids_are_as_many_as_wanted_and_hidden_sentences_lie_at_their_depths():
 
 def test_documents_hold_their_answers_and_follow_their_seed():
     one, same, other = (
-        list(documents(20, lengths=(700, 900), kinds=kinds, seed=seed))
+        list(documents("needles", 20, lengths=(700, 900), kinds=kinds, seed=seed))
         for kinds, seed in ((("S-1", "MV"), 0), ("S-1,MV", 0), ("S-1,MV", 1))
     )
     assert len(next(documents(lengths=800))) > 800
     with pytest.raises(ValueError, match="kinds has 'S'; there are S-1"):
         next(documents(kinds=("S",)))
+    with pytest.raises(ValueError, match="probe='needle' is none; there are needles, facts"):
+        next(documents("needle"))
     assert one == same and not set(one) & set(other)
     lengths = set()
     for text in one:

@@ -18,12 +18,13 @@ from hope_jax.evaluation.probe import (
     questions_of,
     read_answers,
 )
+from hope_jax.evaluation.probes import PROBES
 from hope_jax.evaluation.questions import answer, share_found
 from hope_jax.inference.sampling import generate, read
 from hope_jax.models import LanguageModel, LanguageModelConfig
 from tests.commands.in_process import hope
 
-NEEDLES = evaluate_suite.PROBES["needles"]
+NEEDLES = PROBES["needles"]
 CONFIG = LanguageModelConfig(
     vocab_size=260,  # more than the tokenizer has
     width=8,
