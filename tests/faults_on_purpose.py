@@ -1793,4 +1793,28 @@ FAULTS = [
         "    places = list(depth * random.random(len(story.facts) - 1))\n",
         "tests/evaluation/test_facts.py::test_facts_stand_in_the_text_in_their_order_up_to_their_depth",
     ),
+    Fault(
+        "hope_jax/evaluation/harness.py",
+        "        continuation, context = context[len(stripped) :] + continuation, stripped\n",
+        "        context = context\n",
+        "tests/evaluation/test_harness.py::test_likelihoods_and_text_are_those_of_the_harness_s_own_model",
+    ),
+    Fault(
+        "hope_jax/evaluation/harness.py",
+        "            yield told[number]\n",
+        "            yield told[order[number]]\n",
+        "tests/evaluation/test_harness.py::test_likelihoods_and_text_are_those_of_the_harness_s_own_model",
+    ),
+    Fault(
+        "hope_jax/evaluation/harness.py",
+        "parts = ids[:, start:end], ids[:, start + 1 : end + 1]\n            told, first, state = _tell(self.model, self.params, *parts, state)",
+        "parts = ids[:, start:end], ids[:, start + 1 : end + 1]\n            told, first, _ = _tell(self.model, self.params, *parts, state)",
+        "tests/evaluation/test_harness.py::test_likelihoods_and_text_are_those_of_the_harness_s_own_model",
+    ),
+    Fault(
+        "hope_jax/evaluation/harness.py",
+        "(np.asarray(first) | ~counted).all(axis=1)",
+        "(np.asarray(first) | ~counted).any(axis=1)",
+        "tests/evaluation/test_harness.py::test_likelihoods_and_text_are_those_of_the_harness_s_own_model",
+    ),
 ]
