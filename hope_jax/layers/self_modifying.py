@@ -64,7 +64,7 @@ class SelfModifyingRule:
         `1 / sqrt(N)`.
       unit_values: whether values are brought to unit length.
       dampening: whether writes are weighted by `1 - theta`, so that the momentum averages steps.
-      gate_margin: how far the sigmoids of eta and alpha are stretched beyond their ends (`gate`).
+      gate_margin: how far the sigmoid of eta is stretched beyond its ends (`gate`).
     """
 
     adaptive: frozenset[str]
@@ -366,7 +366,7 @@ def _tokens(rule, initial, inputs, raw, active):
     log_alpha = 0 * ones
     if rule.retention != "none":
         open_gate = _at_least_float32(raw["alpha"]) if rule.retention == "gate" else log_alpha
-        log_alpha = log_gate(open_gate + initial.alpha_bias, rule.gate_margin)
+        log_alpha = jax.nn.log_sigmoid(open_gate + initial.alpha_bias)
     log_theta = inputs.log_theta
     gamma = raw["gamma"] if rule.memory.window > 1 else None
     if active is not None:
@@ -395,8 +395,9 @@ def gate(x: Float[Array, "*T"], margin: float) -> Float[Array, "*T"]:
     """A sigmoid that reaches its ends: from -margin to 1 + margin, cut to 0 and 1.
 
     A sigmoid comes near 0 and 1 and never is there, so that a sign that is turned, or a count that is
-    kept, at every token fades all the same. Where it is cut its derivative stays that of the stretched
-    sigmoid, for a gate that could not learn to leave its end would stay there.
+    kept, at every token fades all the same. Where it is cut, a derivative by which descent would lead
+    back inside is that of the stretched sigmoid, and one by which it would lead further out is 0: a
+    gate at its end can leave it, and is not driven away.
 
     Args:
       x: any shape.
@@ -408,16 +409,20 @@ def gate(x: Float[Array, "*T"], margin: float) -> Float[Array, "*T"]:
     """
     if margin == 0:
         return jax.nn.sigmoid(x)
-    stretched = (1 + 2 * margin) * jax.nn.sigmoid(x) - margin
-    return stretched + jax.lax.stop_gradient(jnp.clip(stretched, 0, 1) - stretched)
+    return _cut((1 + 2 * margin) * jax.nn.sigmoid(x) - margin)
 
 
-def log_gate(x: Float[Array, "*T"], margin: float) -> Float[Array, "*T"]:
-    """Logarithm of a sigmoid from 0 to 1 + margin, cut to 1; see `gate`."""
-    if margin == 0:
-        return jax.nn.log_sigmoid(x)
-    stretched = jax.nn.log_sigmoid(x) + jnp.log1p(margin)
-    return stretched + jax.lax.stop_gradient(jnp.minimum(stretched, 0) - stretched)
+@jax.custom_vjp
+def _cut(x):
+    return jnp.clip(x, 0, 1)
+
+
+def _cut_backward(x, cotangent):
+    leads_inside = jnp.where(x > 1, cotangent > 0, cotangent < 0)
+    return (jnp.where((x >= 0) & (x <= 1) | leads_inside, cotangent, 0),)
+
+
+_cut.defvjp(lambda x: (_cut(x), x), _cut_backward)
 
 
 def within_bounds(

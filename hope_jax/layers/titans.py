@@ -120,8 +120,8 @@ class TitansConfig:
         "where alpha starts; a context fades over 1 / (1 - alpha) tokens", 0.9999, above=0, below=1
     )
     gate_margin: float = setting(
-        "how far beyond 0 and 1 the sigmoids of eta, alpha and strength reach, where they are cut; above "
-        "0 a state can be kept, or turned, exactly",
+        "how far beyond 0 and 1 the sigmoids of eta and strength reach, where they are cut; above 0 a "
+        "state can be kept, or turned, exactly",
         0.0,
         least=0,
         below=1,
@@ -522,7 +522,7 @@ class SelfModifyingTitans(nn.Module):
     def _alpha_bias(self):
         config = self.config
         if config.retention == "gate":
-            return self._bias("alpha_bias", config.initial_alpha / (1 + config.gate_margin))
+            return self._bias("alpha_bias", config.initial_alpha)
         # RetNet's decays, from 1 - 2^-5 on; the sigmoid of log((1 - d) / d) is 1 - d.
         lost = 2.0 ** -(5.0 + jnp.arange(config.num_heads))
         return self._wide(jnp.log1p(-lost) - jnp.log(lost))
