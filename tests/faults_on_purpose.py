@@ -1811,4 +1811,10 @@ FAULTS = [
         "(np.asarray(first) | ~counted).any(axis=1)",
         "tests/evaluation/test_harness.py::test_likelihoods_and_text_are_those_of_the_harness_s_own_model",
     ),
+    Fault(
+        "hope_jax/training/optimizer.py",
+        "(eta|alpha|gamma|strength)/kernel",
+        "(eta|alpha|gamma)/kernel",
+        "tests/training/test_optimizer.py::test_every_parameter_of_a_layer_is_known_to_be_a_matrix_or_not",
+    ),
 ]
