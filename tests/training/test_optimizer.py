@@ -67,7 +67,7 @@ MODELS = {
         {"own_projections": True, "adaptive": ("k", "v", "q", "eta", "alpha")},
         {
             "strength": "gate",
-            "strength_max": 0.5,
+            "strength_max": 0.8,
             "momentum": "learned",
             "step": "one",
             "adaptive": (),
