@@ -423,7 +423,7 @@ def test_processes_that_nobody_told_of_each_other_are_refused(tmp_path):
 def test_a_machine_without_tpus_is_not_asked_for_them(tmp_path, monkeypatch):
     monkeypatch.delenv("TPU_SKIP_MDS_QUERY", raising=False)
     for name in ("accel0", "vfio/0"):
-        here = tmp_path / name.replace("/", "_")
+        here = tmp_path / f"machine_{name[:4]}"
         (here / name).parent.mkdir(parents=True)
         (here / name).touch()
         skip_absent_tpus(here)
