@@ -29,7 +29,10 @@ COMMANDS = {
         "--config=experiments/quickstart.py --workdir=runs/a",
     ),
     "generate": ("sample from a trained model", '--workdir=runs/a --prompt="def "'),
-    "evaluate": ("measure a text under a trained model", "--workdir=runs/a --text=FILE"),
+    "evaluate": (
+        "measure a text under a trained model, or ask it a suite's questions",
+        "--workdir=runs/a --text=FILE",
+    ),
     "inspect": ("show what levels learn while they read", "--workdir=runs/a --text=FILE"),
     "convert": (
         "make a run of a Llama checkpoint, or such a checkpoint of a run",
@@ -85,6 +88,7 @@ def _run(arguments: Sequence[str]) -> int | None:
     # not find.
     for logger in ("absl", "jax._src.xla_bridge"):
         logging.getLogger(logger).setLevel(logging.WARNING)
+    skip_absent_tpus()
     try:
         command = importlib.import_module(f"hope_jax.commands.{name}")
         from hope_jax.commands.config import as_changes
@@ -117,6 +121,15 @@ def _run(arguments: Sequence[str]) -> int | None:
         end(FAILED, f"hope {name}: {one_line(error)}")
 
 
+def skip_absent_tpus(devices: Path = Path("/dev")) -> None:
+    """Tells libtpu, which may be there for its compiler alone, not to ask a cloud for TPUs.
+
+    It says several lines of errors on a machine that has none. TPUs are files among the devices.
+    """
+    if not [*devices.glob("accel*"), *devices.glob("vfio/[0-9]*")]:
+        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+
+
 def overview() -> str:
     """One line for each command, with an example."""
     lines = ["Nested Learning in JAX: models that keep learning while they read.", ""]
@@ -134,7 +147,7 @@ def help_of(name: str, command: object) -> str:
     for flag in here:
         default = "" if flag.default in (None, [], "", False) else f" (default: {flag.default})"
         texts.append(f"  --{flag.name:<20} {one_line(flag.help)}{default}")
-    if "set" in flags.FLAGS:
+    if "config" in flags.FLAGS:
         texts += ["", "All settings, with their meaning and range:"]
         texts.append("  hope train --config=FILE.py --print_config")
     return "\n".join(texts) + "\n"

@@ -12,6 +12,7 @@ import pytest
 
 from hope_jax.commands import train as train_command
 from hope_jax.commands.compare import read_rows
+from hope_jax.commands.main import skip_absent_tpus
 from hope_jax.comparison.plan import Plan, check_plan
 from hope_jax.runs.run_config import keep_config
 from hope_jax.training import loop
@@ -261,7 +262,7 @@ ARGUMENTS = {
     "generate --workdir={}/run --prompt=a --state_in={}/sub": "--state_in={}/sub is no file",
     "generate --workdir={}/run --prompt=a --state_out={}/sub": "--state_out={}/sub is a folder",
     "generate --workdir={}/run --prompt def f": "unexpected 'f'; put a prompt of several words in quotes",
-    "evaluate --workdir={}/run": "--text must have a value",
+    "evaluate --workdir={}/run": "give what to read as --text=FILE, or --suite=NAME, or --harness=TASK",
     "evaluate --workdir={}/run --text={}/nowhere": "--text={}/nowhere is no file",
     "evaluate --workdir={}/run --text={}/sub": "--text={}/sub is no file",
     "evaluate --workdir={}/run --text={}/empty.txt": "empty.txt is empty",
@@ -269,7 +270,14 @@ ARGUMENTS = {
     "evaluate --workdir={}/run --text={}/good.txt --segment=0": "segment=0",
     "evaluate --workdir={}/run --text={}/good.txt --state_out={}/sub": "--state_out={}/sub is a folder",
     "generate --workdir={}/run --prompt=a --state-out={}/good.txt/y": "Not a directory",
-    "evaluate --workdir={}/run {}/good.txt": "--text must have a value",
+    "evaluate --workdir={}/run {}/good.txt": "give the file as --text=FILE",
+    "evaluate --workdir={}/run --text={}/good.txt --output={}": "--output is of a suite",
+    "evaluate --workdir={}/run --harness=no_such_task": "--harness has 'no_such_task', which is no task",
+    "evaluate --workdir={}/run --harness=a --limit=0": "limit=0",
+    "evaluate --workdir={}/run --suite=needle": "--suite=needle is none; there are needles, facts",
+    "evaluate --workdir={}/run --suite=needles --set=kinds=S-9": "kinds has 'S-9'; there are S-1, S-2",
+    "evaluate --workdir={}/run --suite=needles --set=length=9": "length is no setting; nearest: lengths",
+    "evaluate --workdir={}/run --suite=needles --output={}/good.txt": "Not a directory",
     "inspect --workdir={}/run --text={}/nowhere": "--text={}/nowhere is no file",
     "inspect --workdir={}/run --text={}/good.txt --output={}/empty.txt": "Not a directory",
     "convert --workdir={}/new": "give one of --from_llama, --to_llama",
@@ -410,3 +418,17 @@ def test_processes_that_nobody_told_of_each_other_are_refused(tmp_path):
         in done.stderr
     )
     assert not list(tmp_path.iterdir())
+
+
+def test_a_machine_without_tpus_is_not_asked_for_them(tmp_path, monkeypatch):
+    monkeypatch.delenv("TPU_SKIP_MDS_QUERY", raising=False)
+    for name in ("accel0", "vfio/0"):
+        here = tmp_path / f"machine_{name[:4]}"
+        (here / name).parent.mkdir(parents=True)
+        (here / name).touch()
+        skip_absent_tpus(here)
+        assert "TPU_SKIP_MDS_QUERY" not in os.environ
+    (tmp_path / "vfio").mkdir()
+    (tmp_path / "vfio" / "vfio").touch()  # of a machine with virtual devices alone
+    skip_absent_tpus(tmp_path)
+    assert os.environ["TPU_SKIP_MDS_QUERY"] == "1"
