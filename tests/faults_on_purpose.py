@@ -1714,6 +1714,8 @@ FAULTS = [
         "    specs = PartitionSpec(heads), Inputs(",
         "    specs = PartitionSpec(), Inputs(",
         "tests/memory/kernels/test_choice.py::test_devices_of_a_mesh_run_it_each_for_its_own_sequences_and_heads",
+    ),
+    Fault(
         "hope_jax/comparison/suite.py",
         "        first = self.selection_seeds if len(self.rows[row]) > 1 else 0\n",
         "        first = 0\n",
