@@ -1883,4 +1883,16 @@ FAULTS = [
         "(eta|alpha|gamma)/kernel",
         "tests/training/test_optimizer.py::test_every_parameter_of_a_layer_is_known_to_be_a_matrix_or_not",
     ),
+    Fault(
+        "hope_jax/memory/kernels/choice.py",
+        '    if kind.startswith(("TPU v2", "TPU v3", "TPU v4")):\n',
+        '    if kind.startswith(("TPU v2", "TPU v3")):\n',
+        "tests/memory/kernels/test_choice.py::test_chips_that_have_the_kernel",
+    ),
+    Fault(
+        "hope_jax/memory/kernels/choice.py",
+        '    if why or here not in ("tpu", "cpu"):\n',
+        "    if why:\n",
+        "tests/memory/kernels/test_choice.py::test_chips_that_have_the_kernel",
+    ),
 ]

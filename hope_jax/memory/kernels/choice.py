@@ -31,7 +31,7 @@ def chosen_loop(rule: MemoryRule, initial: Weights, dtype: jnp.dtype) -> Loop | 
     """
     if not is_wanted(rule):
         return None
-    why, here = not_covered(rule, initial, dtype), platform()
+    why, here = not_covered(rule, initial, dtype), device()[0]
     if why and rule.form == "auto":
         return None
     if why or here not in ("tpu", "cpu"):
@@ -44,7 +44,7 @@ def chosen_loop(rule: MemoryRule, initial: Weights, dtype: jnp.dtype) -> Loop | 
 
 def is_wanted(rule: MemoryRule) -> bool:
     """Whether the rule asks for a kernel, or leaves it open on a platform that has one."""
-    return rule.form == "kernel" or (rule.form == "auto" and platform() == "tpu")
+    return rule.form == "kernel" or (rule.form == "auto" and device()[0] == "tpu")
 
 
 def not_covered(rule: MemoryRule, initial: Weights, dtype: jnp.dtype) -> str | None:
@@ -79,6 +79,9 @@ def not_covered(rule: MemoryRule, initial: Weights, dtype: jnp.dtype) -> str | N
             f"chunks of {rule.chunk_size} and these weights need about {needed >> 20} MiB of VMEM, of "
             f"which the kernel takes at most {VMEM_BYTES >> 20}"
         )
+    kind = device()[1]
+    if kind.startswith(("TPU v2", "TPU v3", "TPU v4")):
+        return f"a core of {kind} has too little VMEM"
     mesh = jax.sharding.get_abstract_mesh()
     several = [name for name in mesh.auto_axes if mesh.shape[name] > 1]
     if several:
@@ -99,12 +102,11 @@ def vmem_bytes(rule: MemoryRule, initial: Weights) -> int:
     return 4 * (5 * states + 120 * triangle + 50 * rows)
 
 
-def platform() -> str:
-    """The platform for which a program is being traced: `cpu`, `gpu` or `tpu`."""
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    if device is not None:
-        return device.platform
-    default = jax.config.values["jax_default_device"]
-    if default is None:
-        return jax.default_backend()
-    return default if isinstance(default, str) else default.platform
+def device() -> tuple[str, str]:
+    """Platform (`cpu`, `gpu` or `tpu`) and kind of the devices for which a program is being traced."""
+    found = jax.sharding.get_abstract_mesh().abstract_device
+    if found is None:
+        found = jax.config.values["jax_default_device"] or jax.default_backend()
+    if isinstance(found, str):
+        found = jax.devices(found)[0]
+    return found.platform, found.device_kind

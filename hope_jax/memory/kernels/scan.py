@@ -13,8 +13,8 @@ from jax.typing import DTypeLike
 
 from hope_jax.memory.kernels.lowering import for_mosaic
 
-# v5e, v5p and v6e have 128 MiB. What a kernel does not take is left to XLA for what it prefetches.
-VMEM_BYTES = 96 << 20
+# A core of v5p has 64 MiB, of v5e and v6e 128. What a kernel does not take is left to the compiler.
+VMEM_BYTES = 48 << 20
 
 
 class Part(NamedTuple):

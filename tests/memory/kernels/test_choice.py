@@ -13,6 +13,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from hope_jax.layers.titans import SelfModifyingTitans, TitansConfig
 from hope_jax.memory import Bank, Gates, MemoryRule, Tokens, init_state, update_and_read
+from hope_jax.memory.kernels import choice
 from hope_jax.memory.kernels.choice import chosen_loop, not_covered
 from hope_jax.memory.objectives import GradientOf
 
@@ -49,6 +50,21 @@ def test_a_cpu_runs_the_scan_unless_told():
     assert chosen_loop(MemoryRule(), initial, FLOAT32) is None
     assert chosen_loop(RULE, initial, FLOAT32).keywords == {"kept": FLOAT32, "interpret": True}
     assert chosen_loop(dataclasses.replace(RULE, form="xla"), initial, FLOAT32) is None
+
+
+def test_chips_that_have_the_kernel(monkeypatch):
+    initial, here = (
+        weights(RULE),
+        lambda *device: monkeypatch.setattr(choice, "device", lambda: device),
+    )
+    here("tpu", "TPU v5 lite")
+    assert chosen_loop(MemoryRule(), initial, FLOAT32).keywords["interpret"] is False
+    here("tpu", "TPU v4")
+    assert chosen_loop(MemoryRule(), initial, FLOAT32) is None
+    here("gpu", "NVIDIA H100")
+    assert chosen_loop(MemoryRule(), initial, FLOAT32) is None
+    with pytest.raises(ValueError, match="the kernel is for TPUs, not for gpu"):
+        chosen_loop(RULE, initial, FLOAT32)
 
 
 @pytest.mark.parametrize("form", ["kernel", "xla"])
