@@ -117,9 +117,9 @@ def compile_here(flags: argparse.Namespace) -> None:
     compiled = jax.jit(function).lower(*args).compile()
     text = compiled.as_text()
     cost = cost_of(*parse(text))
-    sizes = re.findall(
-        r'used_scoped_memory_configs":\[\{"memory_space":"1","offset":"\d+","size":"(\d+)"', text
-    )
+    calls = [line for line in text.splitlines() if '"tpu_custom_call"' in line]
+    used = r'"used_scoped_memory_configs":\[\{"memory_space":"1","offset":"\d+","size":"(\d+)"'
+    sizes = [size for line in calls for size in re.findall(used, line)]
     line = {
         "cycles": cost.cycles,
         "tera_flops": round(cost.flops / 1e12, 4),
