@@ -1705,7 +1705,7 @@ FAULTS = [
     ),
     Fault(
         "hope_jax/memory/kernels/choice.py",
-        '    return functools.partial(scan_in_vmem, kept=dtype, interpret=here != "tpu")\n',
+        '    return functools.partial(scan_in_vmem, kept=dtype, interpret=here != "tpu", vmem=VMEM_BYTES)\n',
         "    return None\n",
         "tests/memory/kernels/test_choice.py::test_whole_sequences_and_pieces_run_what_is_asked_for[kernel]",
     ),

@@ -7,9 +7,11 @@ import jax.numpy as jnp
 
 from hope_jax.memory.bank import Weights
 from hope_jax.memory.chunks import Loop
-from hope_jax.memory.kernels.scan import VMEM_BYTES, scan_in_vmem
 from hope_jax.memory.objectives import HuberError, LpError, dot_error, l2_error
 from hope_jax.memory.rule import MemoryRule
+
+# A core of v5p has 64 MiB, of v5e and v6e 128. What a kernel does not take is left to the compiler.
+VMEM_BYTES = 48 << 20
 
 
 def chosen_loop(rule: MemoryRule, initial: Weights, dtype: jnp.dtype) -> Loop | None:
@@ -39,7 +41,10 @@ def chosen_loop(rule: MemoryRule, initial: Weights, dtype: jnp.dtype) -> Loop | 
             f"form='kernel', but {why or f'the kernel is for TPUs, not for {here}'}; set form='auto' or "
             f"form='xla'."
         )
-    return functools.partial(scan_in_vmem, kept=dtype, interpret=here != "tpu")
+    # Pallas takes half a second to import.
+    from hope_jax.memory.kernels.scan import scan_in_vmem
+
+    return functools.partial(scan_in_vmem, kept=dtype, interpret=here != "tpu", vmem=VMEM_BYTES)
 
 
 def is_wanted(rule: MemoryRule) -> bool:

@@ -13,9 +13,6 @@ from jax.typing import DTypeLike
 
 from hope_jax.memory.kernels.lowering import for_mosaic
 
-# A core of v5p has 64 MiB, of v5e and v6e 128. What a kernel does not take is left to the compiler.
-VMEM_BYTES = 48 << 20
-
 
 class Part(NamedTuple):
     """An array that a kernel reads or writes.
@@ -37,6 +34,7 @@ def scan_in_vmem(
     inputs: Any,
     kept: DTypeLike | None = None,
     interpret: bool = False,
+    vmem: int | None = None,
 ) -> tuple[Any, Any]:
     """As `jax.lax.scan`, in one Pallas kernel.
 
@@ -51,6 +49,7 @@ def scan_in_vmem(
       inputs: a pytree of arrays of shape (steps, ...).
       kept: dtype in which the carries are kept for the backward pass; `None` for their own.
       interpret: run the kernel's operations one by one on any machine, to test it.
+      vmem: how many bytes of VMEM the kernel may take; `None` for what its compiler takes by itself.
 
     Returns:
       The carry after the last step, and outputs of shape (steps, ...).
@@ -85,20 +84,21 @@ def scan_in_vmem(
     floating = [jnp.issubdtype(x.dtype, jnp.floating) for x in arrays]
     keeps = [Part(x.shape, kept or x.dtype, True) for x in before]
     shapes = step, steps, states, parts, results, keeps
+    call = functools.partial(_call, interpret=interpret, vmem=vmem)
 
     @jax.custom_vjp
     def run(carry, arrays):
-        return _forward(*shapes, False, interpret, (*carry, *arrays))
+        return _forward(*shapes, False, call, (*carry, *arrays))
 
     def run_and_keep(carry, arrays):
-        kernel = functools.partial(_forward, *shapes, True, interpret)
+        kernel = functools.partial(_forward, *shapes, True, call)
         twin = functools.partial(_forward_in_xla, *shapes)
         out = _with_derivatives_of(twin, kernel)((*carry, *arrays))
         shown = len(states) + len(results)
         return out[:shown], (out[shown:], arrays)
 
     def pull(saved, cotangents):
-        kernel = functools.partial(_backward, *shapes, floating, interpret)
+        kernel = functools.partial(_backward, *shapes, floating, call)
         twin = functools.partial(_backward_in_xla, *shapes, floating)
         kept, arrays = saved
         of_carry, found = _with_derivatives_of(twin, kernel)((*cotangents, *kept, *arrays))
@@ -180,7 +180,7 @@ def _pulled(step, floating, carry, arrays, of_carry, of_outputs):
     return jax.vjp(function, carry, some)[1]((of_carry, of_outputs))
 
 
-def _forward(step, steps, states, parts, results, keeps, keep, interpret, given):
+def _forward(step, steps, states, parts, results, keeps, keep, call, given):
     """Carries, outputs and, if asked for, the carry before every step."""
     keeps = keeps if keep else []
 
@@ -197,10 +197,10 @@ def _forward(step, steps, states, parts, results, keeps, keep, interpret, given)
         _copy(found, outputs)
 
     shapes = states, results, keeps
-    return _call(kernel, steps, lambda i: i, (states, parts), shapes, given, interpret)
+    return call(kernel, steps, lambda i: i, (states, parts), shapes, given)
 
 
-def _backward(step, steps, states, parts, results, keeps, floating, interpret, given):
+def _backward(step, steps, states, parts, results, keeps, floating, call, given):
     """Cotangents of the carry and of the floating arrays, those of whole arrays summed over steps."""
     ours = [part for part, some in zip(parts, floating, strict=True) if some]
 
@@ -229,19 +229,18 @@ def _backward(step, steps, states, parts, results, keeps, floating, interpret, g
         for ref, array, part in zip(of_arrays, more, ours, strict=True):
             ref[...] = array if part.stepped else ref[...] + array
 
-    out = _call(
+    out = call(
         kernel,
         steps,
         lambda i: steps - 1 - i,
         (states, results, keeps, parts),
         (states, ours),
         given,
-        interpret,
     )
     return tuple(_split(out, (states, ours)))
 
 
-def _call(kernel, steps, order, parts_in, parts_out, arrays, interpret):
+def _call(kernel, steps, order, parts_in, parts_out, arrays, interpret, vmem):
     """Runs a kernel `kernel(*groups of references)`, the i-th time with the parts of step `order(i)`."""
     flat_in, flat_out = sum(parts_in, []), sum(parts_out, [])
 
@@ -266,7 +265,7 @@ def _call(kernel, steps, order, parts_in, parts_out, arrays, interpret):
         out_specs=[spec(part) for part in flat_out],
         out_shape=[jax.ShapeDtypeStruct(shape(part)[1], part.dtype) for part in flat_out],
         interpret=interpret,
-        compiler_params=pltpu.CompilerParams(vmem_limit_bytes=VMEM_BYTES),
+        compiler_params=pltpu.CompilerParams(vmem_limit_bytes=vmem),
     )(*(x.reshape(shape(part)[1]) for x, part in zip(arrays, flat_in, strict=True)))
     return [x.reshape(shape(part)[0]) for x, part in zip(out, flat_out, strict=True)]
 
