@@ -156,17 +156,17 @@ def _apply(equation: JaxprEqn, given: list[Any]) -> list[Any]:
         given = [_laid_out(array) for array in given]
     if not any(shape.size for shape in shapes):
         return [np.zeros(shape.shape, shape.dtype) for shape in shapes]
+    if name in _CALLS:
+        inner = params[_CALLS[name]]
+        if isinstance(inner, ClosedJaxpr):
+            return _evaluate(inner.jaxpr, inner.consts, given)
+        return _evaluate(inner, (), given)
     if not all(getattr(array, "size", 1) for array in given):
         return [_without_empty(name, given, shapes[0], params)]
     if name == "split" and not all(shape.size for shape in shapes):
         return [
             _part(given[0], start, shape, **params) for start, shape in _starts(shapes, **params)
         ]
-    if name in _CALLS:
-        inner = params[_CALLS[name]]
-        if isinstance(inner, ClosedJaxpr):
-            return _evaluate(inner.jaxpr, inner.consts, given)
-        return _evaluate(inner, (), given)
     if name == "cond" and isinstance(given[0], int):
         branch = params["branches"][given[0]]
         return _evaluate(branch.jaxpr, branch.consts, given[1:])

@@ -35,6 +35,10 @@ FUNCTIONS = {
     "mask": (lambda mask, x: jnp.where(mask[:, None], x, 0), MASK, MATRIX),
     "last of a mask": (lambda mask, x: jnp.where(mask[-1], x, 0), MASK, MATRIX),
     "nothing beside": (lambda x: jnp.concatenate([x, x[:0]]), MATRIX),
+    "nothing given to a function": (
+        lambda x: jax.jit(lambda x, none: jnp.concatenate([x, none]))(x, x[:0]),
+        MATRIX,
+    ),
     "sum of nothing": (lambda x: x + jnp.sum(x[:0], axis=0), MATRIX),
     "gradient of nothing beside": (
         jax.grad(lambda x: jnp.sum(jnp.sin(jnp.concatenate([x[:0], x])))),
