@@ -4,9 +4,9 @@
         --config=experiments/retrofit/continued.py:levels
     hope train --workdir=runs/retrofit/levels
 
-and the same with `plain` in both places: same weights, same tokens in the same order, no levels. A run that
-was stopped goes on by the same `hope train`. Run both from the folder of the repository. Sizes come from
-the checkpoint. With SmolLM2 300 steps are 614,400 tokens.
+and the same with `plain` in both places: same weights, same tokens in the same order, no levels. A run
+that was stopped goes on by the same `hope train`. Run both from the folder of the repository. Sizes come
+from the checkpoint. 300 steps are 614,400 tokens.
 """
 
 import pathlib

@@ -3,9 +3,9 @@
     python experiments/retrofit/report.py --rows=experiments/retrofit/rows.jsonl --length=4096 \
         --needles=experiments/retrofit/needles.jsonl --picture=experiments/retrofit/position.png
 
-prints the tables in Markdown. Of each run and setting the reporting documents are taken, with the step that
-the tuning documents chose; differences are to --against, document by document, with standard errors over
-documents.
+prints the tables in Markdown. Of each run and setting the reporting documents are taken, with the step
+that the tuning documents chose; differences are to --against, document by document, with standard errors
+over documents.
 """
 
 import argparse
