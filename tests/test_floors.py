@@ -19,7 +19,7 @@ BELOW: dict[str, set[str]] = {
     "evaluation": {"inference", "models", "layers", "data"},
     "training": {"runs", "inference", "models", "layers", "data", "optim"},
 }
-BELOW["comparison"] = {"training", "runs", "models", "layers", "data"}
+BELOW["comparison"] = {"training", "evaluation", "runs", "models", "layers", "data"}
 BELOW["commands"] = set(BELOW)
 
 
