@@ -1889,4 +1889,10 @@ FAULTS = [
         "        if",
         "tests/inference/test_retrofit.py::test_parts_share_no_file_and_the_two_trainings_differ_in_the_levels_alone",
     ),
+    Fault(
+        "hope_jax/data/pipeline.py",
+        ".repeat(passes)[",
+        ".repeat()[",
+        "tests/data/test_data.py::test_a_batch_may_be_a_single_sequence",
+    ),
 ]
