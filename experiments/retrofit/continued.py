@@ -29,6 +29,7 @@ def get_config(variant: str = "plain") -> ConfigDict:
     config.model.attention_window = 256
     if variant == "levels":
         config.model.in_context = ConfigDict({"blocks": 8, "chunks": (64,), "step_size": 0.03})
+    config.model.remat = "block"  # 12 GB without
     config.steps = 300
     config.data.update(
         source="experiments.retrofit.documents.training", sequence_length=2048, batch_size=1
