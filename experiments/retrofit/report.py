@@ -58,12 +58,11 @@ def table(groups: dict[Name, list[dict[str, Any]]], against: Name) -> list[str]:
     length = len(groups[against][0]["losses"]) * BIN
     cuts = [f"{length * part // QUARTERS:,} on" for part in range(QUARTERS)]
     lines = [
-        "| run | setting | step | nats | difference | " + " | ".join(cuts) + " | ms a token |",
-        "|---|---|---|---|---|" + "---|" * (QUARTERS + 1),
+        "| run | setting | step | nats | difference | " + " | ".join(cuts) + " |",
+        "|---|---|---|---|---|" + "---|" * QUARTERS,
     ]
     for (run, setting), group in groups.items():
         whole = np.mean([np.mean(row["losses"]) for row in group])
-        speed = np.median([row["seconds"] / length * 1e3 for row in group])
         cells = [run, setting, str(group[0]["step"] or ""), f"{whole:.3f}"]
         if (run, setting) == against:
             parts = np.mean(list(by_document(group, QUARTERS).values()), axis=0)
@@ -74,7 +73,7 @@ def table(groups: dict[Name, list[dict[str, Any]]], against: Name) -> list[str]:
                     f"{mean:+.3f} ± {error:.3f}"
                     for mean, error in zip(*paired(group, groups[against], count), strict=True)
                 ]
-        lines.append("| " + " | ".join([*cells, f"{speed:.1f}"]) + " |")
+        lines.append("| " + " | ".join(cells) + " |")
     return lines
 
 
