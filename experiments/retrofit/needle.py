@@ -31,7 +31,7 @@ def make_text(
     Args:
       tokenizer: of the model.
       document: its name.
-      length: tokens of the document, beside the sentences.
+      length: tokens of the text before its last, the sentences included.
       distances: tokens from the end of each sentence to the end of the text, longest first.
 
     Returns:
@@ -46,7 +46,8 @@ def make_text(
         encode(f"\nThe secret number of {city} is {number}.\n")
         for city, number in zip(cities, said, strict=False)
     ]
-    hay, parts = encode(text_of(document))[:length], []
+    size = length + 1 - sum(map(len, sentences))
+    hay, parts = encode(text_of(document))[: max(0, size)], []
     for sentence, distance in zip(sentences[::-1], distances[::-1], strict=True):
         after = distance - sum(map(len, parts))
         if not 0 <= after <= len(hay):
@@ -65,10 +66,10 @@ def ask(trained: Trained, setting: str, step: float | None, document: str, lengt
     distances = [d for d in (3584, 2048, 1024, 512, 128) if d < length]
     distances = [length * 7 // 8] * (length > 4096) + distances
     ids, questions = make_text(trained.tokenizer, document, length, distances)
-    model, params = set_up(trained, setting, step, -(-len(ids) // SEGMENT) * SEGMENT)
+    model, params = set_up(trained, setting, step, length)
     state = None
-    for start in range(0, len(ids) - 1, SEGMENT):
-        part = ids[None, start : start + SEGMENT + 1]
+    for start in range(0, length, SEGMENT):
+        part = ids[None, start : min(start + SEGMENT, length) + 1]
         _, state = score_segment(model, params, part[:, :-1], part[:, 1:], state)
     answers = []
     for distance, pair in zip(distances, questions, strict=True):
@@ -93,9 +94,11 @@ def main() -> None:
     given = parser.parse_args()
     trained = Trained(Path(given.run).name, *load_model(given.run))
     rows, needles = Rows(given.rows), Rows(given.needles)
+    tokens = {name: len(trained.tokenizer.encode(text_of(name))) for name in REPORTING}
+    documents = [name for name in REPORTING if tokens[name] > given.length]
     for setting in given.settings:
         step = choose_step(trained, rows, setting, given.tuned_at) if learns(setting) else None
-        for document in REPORTING:
+        for document in documents:
             key = {
                 "run": trained.name,
                 "setting": setting,

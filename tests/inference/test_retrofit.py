@@ -150,7 +150,7 @@ def test_needles_lie_where_they_are_said_to(scripts, monkeypatch):
     distances = [300, 120, 40]
     ids, questions = scripts.needle.make_text(ByteTokenizer(), "any", 400, distances)
     text = bytes(ids.tolist()).decode()
-    assert text.count(".") - text.count("The") == 400
+    assert len(text) == 401 and text.count("The secret number") == 3
     for distance, (right, wrong) in zip(distances, questions, strict=True):
         right, wrong = (bytes(question.tolist()).decode() for question in (right, wrong))
         assert right[:-4] == wrong[:-4] and right[-4:].isdigit() and right[-4:] != wrong[-4:]
