@@ -212,11 +212,13 @@ class _Walk:
         channel = operation.attribute("channel_id")
         if fusion is not None and channel in self._begun and not _begins(fusion):
             return  # a further piece of one that is counted where it begins
+        if fusion is not None and kind == "all-reduce" and _is_cut(operation, fusion):
+            kind = "reduce-scatter"  # what a TPU's compiler makes of it
         found = list(arrays(operation.result))
-        if operation.kind != kind:  # what is sent stands there too
+        if operation.kind.endswith("-start"):  # what is sent stands there too
             found = [max(found, key=lambda item: num_bytes(*item))]
         size = sum(num_bytes(*item) for item in found)
-        if kind == "reduce-scatter":
+        if operation.kind.startswith("reduce-scatter"):
             size *= _group(operation)
         largest = max(found, key=lambda item: num_bytes(*item))
         self.collectives.append(
@@ -235,6 +237,12 @@ class _Walk:
 
 def _begins(operations: list[Operation]) -> bool:
     return any(_BEGINS in operation.rest for operation in operations)
+
+
+def _is_cut(operation: Operation, around: list[Operation]) -> bool:
+    """Whether each device keeps its own piece of a result alone."""
+    users = [user for user in around if operation.name in user.operands]
+    return len(users) == 1 and users[0].kind == "dynamic-slice"
 
 
 def _group(operation: Operation) -> int:
