@@ -1,6 +1,7 @@
 """The plan of a run: its step, compiled for devices that need not be there, and what that tells."""
 
 import time
+import warnings
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -86,7 +87,10 @@ def make_plan(config: ConfigDict, devices: Devices, assembly: Assembly) -> Plan:
     begun = time.perf_counter()
     memory, cost, formed = None, None, []
     try:
-        compiled = assembly.step.lower(assembly.target, batch).compile()
+        with warnings.catch_warnings():
+            # JAX keeps programs for chips that are not there, but cannot read them again.
+            warnings.filterwarnings("ignore", message="Error reading persistent compilation cache")
+            compiled = assembly.step.lower(assembly.target, batch).compile()
     except jax.errors.JaxRuntimeError as error:
         memory = refused(assembly.target, str(error), limit)
         if memory is None:
