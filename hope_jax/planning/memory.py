@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
+from hope_jax.counts import count
 from hope_jax.optim.matrices import leaf_name
 from hope_jax.planning.cost import Collective
 from hope_jax.training.step import TrainState
@@ -109,11 +110,20 @@ def left_whole(target: TrainState, width: int) -> list[str]:
       target: shapes and shardings.
       width: of the model; smaller than a matrix of that width counts for nothing.
     """
-    found = []
+    found: dict[tuple[str, tuple[int, ...]], int] = {}  # and how often it is there
+    params = {leaf_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(target.params)}
     for path, leaf in jax.tree_util.tree_leaves_with_path(target):
         if leaf.sharding.is_fully_replicated and leaf.size >= width**2:
-            found.append((leaf.size * leaf.dtype.itemsize, leaf_name(path), leaf.shape))
-    return [f"{name} {shape}" for _, name, shape in sorted(found, reverse=True)]
+            name = leaf_name(path)
+            own = [param for param in params if name.endswith(f"/{param}")]
+            key = (max(own, key=len) if own else name, leaf.shape)
+            found[key] = found.get(key, 0) + 1
+    largest = sorted(found, key=lambda key: (-math.prod(key[1]), key))
+    return [f"{name} {shape}" + _times(found[name, shape]) for name, shape in largest]
+
+
+def _times(number: int) -> str:
+    return f" ({count(number - 1, 'copy', 'copies')} in the optimiser)" if number > 1 else ""
 
 
 def made_whole(target: TrainState, collectives: list[Collective]) -> list[str]:

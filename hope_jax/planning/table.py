@@ -30,7 +30,7 @@ def as_markdown(plans: Mapping[str, Plan]) -> str:
       plans: by their name.
     """
     columns = [_column(plan) for plan in plans.values()]
-    labels = list(dict.fromkeys(label for column in columns for label in column))
+    labels = _merged([list(column) for column in columns])
     first, *others = plans
     head = ["", *plans, *(f"{first} / {other}" for other in others)]
     lines = [head, ["---"] * len(head)]
@@ -48,6 +48,18 @@ def as_markdown(plans: Mapping[str, Plan]) -> str:
         + " |\n"
         for line in lines
     )
+
+
+def _merged(columns: list[list[str]]) -> list[str]:
+    """The labels of all columns, each behind the one that it follows in its own."""
+    labels: list[str] = []
+    for column in columns:
+        place = 0
+        for label in column:
+            if label not in labels:
+                labels.insert(place, label)
+            place = labels.index(label) + 1
+    return labels
 
 
 def notes(plan: Plan) -> list[str]:

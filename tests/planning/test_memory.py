@@ -47,7 +47,7 @@ def test_bytes_are_those_of_one_device(target):
 
 
 def test_arrays_of_the_state_that_lie_whole_on_every_chip_are_named(target):
-    assert left_whole(target, width=16) == ["params/whole (16, 16)", "optimizer/mu/whole (16, 16)"]
+    assert left_whole(target, width=16) == ["whole (16, 16) (1 copy in the optimiser)"]
 
 
 def test_parameters_that_a_collective_forms_whole_are_named(target):

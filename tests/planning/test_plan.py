@@ -122,3 +122,13 @@ def test_a_step_is_compiled_for_tpus_that_are_not_there():
 def test_topologies(name, chips):
     pytest.importorskip("libtpu")
     assert len(find_devices(name).devices) == chips
+
+
+def test_a_row_stands_where_its_column_has_it(planned):
+    plan, _ = planned
+    cost = plan.cost._replace(collectives=[Collective("all-to-all", (8, 8), 8, 1, "")])
+    lines = as_markdown({"one": plan, "two": plan._replace(cost=cost)}).splitlines()
+    labels = [line.split("|")[1].strip() for line in lines]
+    place = labels.index("all-to-all of a step")
+    assert labels[place - 1] == "FLOPs as compiled"
+    assert "all-reduce of a step" in labels[place + 1 :]
