@@ -1,7 +1,16 @@
-"""Measures a text under a trained model: `hope evaluate --workdir=DIR --text=FILE`.
+"""Measures a text under a trained model, or asks it the questions of a suite or the harness.
+
+    hope evaluate --workdir=DIR --text=FILE
+    hope evaluate --workdir=DIR --suite=needles --set=lengths=1024,16384 --set=kinds=S-1,MQ
+    hope evaluate --workdir=DIR --harness=arc_easy,hellaswag
 
 The text is read in segments, in memory that does not grow with it. As in `hope generate`, what the
 model has read can be kept with `--state_out=FILE` and taken up again with `--state_in=FILE`.
+
+A suite writes its answers, a table and a picture to `--output`, and goes on where it was stopped.
+`needles` hides sentences in generated prose, or in that of `--text`, and asks for them; `facts` scatters
+facts there, of which one to three are needed for the answer. `--harness` asks tasks of EleutherAI's
+lm-evaluation-harness (`pip install 'hope_jax[eval]'`), which fetches their data.
 """
 
 import math
@@ -12,10 +21,14 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
+from hope_jax.commands.config import define_set_flag
+from hope_jax.commands.evaluate_harness import run_harness
+from hope_jax.commands.evaluate_suite import run_suite
 from hope_jax.commands.generate import check_states
 from hope_jax.commands.trained_model import load_model
 from hope_jax.counts import count
 from hope_jax.data.tokenizers import Tokenizer
+from hope_jax.evaluation.probes import PROBES
 from hope_jax.inference.context_file import load_context, save_context
 from hope_jax.inference.sampling import Context, score
 from hope_jax.models.language_model import LanguageModel
@@ -88,7 +101,18 @@ UNEXPECTED = "give the file as --text=FILE"
 def define_flags() -> None:
     """Defines the command's flags."""
     flags.DEFINE_string("workdir", None, "Folder of the training run.", required=True)
-    flags.DEFINE_string("text", None, "File to read.", required=True)
+    flags.DEFINE_string("text", None, "File to read.")
+    flags.DEFINE_string("suite", None, f"Questions to ask: {', '.join(PROBES)}.")
+    flags.DEFINE_string("harness", None, "Tasks of the lm-evaluation-harness to ask.")
+    flags.DEFINE_string("harness_folder", None, "Folder of task files of your own.")
+    flags.DEFINE_integer("shots", None, "Examples before each of the harness's questions.", 0)
+    flags.DEFINE_integer("limit", None, "Questions of each of the harness's tasks.", 1)
+    flags.DEFINE_string(
+        "output",
+        None,
+        "Folder of a suite's answers (default: WORKDIR/SUITE) or the harness's (WORKDIR).",
+    )
+    define_set_flag()
     flags.DEFINE_integer("segment", 512, "Tokens of a call.", lower_bound=1)
     flags.DEFINE_string("state_in", None, "File to take up what an earlier call has read.")
     flags.DEFINE_string("state_out", None, "File to keep what this call has read.")
@@ -97,6 +121,26 @@ def define_flags() -> None:
 def run() -> None:
     """Runs the command."""
     given = flags.FLAGS
+    if given.harness is not None:
+        run_harness(
+            given.harness,
+            given.workdir,
+            given.output,
+            given.harness_folder,
+            given.shots,
+            given.limit,
+            given.segment,
+        )
+        return
+    if given.suite is not None:
+        text = None if given.text is None else read_text(given.text)
+        run_suite(given.suite, given.workdir, given.output, text, given.set)
+        return
+    if given.text is None:
+        raise ValueError("give what to read as --text=FILE, or --suite=NAME, or --harness=TASK")
+    for name in ("output", "set"):
+        if given[name].value:
+            raise ValueError(f"--{name} is of a suite; give --suite=NAME, or leave it out")
     text = read_text(given.text)
     check_states(given.state_in, given.state_out)
     model, params, tokenizer = load_model(given.workdir)

@@ -29,7 +29,10 @@ COMMANDS = {
         "--config=experiments/quickstart.py --workdir=runs/a",
     ),
     "generate": ("sample from a trained model", '--workdir=runs/a --prompt="def "'),
-    "evaluate": ("measure a text under a trained model", "--workdir=runs/a --text=FILE"),
+    "evaluate": (
+        "measure a text under a trained model, or ask it a suite's questions",
+        "--workdir=runs/a --text=FILE",
+    ),
     "inspect": ("show what levels learn while they read", "--workdir=runs/a --text=FILE"),
     "convert": (
         "make a run of a Llama checkpoint, or such a checkpoint of a run",
@@ -138,7 +141,7 @@ def help_of(name: str, command: object) -> str:
     for flag in here:
         default = "" if flag.default in (None, [], "", False) else f" (default: {flag.default})"
         texts.append(f"  --{flag.name:<20} {one_line(flag.help)}{default}")
-    if "set" in flags.FLAGS:
+    if "config" in flags.FLAGS:
         texts += ["", "All settings, with their meaning and range:"]
         texts.append("  hope train --config=FILE.py --print_config")
     return "\n".join(texts) + "\n"

@@ -5,15 +5,13 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from hope_jax.comparison.plan import Plan, differences, shown
 from hope_jax.comparison.trial import Result
-from hope_jax.models import LanguageModel, LanguageModelConfig
+from hope_jax.models import LanguageModelConfig
 from hope_jax.models.flops import training_flops
-from hope_jax.models.parameter_count import parameter_count, parameter_shapes
+from hope_jax.models.parameter_count import parameter_count, state_bytes
 
 
 class Cost(NamedTuple):
@@ -169,12 +167,12 @@ def _at_edge(plan: Plan, tuned: Sequence[tuple[str, Any]]) -> tuple[str, ...]:
 def count_cost(config: ConfigDict) -> Cost:
     """Counts what a row costs, without running it."""
     model_config = LanguageModelConfig.from_config_dict(config.model)
-    model, length = LanguageModel(model_config), config.data.sequence_length
-    tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
-    read: Any = lambda params, tokens: model.apply({"params": params}, tokens)
-    state = jax.eval_shape(read, parameter_shapes(model), tokens)[1]
-    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-    return Cost(parameter_count(model_config), training_flops(model_config, length), size)
+    length = config.data.sequence_length
+    return Cost(
+        parameter_count(model_config),
+        training_flops(model_config, length),
+        state_bytes(model_config, length),
+    )
 
 
 def as_markdown(plan: Plan, lines: Sequence[Line], costs: Mapping[str, Cost], command: str) -> str:

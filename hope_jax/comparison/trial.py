@@ -56,6 +56,12 @@ def read_result(trial: Trial) -> Result | None:
     return Result(trial, kept["loss"], curve, speed)
 
 
+def keep_programs(folder: Path) -> None:
+    """Keeps compiled programs there, if JAX is given no other folder."""
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
 def run_trial(trial: Trial, programs: Path) -> bool:
     """Trains, or goes on with, a run and writes down what came out.
 
@@ -67,8 +73,7 @@ def run_trial(trial: Trial, programs: Path) -> bool:
     Returns:
       Whether it has come to its end; it has not if the process was asked to stop.
     """
-    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
-        jax.config.update("jax_compilation_cache_dir", str(programs))
+    keep_programs(programs)
     try:
         done = train(whole_config(trial.config), str(trial.folder), may_change=())
         if done is None:

@@ -64,6 +64,7 @@ class SelfModifyingRule:
         `1 / sqrt(N)`.
       unit_values: whether values are brought to unit length.
       dampening: whether writes are weighted by `1 - theta`, so that the momentum averages steps.
+      gate_margin: how far the sigmoid of eta is stretched beyond its ends (`gate`).
     """
 
     adaptive: frozenset[str]
@@ -78,6 +79,7 @@ class SelfModifyingRule:
     unit_keys: bool
     unit_values: bool
     dampening: bool
+    gate_margin: float
 
     @property
     def grid(self) -> int:
@@ -359,7 +361,8 @@ def _tokens(rule, initial, inputs, raw, active):
     ones = jnp.ones(key.shape[:1], initial.alpha_bias.dtype)
     eta = ones
     if rule.step == "gate":
-        eta = rule.eta_max * jax.nn.sigmoid(_at_least_float32(raw["eta"]) + initial.eta_bias)
+        raw_eta = _at_least_float32(raw["eta"]) + initial.eta_bias
+        eta = rule.eta_max * gate(raw_eta, rule.gate_margin)
     log_alpha = 0 * ones
     if rule.retention != "none":
         open_gate = _at_least_float32(raw["alpha"]) if rule.retention == "gate" else log_alpha
@@ -386,6 +389,40 @@ def _tokens(rule, initial, inputs, raw, active):
         eta = eta * -jnp.expm1(log_theta)
     gates = Gates(eta, log_alpha, beta, log_theta, gamma)
     return Tokens(key.astype(dtype), value, gates, query.astype(dtype), inputs.reset)
+
+
+def gate(x: Float[Array, "*T"], margin: float) -> Float[Array, "*T"]:
+    """A sigmoid that reaches its ends: from -margin to 1 + margin, cut to 0 and 1.
+
+    A sigmoid comes near 0 and 1 and never is there, so that a sign that is turned, or a count that is
+    kept, at every token fades all the same. Where it is cut, a derivative by which descent would lead
+    back inside is that of the stretched sigmoid, and one by which it would lead further out is 0: a
+    gate at its end can leave it, and is not driven away.
+
+    Args:
+      x: any shape.
+      margin: 0 is the sigmoid.
+
+    Example:
+      >>> gate(jnp.array([-9.0, 0.0, 9.0]), 0.05).tolist()
+      [0.0, 0.5, 1.0]
+    """
+    if margin == 0:
+        return jax.nn.sigmoid(x)
+    return _cut((1 + 2 * margin) * jax.nn.sigmoid(x) - margin)
+
+
+@jax.custom_vjp
+def _cut(x):
+    return jnp.clip(x, 0, 1)
+
+
+def _cut_backward(x, cotangent):
+    leads_inside = jnp.where(x > 1, cotangent > 0, cotangent < 0)
+    return (jnp.where((x >= 0) & (x <= 1) | leads_inside, cotangent, 0),)
+
+
+_cut.defvjp(lambda x: (_cut(x), x), _cut_backward)
 
 
 def within_bounds(

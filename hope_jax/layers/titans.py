@@ -21,6 +21,7 @@ from hope_jax.layers.self_modifying import (
     Inputs,
     SelfModifyingRule,
     SelfModifyingState,
+    gate,
     read_sequence,
     read_token,
 )
@@ -118,6 +119,13 @@ class TitansConfig:
     initial_alpha: float = setting(
         "where alpha starts; a context fades over 1 / (1 - alpha) tokens", 0.9999, above=0, below=1
     )
+    gate_margin: float = setting(
+        "how far beyond 0 and 1 the sigmoids of eta and strength reach, where they are cut; above 0 a "
+        "state can be kept, or turned, exactly",
+        0.0,
+        least=0,
+        below=1,
+    )
     initial_theta: float = setting("where the momentum's decay starts", 0.5, above=0, below=1)
     output_norm: bool = setting(
         "normalise what each head reads, before the output projection", True
@@ -177,11 +185,11 @@ class TitansConfig:
                 "values, gates or targets: what reads its own long output feeds itself; keep "
                 "unit_values=True, or set adaptive=() and generated_target=False"
             )
-        for name, gate in (("step", "eta"), ("retention", "alpha")):
-            if gate in self.adaptive and getattr(self, name) != "gate":
+        for name, part in (("step", "eta"), ("retention", "alpha")):
+            if part in self.adaptive and getattr(self, name) != "gate":
                 raise ValueError(
-                    f"{name}={getattr(self, name)!r} leaves nothing for the memory of {gate} to "
-                    f"generate; take {gate!r} out of adaptive, or set {name}='gate'"
+                    f"{name}={getattr(self, name)!r} leaves nothing for the memory of {part} to "
+                    f"generate; take {part!r} out of adaptive, or set {name}='gate'"
                 )
         if not self.unit_keys and (self.projector != "none" or self.adaptive):
             raise ValueError(
@@ -335,6 +343,7 @@ class TitansConfig:
             unit_keys=self.unit_keys,
             unit_values=self.unit_values,
             dampening=self.dampening,
+            gate_margin=self.gate_margin,
         )
 
 
@@ -480,9 +489,9 @@ class SelfModifyingTitans(nn.Module):
             log_theta = jax.nn.log_sigmoid(raw + bias)
             log_theta = jnp.broadcast_to(log_theta, (x.shape[0], *log_theta.shape[1:]))
         if config.strength == "gate":
-            bias = self._bias("strength_bias", config.initial_strength / config.strength_max)
-            gate = jax.nn.sigmoid(numbers("strength") + bias[:, None])
-            static["beta"] = config.strength_max * gate
+            bias = self._gate_bias("strength_bias", config.initial_strength / config.strength_max)
+            raw = numbers("strength") + bias[:, None]
+            static["beta"] = config.strength_max * gate(raw, config.gate_margin)
         # Without adaptive memories nothing reads x itself; it still says the dtype.
         heads = static["k"] if not config.adaptive else None
         if config.own_projections:
@@ -508,7 +517,7 @@ class SelfModifyingTitans(nn.Module):
         config = self.config
         if config.step == "one":
             return self._wide(jnp.zeros(config.num_heads))
-        return self._bias("eta_bias", config.initial_eta / config.largest_eta)
+        return self._gate_bias("eta_bias", config.initial_eta / config.largest_eta)
 
     def _alpha_bias(self):
         config = self.config
@@ -550,6 +559,11 @@ class SelfModifyingTitans(nn.Module):
             jnp.stack(second[:num_values], axis=1) if num_values else None,
             jnp.stack(second[num_values:], axis=1) if len(names) > num_values else None,
         )
+
+    def _gate_bias(self, name, value):
+        """The bias with which `gate` has this value."""
+        margin = self.config.gate_margin
+        return self._bias(name, (value + margin) / (1 + 2 * margin))
 
     def _bias(self, name, value):
         logit = jnp.log(value) - jnp.log1p(-value)

@@ -1,4 +1,4 @@
-"""Sizes of models, counted without making them."""
+"""Sizes of models and of their states, counted without making them."""
 
 import dataclasses
 import functools
@@ -39,6 +39,15 @@ def parameter_count(config: LanguageModelConfig) -> int:
     """
     shapes = parameter_shapes(LanguageModel(config))
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+
+
+def state_bytes(config: LanguageModelConfig, length: int = 1) -> int:
+    """Bytes that one sequence carries on after so many tokens."""
+    model = LanguageModel(config)
+    tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
+    read: Any = lambda params, tokens: model.apply({"params": params}, tokens)
+    state = jax.eval_shape(read, parameter_shapes(model), tokens)[1]
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
 
 
 def match_parameter_count(

@@ -13,7 +13,7 @@ from hope_jax.runs.run_tokenizer import check_tokenizer, own_tokenizer
 
 # What changes only where a run is computed, what it keeps in memory, or how one looks at it: its numbers
 # stay the same, to rounding.
-_FREE = ("mesh", "checkpoint", "evaluate", "log", "model.remat")
+_FREE = ("mesh", "accumulate", "checkpoint", "evaluate", "log", "model.remat")
 # What changes how the weights go on from where they are, and fits every checkpoint of the run.
 RATES = (
     "optimizer.learning_rate",

@@ -33,10 +33,12 @@ class Fitted(NamedTuple):
 
     Attributes:
       params: those of the evaluation with the highest mean share, the last of equals.
+      validation: that share.
       evaluations: all of them.
     """
 
     params: Any
+    validation: float
     evaluations: list[Evaluation]
 
 
@@ -87,7 +89,7 @@ def fit(
         last = evaluations[-ENOUGH:]
         if len(last) == ENOUGH and all(min(one.right.values()) == 1 for one in last):
             break
-    return Fitted(kept, evaluations)
+    return Fitted(kept, max(map(_mean, evaluations), default=0.0), evaluations)
 
 
 def _mean(evaluation: Evaluation) -> float:

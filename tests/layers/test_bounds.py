@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
-from hope_jax.layers.self_modifying import within_bounds
+from hope_jax.layers.self_modifying import gate, within_bounds
 from hope_jax.layers.titans import SelfModifyingTitans, TitansConfig
 from hope_jax.memory import Bank, Gates, MemoryRule, Tokens, dot_error, l2_error, update_and_read
 from hope_jax.memory.bank import Anchor
@@ -157,3 +158,54 @@ def test_flips_keep_an_mlp_bounded_for_long(projector):
     _, state = jax.jit(layer.apply)(params, texts)
     for leaf in jax.tree.leaves((state.heads.generators, state.heads.memory)):
         assert float(jnp.max(jnp.abs(leaf))) < 100
+
+
+def test_gates_with_a_margin_reach_their_ends_and_go_on_learning():
+    x = jnp.array([-9.0, -2.0, 0.5, 2.0, 9.0])
+    cut = gate(x, 0.1)
+    sigmoid = 1 / (1 + np.exp(-np.asarray(x)))
+    np.testing.assert_allclose(cut, np.clip(1.2 * sigmoid - 0.1, 0, 1), atol=1e-6)
+    assert cut[0] == 0 and cut[-1] == 1
+    whole = 1.2 * sigmoid * (1 - sigmoid)
+    for sign in (1, -1):
+        # Descent goes against the slope: from below 0 it may only go up, from above 1 only down.
+        slope = jax.vmap(jax.grad(lambda x, sign=sign: sign * gate(x, 0.1)))(x)
+        kept = np.array([sign < 0, True, True, True, sign > 0])
+        np.testing.assert_allclose(slope, sign * np.where(kept, whole, 0), rtol=1e-4)
+    np.testing.assert_array_equal(gate(x, 0), jax.nn.sigmoid(x))
+
+
+@pytest.mark.parametrize("chunk", [1, 16])
+def test_what_is_turned_at_every_token_fades_without_a_margin_and_not_with_it(chunk):
+    """Strength and eta near their ends, nothing forgotten: the sign of what is stored along the key."""
+    x = jnp.ones((1, 600, WIDTH))
+    outputs = {}
+    for margin in (0.0, 0.05):
+        config = matrix_config(
+            "dot",
+            strength="gate",
+            strength_max=2.0,
+            momentum="none",
+            memory_chunk=chunk,
+            generator_chunk=chunk,
+            convolution=1,
+            output_norm=False,
+            gate_margin=margin,
+        )
+        layer = SelfModifyingTitans(config)
+        params = jax.jit(layer.init)(jax.random.key(0), x[:, :2])["params"]
+        params = nn.unbox(params)
+        eta = config.largest_eta * gate(params["eta_bias"], margin)
+        np.testing.assert_allclose(eta, config.initial_eta, rtol=1e-5)
+        strength = 2 * gate(params["strength_bias"], margin)
+        np.testing.assert_allclose(strength, config.initial_strength, rtol=1e-5)
+        for name in ("eta", "alpha", "strength"):
+            params[name] = jax.tree.map(jnp.zeros_like, params[name])
+        biases = {"eta_bias": -4.0, "alpha_bias": 20.0, "strength_bias": 4.0}
+        params |= {name: jnp.full(1, value) for name, value in biases.items()}
+        outputs[margin] = jax.jit(layer.apply)({"params": params}, x)[0][0]
+    # What lies across the key stays as it was.
+    turns = {margin: out[::2] - out[1::2] for margin, out in outputs.items()}
+    assert np.abs(turns[0.05][0]).max() > 0.05
+    np.testing.assert_allclose(turns[0.05], np.tile(turns[0.05][0], (300, 1)), rtol=1e-3)
+    assert np.abs(turns[0.0][-1]).max() < 0.3 * np.abs(turns[0.0][0]).max()

@@ -73,13 +73,13 @@ def test_a_run_is_extended_and_says_what_that_does_to_its_rate(capsys):
     assert load_config("run").steps == 9
 
 
-def test_what_is_recomputed_may_change_and_how_gradients_are_summed_may_not(capsys):
+def test_what_is_recomputed_and_in_how_many_parts_a_batch_is_taken_may_change(capsys):
     train("--config=config.py", "--workdir=run", "--config.data.batch_size=16")
     capsys.readouterr()
     assert train("--workdir=run", "--config.model.remat=block", "--config.steps=7") == 0
     assert "model.remat 'block' in place of 'none'" in capsys.readouterr().out
-    assert train("--workdir=run", "--config.accumulate=2", "--config.steps=8") == 2
-    assert "accumulate: 1 there, 2 here" in capsys.readouterr().err
+    assert train("--workdir=run", "--config.accumulate=2", "--config.steps=8") == 0
+    assert "accumulate 2 in place of 1" in capsys.readouterr().out
 
 
 def test_other_rates_are_taken_where_they_can_only_be_meant(capsys):

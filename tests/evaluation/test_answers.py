@@ -1,4 +1,4 @@
-"""The score of whole strings: an oracle, a constant guess, and cases worked by hand."""
+"""The score of positions and whole strings: an oracle, a constant guess, and cases worked by hand."""
 
 import jax
 import numpy as np
@@ -6,8 +6,13 @@ import pytest
 from flax import linen as nn
 
 from hope_jax.data.examples import Examples
+from hope_jax.evaluation.answers import (
+    likeliest_classes,
+    share_of_positions,
+    share_of_strings,
+    strings_right,
+)
 from hope_jax.evaluation.formal_languages import LANGUAGES, as_examples, make_sets
-from hope_jax.evaluation.whole_strings import are_right, likeliest_classes
 from hope_jax.models import LanguageModel, LanguageModelConfig
 from tests.evaluation.definitions import MEANING, told
 
@@ -27,9 +32,12 @@ def test_a_string_counts_if_all_that_counts_is_right():
 
     for size, shapes in ((3, [(3, 3)] * 2), (4, [(4, 3)]), (50, [(4, 3)])):
         seen.clear()
-        right = are_right(predict, Examples(tokens, targets, weights), size)
+        right = strings_right(predict, Examples(tokens, targets, weights), size)
         assert right.tolist() == [True, False, True, False]
         assert seen == shapes
+    examples = Examples(tokens, targets, weights)
+    assert share_of_strings(predict, examples) == 1 / 2
+    assert share_of_positions(predict, examples) == 8 / 10
 
 
 @pytest.mark.parametrize("name", LANGUAGES)
@@ -44,9 +52,9 @@ def test_an_oracle_scores_all_and_a_constant_what_is_constant(name):
         return np.array([[place(one) for one in told(name, text)] for text in texts])
 
     for strings in sets.test.values():
-        assert are_right(oracle, as_examples(language, strings)).all()
+        assert strings_right(oracle, as_examples(language, strings)).all()
     for guess, answer in enumerate(meaning):
-        right = are_right(
+        right = strings_right(
             lambda batch, guess=guess: np.full_like(batch, guess),
             as_examples(language, sets.test["Bin0"]),
         )

@@ -1,0 +1,54 @@
+"""`experiments/mad.py`: its rows are alike where it says so, and a tiny one runs."""
+
+import importlib
+import json
+import pathlib
+import sys
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType, Mesh
+
+from hope_jax.commands.suite import main, row_settings
+from hope_jax.comparison import suite_run
+from hope_jax.models.parameter_count import parameter_count, state_bytes
+from hope_jax.training.sharding import AXES
+
+FOLDER = pathlib.Path(__file__).parents[2] / "experiments"
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """The script as a module, on one device."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    module = importlib.import_module("mad")
+    devices = np.array(jax.devices()[:1]).reshape(1, 1, 1)
+    mesh = Mesh(devices, AXES, axis_types=(AxisType.Auto,) * 3)
+    monkeypatch.setattr(suite_run, "make_mesh", lambda: mesh)
+    yield module
+    sys.modules.pop("mad")
+
+
+def test_rows_have_hope_s_parameters_and_states_of_its_size(command):
+    models = {row: row_settings(command.SUITE, row).model for row in command.ROWS}
+    parameters = {row: parameter_count(model) for row, model in models.items()}
+    states = {row: state_bytes(model) for row, model in models.items()}
+    for row in models:
+        assert abs(parameters[row] / parameters["hope"] - 1) <= 0.02, row
+        if row != "transformer":
+            assert abs(states[row] / states["hope"] - 1) <= 1 / 3, row
+
+
+def test_a_tiny_model_is_trained_with_each_point_s_vocabulary(command, tmp_path, capsys):
+    tiny = ["model.width=8", "model.num_layers=1", "model.mlp_width=4", "steps=2", "batch_size=4"]
+    tiny += ["evaluate_every=1", "validation=3", "test=5"]
+    tasks = "memorisation,memorisation/vocabulary=512"
+    given = [f"--workdir={tmp_path}", "--rows=delta_net", "--seeds=1", f"--tasks={tasks}"]
+    main(command.SUITE, command.__file__, "", [*given, *(f"--set={text}" for text in tiny)])
+    lines = [json.loads(text) for text in (tmp_path / "runs.jsonl").read_text().splitlines()]
+    assert [line["task"] for line in lines] == tasks.split(",")
+    assert all(line["steps"] == 2 and 0 <= line["right"]["right"] < 0.2 for line in lines)
+    mean = 50 * sum(line["right"]["right"] for line in lines)
+    assert f"| {mean:.4g} |" in (tmp_path / "results.md").read_text()
+    assert "state bytes | memorisation |" in capsys.readouterr().out
