@@ -1,14 +1,14 @@
 """Plans as a table, one beside the other, and what is to be said of them."""
 
 import collections
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from hope_jax.counts import count
 from hope_jax.planning.plan import Plan
 from hope_jax.planning.topology import GIB
 
-PARTS = 4  # of the model that are told apart by time, the dearest first
+PARTS = 4  # of each model whose times are told, the dearest
 
 
 class Cell(NamedTuple):
@@ -29,7 +29,9 @@ def as_markdown(plans: Mapping[str, Plan]) -> str:
     Args:
       plans: by their name.
     """
-    columns = [_column(plan) for plan in plans.values()]
+    costs = [plan.cost for plan in plans.values() if plan.cost is not None]
+    parts = list(dict.fromkeys(part for cost in costs for part in list(cost.parts)[:PARTS]))
+    columns = [_column(plan, parts) for plan in plans.values()]
     labels = _merged([list(column) for column in columns])
     first, *others = plans
     head = ["", *plans, *(f"{first} / {other}" for other in others)]
@@ -99,7 +101,7 @@ def _left_out(plan: Plan) -> str:
     )
 
 
-def _column(plan: Plan) -> dict[str, Cell]:
+def _column(plan: Plan, parts: Sequence[str]) -> dict[str, Cell]:
     config, memory, cost = plan.config, plan.memory, plan.cost
     tokens = config.steps * plan.tokens
     mesh = ", ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
@@ -122,8 +124,10 @@ def _column(plan: Plan) -> dict[str, Cell]:
         rows["- temporaries"] = Cell(_gib(memory.temporaries), memory.temporaries)
     useful = plan.useful * plan.tokens
     rows["useful FLOPs of a step"] = Cell(_flops(useful), useful)
+    if memory.limit is not None:
+        rows["fits"] = Cell("yes" if memory.fits else "no")
     if cost is None:
-        return {**rows, "fits": Cell("no")}
+        return rows
     rows["FLOPs as compiled"] = Cell(_flops(cost.flops * plan.chips), cost.flops * plan.chips)
     kinds: dict[str, list[int]] = {}
     for one in cost.collectives:
@@ -138,19 +142,20 @@ def _column(plan: Plan) -> dict[str, Cell]:
     rows["compiled in"] = Cell(f"{plan.compiled_in:.0f} s")
     if plan.seconds is None:
         return {**rows, "compiler's estimate": Cell("none is made for these devices")}
-    rows |= _estimate(plan, tokens)
-    return rows
+    return rows | _estimate(plan, parts, tokens)
 
 
-def _estimate(plan: Plan, tokens: int) -> dict[str, Cell]:
+def _estimate(plan: Plan, parts: Sequence[str], tokens: int) -> dict[str, Cell]:
     cost, clock = plan.cost, plan.devices.chip.clock
     rows = {"compiler's estimate of a step": Cell(_time(plan.seconds), plan.seconds)}
     for name, share in cost.kinds.items():
         rows[f"- {name}"] = Cell(
             f"{_time(share.cycles / clock)} in {share.operations:,}", share.cycles
         )
-    for name, share in list(cost.parts.items())[:PARTS]:
-        rows[f"- of {name}"] = Cell(_time(share.cycles / clock), share.cycles)
+    for name in parts:
+        if name in cost.parts:
+            cycles = cost.parts[name].cycles
+            rows[f"- of {name}"] = Cell(_time(cycles / clock), cycles)
     links = sum(one.bytes for one in cost.collectives) / plan.devices.chip.links
     rows["collectives, at the links' peak"] = Cell(_time(links), links)
     days = plan.seconds * plan.config.steps / 86400
