@@ -15,12 +15,14 @@ class Chip(NamedTuple):
     """What is known of a kind of chip beside its peak of FLOPs.
 
     Attributes:
+      device_kind: what JAX calls it.
       memory: bytes of HBM that a program may use, as the chip's compiler says it.
       clock: cycles a second, of matrix units that reach the published peak.
       links: bytes a second over all links to other chips, in one direction.
       axes: of the torus that they are wired to.
     """
 
+    device_kind: str
     memory: float
     clock: float
     links: float
@@ -29,9 +31,9 @@ class Chip(NamedTuple):
 
 GIB = 2**30
 CHIPS = {
-    "v5e": Chip(15.75 * GIB, 1.5e9, 200e9, 2),
-    "v5p": Chip(95.74 * GIB, 1.75e9, 600e9, 3),
-    "v6e": Chip(31.25 * GIB, 1.75e9, 400e9, 2),
+    "v5e": Chip("TPU v5 lite", 15.75 * GIB, 1.5e9, 200e9, 2),
+    "v5p": Chip("TPU v5", 95.74 * GIB, 1.75e9, 600e9, 3),
+    "v6e": Chip("TPU v6 lite", 31.25 * GIB, 1.75e9, 400e9, 2),
 }
 LOCAL = "local"
 
@@ -42,7 +44,7 @@ class Devices(NamedTuple):
     Attributes:
       name: of the topology.
       devices: of the mesh.
-      chip: what is known of each; None of those that are here.
+      chip: what is known of each; None of a kind that is not listed.
     """
 
     name: str
@@ -65,7 +67,10 @@ def find_devices(name: str) -> Devices:
       ValueError: --topology=v5e:2x2x2 must have 2 sizes, such as v5e:2x2
     """
     if name == LOCAL:
-        return Devices(name, jax.devices(), None)
+        devices = jax.devices()
+        kind = devices[0].device_kind
+        chips = [chip for chip in CHIPS.values() if chip.device_kind == kind]
+        return Devices(name, devices, chips[0] if chips else None)
     kind, _, shape = name.partition(":")
     if kind not in CHIPS:
         raise ValueError(

@@ -121,7 +121,9 @@ def test_a_step_is_compiled_for_tpus_that_are_not_there():
 @pytest.mark.parametrize("name, chips", [("v5e:1x1", 1), ("v5e:4x8", 32), ("v5p:4x4x4", 64)])
 def test_topologies(name, chips):
     pytest.importorskip("libtpu")
-    assert len(find_devices(name).devices) == chips
+    found = find_devices(name)
+    assert len(found.devices) == chips
+    assert found.devices[0].device_kind == found.chip.device_kind
 
 
 def test_a_row_stands_where_its_column_has_it(planned):

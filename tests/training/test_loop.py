@@ -191,7 +191,7 @@ def test_settings_that_do_not_fit_are_refused_before_compilation(tmp_path, monke
         raise AssertionError("reached compilation")
 
     monkeypatch.setattr(loop, "init_state", compiled)
-    monkeypatch.setattr(assembly, "make_train_step", compiled)
+    monkeypatch.setattr(assembly, "make_train_step", lambda *_: compiled)
     cases = {
         "vocab_size": {"model.vocab_size": 100},
         "does not divide": {"data.batch_size": 12},
