@@ -2,7 +2,7 @@
 
     python experiments/formal_languages.py --workdir=runs/formal
     python experiments/formal_languages.py --workdir=runs/search --rows=hope --seeds=1 \
-        --tasks=parity,counter-2 --set=model.titans.eta_max=0.5 --set=steps=1000
+        --tasks=parity,counter-2 --set=model.titans.gate_margin=0 --set=steps=1000
 
 Each row is trained on each language with each seed, on strings of sizes 2 to 50 (Bin0), and tested on
 others of these sizes, of sizes 51 to 100 (Bin1) and of 1,000 symbols; a string counts only if every
@@ -62,8 +62,20 @@ HOPE = LanguageModelConfig(
     mlp_width=128,
     cms_levels=2,
     tie_embeddings=False,  # what is read is no class
-    # Strings of Bin0 would never fill the default's chunks, and the first write be one of the test's.
-    titans=dict(network="matrix", momentum="none", memory_chunk=1, generator_chunk=1),
+    titans=dict(
+        adaptive=("k", "v"),
+        network="matrix",
+        momentum="none",
+        # A sign is turned by a strength of exactly 2, and a count is kept by one of exactly 0.
+        objective="dot",
+        generated_target=False,
+        strength="gate",
+        strength_max=2.0,
+        gate_margin=0.05,
+        # Strings of Bin0 would never fill the default's chunks, and the first write be one of the test's.
+        memory_chunk=1,
+        generator_chunk=1,
+    ),
 )
 # As in the original: angles so small that nothing is rotated.
 NO_POSITIONS = {"kind": "linear", "factor": 1e12}
@@ -139,7 +151,7 @@ class Settings:
         "how it learns",
         OptimizerConfig(
             name="adam",
-            learning_rate=2e-3,
+            learning_rate=1e-2,
             warmup_steps=50,
             final_fraction=0.1,
             weight_decay=0.0,

@@ -1925,4 +1925,10 @@ FAULTS = [
         'if [ "$code" = 76 ]',
         "tests/test_launch.py::test_slurm_queues_a_job_again_that_has_saved",
     ),
+    Fault(
+        "hope_jax/training/optimizer.py",
+        "(eta|alpha|gamma|strength)/kernel",
+        "(eta|alpha|gamma)/kernel",
+        "tests/training/test_optimizer.py::test_every_parameter_of_a_layer_is_known_to_be_a_matrix_or_not",
+    ),
 ]

@@ -92,6 +92,7 @@ def _run(arguments: Sequence[str]) -> int | None:
     # not find.
     for logger in ("absl", "jax._src.xla_bridge"):
         logging.getLogger(logger).setLevel(logging.WARNING)
+    skip_absent_tpus()
     try:
         command = importlib.import_module(f"hope_jax.commands.{name}")
         from hope_jax.commands.config import as_changes
@@ -122,6 +123,15 @@ def _run(arguments: Sequence[str]) -> int | None:
         if not explains_itself(error):
             raise
         end(FAILED, f"hope {name}: {one_line(error)}")
+
+
+def skip_absent_tpus(devices: Path = Path("/dev")) -> None:
+    """Tells libtpu, which may be there for its compiler alone, not to ask a cloud for TPUs.
+
+    It says several lines of errors on a machine that has none. TPUs are files among the devices.
+    """
+    if not [*devices.glob("accel*"), *devices.glob("vfio/[0-9]*")]:
+        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 
 
 def overview() -> str:

@@ -30,7 +30,7 @@ from hope_jax.settings import SettingError, located
 _MATRICES = optim.dimension_numbers_by_path(
     [
         (
-            r"embedding|norm|bias|convolution|(eta|alpha)_second|theta|(eta|alpha|gamma)/kernel"
+            r"embedding|norm|bias|convolution|(eta|alpha)_second|theta|(eta|alpha|gamma|strength)/kernel"
             r"|log_step|level_shares|persistent",
             None,
         ),

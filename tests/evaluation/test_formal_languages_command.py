@@ -112,7 +112,7 @@ def test_it_goes_on_where_it_was_and_runs_what_is_new(quick, tmp_path):
     ended = (tmp_path / "runs.jsonl").read_text().splitlines()
     assert [text[:12] for text in ended[2:4]] == ['{"row": "hop', '{"row": "hop']
     assert len(ended) == 9 and json.loads(ended[3])["task"] == "aa-star"
-    assert "steps = 2 " in table and "optimizer.learning_rate = 0.002 " in table
+    assert "steps = 2 " in table and "optimizer.learning_rate = 0.01 " in table
     quick.noted.clear()
     call(quick, tmp_path, "--rows=hope", "--tasks=parity", "--seeds=3", settings=TINY)
     assert quick.noted == [("titans", "parity", 2)]

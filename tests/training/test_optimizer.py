@@ -1,5 +1,7 @@
 """Optimisers by name, their schedule, and what is said of wrong names."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,9 @@ from ml_collections import ConfigDict
 
 from hope_jax.layers.family import FAMILY
 from hope_jax.models import LanguageModel, LanguageModelConfig
-from hope_jax.training.optimizer import OPTIMIZERS, make_optimizer, make_schedule
+from hope_jax.models.parameter_count import parameter_shapes
+from hope_jax.optim import describe_weight_rules
+from hope_jax.training.optimizer import OPTIMIZERS, make_optimizer, make_schedule, matrices
 
 
 def settings(**changes):
@@ -54,6 +58,33 @@ MODELS = {
         "in_context": {"objective": "local", "chunks": (4, 8)},
     },
 }
+
+
+@pytest.mark.parametrize(
+    "titans",
+    [
+        *FAMILY.values(),
+        {"own_projections": True, "adaptive": ("k", "v", "q", "eta", "alpha")},
+        {
+            "strength": "gate",
+            "strength_max": 0.8,
+            "momentum": "learned",
+            "step": "one",
+            "adaptive": (),
+        },
+    ],
+    ids=[*FAMILY, "own", "strength"],
+)
+def test_every_parameter_of_a_layer_is_known_to_be_a_matrix_or_not(titans):
+    config = LanguageModelConfig(**SIZES, titans={**titans, "bounded_step": True})
+    said = describe_weight_rules(parameter_shapes(LanguageModel(config)), matrices)
+    assert "NO RULE" not in said
+    for line in said.splitlines():
+        name = line.split()[0]
+        if "titans" in name and "memory_" not in name:
+            gate = re.search("(eta|alpha)(_second|/kernel|_bias)|theta|strength|gamma", name)
+            small = bool(gate) or "norm" in name or "convolution" in name
+            assert line.rstrip().endswith("adamw") == small, line
 
 
 @pytest.mark.parametrize("kind", MODELS)
