@@ -1855,8 +1855,8 @@ FAULTS = [
     ),
     Fault(
         "hope_jax/planning/memory.py",
-        "total + params + optimizer, limit)",
-        "total, limit)",
+        "float(found[1]) * _UNITS[found[2].upper()]",
+        "float(found[1])",
         "tests/planning/test_memory.py::test_what_the_compiler_says_of_a_step_that_does_not_fit_is_read",
     ),
     Fault(

@@ -22,7 +22,7 @@ class Memory(NamedTuple):
     Attributes:
       parameters: of the model.
       optimizer: its state.
-      batch: what else the step is given, and what the layout of arrays adds to them.
+      batch: what else the step is given, and what the layout of arrays adds to them; 0 if not told.
       temporaries: what the step makes for itself; None if the compiler has given up before it said.
       total: of all of it.
       limit: what a program may use; None if that is not known.
@@ -90,16 +90,12 @@ def refused(target: TrainState, said: str, limit: float | None) -> Memory | None
       said: by the compiler.
       limit: what a chip has.
     """
-    found = re.search(
-        r"temporaries \(([\d.]+)([KMGT]?)\)|Used ([\d.]+)([KMGT]?) of", said, re.IGNORECASE
-    )
+    # The first calls all of it temporaries, what the step is given and returns too.
+    found = re.search(r"(?:temporaries \(|Used )([\d.]+)([KMGT]?)(?:\)| of)", said, re.IGNORECASE)
     if "RESOURCE_EXHAUSTED" not in said or found is None:
         return None
     params, optimizer = bytes_a_chip(target.params), bytes_a_chip(target.optimizer)
-    number, unit = (found[1], found[2]) if found[1] else (found[3], found[4])
-    total = float(number) * _UNITS[unit.upper()]
-    if found[1]:  # of the temporaries alone
-        return Memory(params, optimizer, 0, int(total), total + params + optimizer, limit)
+    total = float(found[1]) * _UNITS[found[2].upper()]
     return Memory(params, optimizer, 0, None, total, limit)
 
 

@@ -117,10 +117,11 @@ def _column(plan: Plan, parts: Sequence[str]) -> dict[str, Cell]:
         "memory of a chip": Cell(memory_of(plan), memory.total),
         "- parameters": Cell(_gib(memory.parameters), memory.parameters),
         "- optimiser": Cell(_gib(memory.optimizer), memory.optimizer),
-        "- batch and padding": Cell(_gib(memory.batch), memory.batch),
+        "- batch and padding": Cell("not told"),
         "- temporaries": Cell("not told"),
     }
     if memory.temporaries is not None:
+        rows["- batch and padding"] = Cell(_gib(memory.batch), memory.batch)
         rows["- temporaries"] = Cell(_gib(memory.temporaries), memory.temporaries)
     useful = plan.useful * plan.tokens
     rows["useful FLOPs of a step"] = Cell(_flops(useful), useful)
