@@ -5,7 +5,8 @@
     hope evaluate --workdir=DIR --harness=arc_easy,hellaswag
 
 The text is read in segments, in memory that does not grow with it. As in `hope generate`, what the
-model has read can be kept with `--state_out=FILE` and taken up again with `--state_in=FILE`.
+model has read can be kept with `--state_out=FILE` and taken up again with `--state_in=FILE`. With
+`--every=1024` the loss is told of every 1,024 tokens, too.
 
 A suite writes its answers, a table and a picture to `--output`, and goes on where it was stopped.
 `needles` hides sentences in generated prose, or in that of `--text`, and asks for them; `facts` scatters
@@ -114,6 +115,7 @@ def define_flags() -> None:
     )
     define_set_flag()
     flags.DEFINE_integer("segment", 512, "Tokens of a call.", lower_bound=1)
+    flags.DEFINE_integer("every", None, "Tokens whose mean loss is told, too.", lower_bound=1)
     flags.DEFINE_string("state_in", None, "File to take up what an earlier call has read.")
     flags.DEFINE_string("state_out", None, "File to keep what this call has read.")
 
@@ -152,5 +154,8 @@ def run() -> None:
         print(f"{nats / losses.size:.4f} nats per token")
         if told > 0:
             print(f"{nats / math.log(2) / told:.4f} bits per byte")
+    for start in range(0, losses.size, given.every) if given.every else ():
+        part = losses[start : start + given.every]
+        print(f"{start + 1:,} to {start + part.size:,}: {part.mean():.4f}")
     if given.state_out:
         save_context(given.state_out, context, model, params)

@@ -122,11 +122,13 @@ def train_iterator(
             f"than data.batch_size={batch_size}; add text, or lower the batch size or sequence length"
         )
     rows = batch_size // process_count
+    # Endless for all purposes, and yet a number that Grain, which divides it as a float, keeps exact.
+    passes = 2**52 // len(windows)
     dataset = (
         grain.MapDataset.source(windows)
         .seed(seed)
         .shuffle()
-        .repeat()[
+        .repeat(passes)[
             # Each process takes every n-th sequence of one global order, so that the batches of all
             # processes together do not depend on how many there are.
             process_index::process_count

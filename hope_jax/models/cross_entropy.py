@@ -61,7 +61,6 @@ def chunked_cross_entropy(
     # chunks at that precision.
     table = table.astype(jnp.promote_types(table.dtype, jnp.float32))
 
-    @jax.checkpoint
     def losses_of(part: tuple[Array, Array]) -> Array:
         hidden, targets = part
         logits = logits_of(hidden, table, dtype)
@@ -70,5 +69,7 @@ def chunked_cross_entropy(
         target = jnp.sum(jnp.where(at_target, logits, 0), axis=-1)
         return jax.nn.logsumexp(logits, axis=-1) - target
 
-    losses = jax.lax.map(losses_of, (chunks(hidden), chunks(targets)))
+    if chunk == tokens:  # there is no other piece whose logits these would lie beside
+        return losses_of((hidden, targets))
+    losses = jax.lax.map(jax.checkpoint(losses_of), (chunks(hidden), chunks(targets)))
     return jnp.moveaxis(losses, 0, 1).reshape(batch, tokens + padding)[:, :tokens]

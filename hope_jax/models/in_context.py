@@ -338,17 +338,22 @@ def _read_next_token(
     items = {"x": x, "tokens": tokens, "reset": reset}
     if reset is None:
         items["reset"] = jnp.zeros(tokens.shape, bool)
+    open_chunk = state.open_chunk if isinstance(state.open_chunk, OpenChunk) else None
     if targets is not None:
         items["targets"] = targets
+        open_chunk = None if open_chunk is None else _with_targets(open_chunk, tokens)
     start, open_chunk, outputs, end = read_in_chunks(
         _ChunkStart(memory.levels, state.chunk_start, memory.chunks),
-        state.open_chunk if isinstance(state.open_chunk, OpenChunk) else None,
+        open_chunk,
         items,
         size,
         call.learn,
         call.read,
         lambda start, token: call.read_next(start, now, token),
     )
+    # A state is the same whether losses were asked for or not.
+    kept = {name: item for name, item in open_chunk.items.items() if name != "targets"}
+    open_chunk = open_chunk._replace(items=kept)
     levels = start.levels
     if call.resets:
         levels = jax.vmap(drop_finished, (0, 0, None, None))(
@@ -363,6 +368,17 @@ def _read_next_token(
         )
     blocks = BlockState(end, ContinuumState(levels, start.chunks, ()))
     return outputs, AdaptingState(blocks, start.sequence, open_chunk)
+
+
+def _with_targets(open_chunk: OpenChunk, following: Array) -> OpenChunk:
+    """An open chunk with the targets of its tokens, of which the last is the first that follows."""
+    tokens = open_chunk.items["tokens"]
+    laid = jnp.pad(tokens, ((0, 0), (0, following.shape[1])))
+    laid = jax.lax.dynamic_update_slice_in_dim(
+        laid, following.astype(tokens.dtype), open_chunk.filled, axis=1
+    )
+    targets = jnp.pad(laid, ((0, 0), (0, 1)))[:, 1 : tokens.shape[1] + 1]
+    return open_chunk._replace(items={**open_chunk.items, "targets": targets})
 
 
 def _nothing_read(

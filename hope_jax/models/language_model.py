@@ -138,8 +138,6 @@ class LanguageModel(nn.Module):
         Returns:
           Losses in float32.
         """
-        if self._adapts:
-            return self._advance(tokens, None, reset, targets)[0]
         return self.score(tokens, targets, None, reset)[0]
 
     def score(
@@ -149,7 +147,12 @@ class LanguageModel(nn.Module):
         state: ModelState | None = None,
         reset: Bool[Array, "B T"] | None = None,
     ) -> tuple[Float[Array, "B T"], ModelState]:
-        """As `token_losses`, from any state, and with the state after the last token."""
+        """As `token_losses`, from any state, and with the state after the last token.
+
+        Where levels learn, the targets are what they learn from: the tokens that follow.
+        """
+        if self._adapts:
+            return self._advance(tokens, state, reset, targets)
         hidden, state = self._advance(tokens, state, reset)
         return self._losses(hidden, targets, self._output_table()), state
 

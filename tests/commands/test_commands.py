@@ -131,6 +131,17 @@ def test_a_text_is_measured_in_two_calls_as_in_one(run):
     two += nats(f"--text={second}", f"--state_in={state}", "--segment=16")
     assert two == pytest.approx(one, rel=1e-3)
 
+    tokens, mean, _, *parts = command(
+        "evaluate", workdir, f"--text={whole}", "--every=40"
+    ).splitlines()
+    told, means = zip(*(line.split(": ") for line in parts), strict=True)
+    count = int(tokens.split()[0])
+    assert told[:2] == ("1 to 40", "41 to 80") and told[-1].endswith(f" to {count}")
+    sizes = [40] * (count // 40) + [count % 40] * (count % 40 > 0)
+    assert np.average([*map(float, means)], weights=sizes) == pytest.approx(
+        float(mean.split()[0]), abs=1e-3
+    )
+
 
 def test_what_levels_do_is_drawn_and_tabled(run):
     text = run / "text.txt"

@@ -151,6 +151,13 @@ def test_order_does_not_depend_on_the_number_of_processes():
     np.testing.assert_array_equal(np.stack(parts, axis=1).reshape(whole.shape), whole)
 
 
+def test_a_batch_may_be_a_single_sequence():
+    whole, single = batches(), batches(batch_size=1)
+    for _ in range(3):
+        rows = [next(single)["tokens"] for _ in range(4)]
+        np.testing.assert_array_equal(np.concatenate(rows), next(whole)["tokens"])
+
+
 def test_too_little_text_is_refused():
     with pytest.raises(ValueError, match="fewer than the 1001"):
         batches(sequence_length=1000)

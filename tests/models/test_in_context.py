@@ -354,6 +354,24 @@ def test_pieces_of_any_size_give_what_one_call_gives(exact, name):
 
 
 @pytest.mark.parametrize("name", ["sequential", "local"])
+def test_losses_of_pieces_are_those_of_one_call_and_leave_the_same_state(exact, name):
+    model, params = made(name)
+    score = jax.jit(functools.partial(model.apply, method="score"))
+    variables, tokens = {"params": params}, TEXT[:, :-1]
+    _, last = jax.jit(model.apply)(variables, tokens, None, RESET)
+    state, pieces, start = None, [], 0
+    for size in (3, 1, 7):
+        part = slice(start, start + size)
+        inputs = tokens[:, part], TEXT[:, 1:][:, part], state, RESET[:, part]
+        losses, state = score(variables, *inputs)
+        pieces.append(losses)
+        start += size
+    whole = jax.jit(functools.partial(losses_of_model, model))(params)
+    np.testing.assert_allclose(np.concatenate(pieces, 1), whole, rtol=1e-9, atol=1e-9)
+    assert_trees_close(state, last, 1e-9)
+
+
+@pytest.mark.parametrize("name", ["sequential", "local"])
 def test_no_token_tells_of_a_later_one_nor_a_sequence_of_another(exact, name):
     model, params = made(name)
     logits = jax.jit(lambda tokens: model.apply({"params": params}, tokens)[0])
