@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the other scripts: enters $VENV (default .venv), made with $PYTHON (default python3),
 # and installs the package with the extras named in $1.
 set -euo pipefail

@@ -8,6 +8,7 @@ python -c "import torch, accelerate" 2>/dev/null || python -m pip install --quie
     --extra-index-url https://download.pytorch.org/whl/cpu "torch==2.13.0+cpu" accelerate ||
     echo "no PyTorch without CUDA at hand: imported checkpoints are compared with NumPy only"
 ruff check .
+shellcheck --external-sources --source-path=SCRIPTDIR launch/*.sh launch/slurm.sbatch .ci/run
 ruff format --check .
 mypy &
 # What the notebooks compile outlives the checkout, as what the tests do.

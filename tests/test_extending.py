@@ -24,7 +24,7 @@ from hope_jax.models import LanguageModel, LanguageModelConfig, init_state
 from hope_jax.models.own_layer import lay_out
 from hope_jax.named import name_of
 from hope_jax.optim import describe_weight_rules
-from hope_jax.training import loop
+from hope_jax.training import assembly, loop
 from hope_jax.training.config import whole_config
 from hope_jax.training.optimizer import decayed, make_optimizer, matrices
 from hope_jax.training.sharding import AXES, RULES, make_mesh, parameter_shardings
@@ -157,7 +157,7 @@ def _here(folder, monkeypatch):
 def one_device(monkeypatch):
     devices = np.array(jax.devices()[:1]).reshape(1, 1, 1)
     mesh = Mesh(devices, AXES, axis_types=(AxisType.Auto,) * 3)
-    monkeypatch.setattr(loop, "make_mesh", lambda *sizes: mesh)
+    monkeypatch.setattr(assembly, "make_mesh", lambda *sizes: mesh)
 
 
 def run(command, workdir, **changes):

@@ -20,6 +20,7 @@ BELOW: dict[str, set[str]] = {
     "training": {"runs", "inference", "models", "layers", "data", "optim"},
 }
 BELOW["comparison"] = {"training", "evaluation", "runs", "models", "layers", "data"}
+BELOW["planning"] = {"training", "runs", "models", "layers", "data", "optim"}
 BELOW["commands"] = set(BELOW)
 
 

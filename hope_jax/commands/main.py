@@ -42,6 +42,10 @@ COMMANDS = {
         "make text of any size into token files",
         "--files='corpus/**/*.txt' --output=tokens",
     ),
+    "plan": (
+        "tell what a run needs on chips that are not there, before it is paid for",
+        "--config=experiments/language_model.py:hope-60m --topology=v5p:2x2x1",
+    ),
     "compare": (
         "train variants of a config, and table them",
         "--config=experiments/ablations.py:hope,no_dgd --workdir=runs/ablations",

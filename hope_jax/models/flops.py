@@ -15,15 +15,16 @@ from hope_jax.models.language_model import LanguageModel
 from hope_jax.models.parameter_count import parameter_shapes
 
 
-def count_flops(function: Callable[..., Any], *args: Any) -> int:
+def count_flops(function: Callable[..., Any], *args: Any, platform: str | None = None) -> int:
     """Two for each multiply-add of all matrix products, loops times their trips.
 
     Elementwise work is left out, as is usual for such counts. A branch counts as its dearest, where
-    platforms have their own as this one's; a loop whose trips are not known beforehand counts once.
+    platforms have their own as that platform's; a loop whose trips are not known beforehand counts once.
 
     Args:
       function: of arrays.
       args: arrays, or their shapes as `jax.ShapeDtypeStruct`.
+      platform: on which it is to run, such as `tpu`; this one's if not given.
 
     Returns:
       FLOPs of a call.
@@ -34,15 +35,16 @@ def count_flops(function: Callable[..., Any], *args: Any) -> int:
       >>> count_flops(lambda x: jax.lax.scan(lambda c, _: (c, x @ x.T), 0, None, length=5), x)
       360
     """
-    return _of_jaxpr(jax.make_jaxpr(function)(*args).jaxpr)
+    return _of_jaxpr(jax.make_jaxpr(function)(*args).jaxpr, platform or jax.default_backend())
 
 
-def training_flops(config: LanguageModelConfig, length: int) -> float:
+def training_flops(config: LanguageModelConfig, length: int, platform: str | None = None) -> float:
     """FLOPs of a token in training, forward and backward, without the optimiser's.
 
     Args:
       config: of the model.
       length: T, tokens of a sequence.
+      platform: on which it is to run; this one's if not given.
     """
     # The kernel's products in three passes and for sums would be counted as more than one.
     titans = {**config.titans, "memory_form": "xla"}
@@ -54,14 +56,28 @@ def training_flops(config: LanguageModelConfig, length: int) -> float:
         losses: Any = model.apply({"params": params}, tokens, tokens, method="token_losses")
         return jnp.sum(losses)
 
-    return count_flops(jax.grad(loss), params, tokens) / length
+    return count_flops(jax.grad(loss), params, tokens, platform=platform) / length
 
 
-def _of_jaxpr(jaxpr: Any) -> int:
-    return sum(_of_equation(equation) for equation in jaxpr.eqns)
+def useful_flops(config: LanguageModelConfig, length: int, platform: str | None = None) -> float:
+    """`training_flops` with what is computed twice to save memory counted once, as MFU wants it.
+
+    Attention's kernel counts as the products that it is.
+
+    Args:
+      config: of the model.
+      length: T, tokens of a sequence.
+      platform: on which it is to run; this one's if not given.
+    """
+    plain = dataclasses.replace(config, remat="none", attention_kernel=None)
+    return training_flops(plain, length, platform)
 
 
-def _of_equation(equation: Any) -> int:
+def _of_jaxpr(jaxpr: Any, platform: str) -> int:
+    return sum(_of_equation(equation, platform) for equation in jaxpr.eqns)
+
+
+def _of_equation(equation: Any, platform: str) -> int:
     name, parameters = equation.primitive.name, equation.params
     if name == "dot_general":
         (summed, _), _ = parameters["dimension_numbers"]
@@ -71,14 +87,14 @@ def _of_equation(equation: Any) -> int:
     if name == "cond":
         platforms = parameters.get("branches_platforms")
         if platforms is not None:  # jax.lax.platform_dependent; None stands for all others
-            here = [names is not None and jax.default_backend() in names for names in platforms]
+            here = [names is not None and platform in names for names in platforms]
             taken = here.index(True) if any(here) else platforms.index(None)
-            return _of_jaxpr(parameters["branches"][taken].jaxpr)
-        return max(_of_jaxpr(branch.jaxpr) for branch in parameters["branches"])
+            return _of_jaxpr(parameters["branches"][taken].jaxpr, platform)
+        return max(_of_jaxpr(branch.jaxpr, platform) for branch in parameters["branches"])
     times = parameters["length"] if name == "scan" else 1
     if name == "pallas_call":
         times = math.prod(parameters["grid_mapping"].grid)
-    return times * sum(_of_jaxpr(inner) for inner in _inner(parameters))
+    return times * sum(_of_jaxpr(inner, platform) for inner in _inner(parameters))
 
 
 def _inner(parameters: dict[str, Any]) -> list[Any]:

@@ -1,7 +1,6 @@
 """The training loop: from a config and a folder to a trained model."""
 
 import contextlib
-import dataclasses
 import json
 import math
 import zlib
@@ -24,7 +23,7 @@ from hope_jax.data.token_stream import (
 )
 from hope_jax.data.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
 from hope_jax.models import LanguageModel, LanguageModelConfig
-from hope_jax.models.flops import training_flops
+from hope_jax.models.flops import useful_flops
 from hope_jax.runs.agreement import all_see
 from hope_jax.runs.checkpoint_reader import checkpoint_steps
 from hope_jax.runs.checkpoint_writer import CheckpointWriter
@@ -33,22 +32,20 @@ from hope_jax.runs.metrics import MetricsWriter, NoMetrics
 from hope_jax.runs.origin import Origin, find_origin, keep_origin, said_of
 from hope_jax.runs.run_config import RATES, Change
 from hope_jax.runs.run_tokenizer import tokenizer_of
+from hope_jax.training.assembly import assemble
 from hope_jax.training.chip import peak_flops
 from hope_jax.training.config import whole_config
 from hope_jax.training.ending import finish, result_line, say_what_is_next, show_sample
-from hope_jax.training.optimizer import make_optimizer, make_schedule, needs_layer_inputs
+from hope_jax.training.optimizer import make_schedule
 from hope_jax.training.processes import StopRequest, join_processes, watch_processes
 from hope_jax.training.progress import TrainingProgress
 from hope_jax.training.report import NonFiniteLossError, StepReport
-from hope_jax.training.sharding import check_batch, make_mesh
 from hope_jax.training.start import begin_from
 from hope_jax.training.step import (
     Metrics,
     TrainState,
-    abstract_state,
     init_state,
     make_eval_step,
-    make_train_step,
     put_batch,
 )
 from hope_jax.training.summary import summarize_run
@@ -106,15 +103,10 @@ def _train(
 ) -> dict[str, float] | None:
     first_process = jax.process_index() == 0
     console = Console(quiet=quiet or not first_process)
-    mesh = make_mesh(
-        config.mesh.data, config.mesh.fsdp, config.mesh.tensor, config.mesh.expect_devices
-    )
-    check_batch(mesh, config.data.batch_size, config.accumulate)
+    mesh, model, optimizer, target, step = assemble(config)
     name = tokenizer_of(workdir, config.data.tokenizer)
     tokenizer = load_tokenizer(name)
     check_vocabulary(tokenizer, config.model.vocab_size, name)
-    model = LanguageModel(LanguageModelConfig.from_config_dict(config.model))
-    optimizer = make_optimizer(config.optimizer, config.steps)
     documents, streams = _load_corpus(config, tokenizer)
     batches = train_iterator(
         streams[0],
@@ -130,7 +122,6 @@ def _train(
         batch_size=config.data.batch_size,
     )
     corpus = _corpus_record(streams)
-    target = abstract_state(model, optimizer, mesh)
     # All that may not fit comes before the folder, so that it leaves no run behind.
     begun = None
     if origin is not None and not checkpoint_steps(workdir):
@@ -164,9 +155,6 @@ def _train(
         metrics = MetricsWriter(workdir, first) if first_process else NoMetrics()
         stack.callback(metrics.close)
         request = stack.enter_context(StopRequest())
-        step = make_train_step(
-            model, optimizer, mesh, config.accumulate, needs_layer_inputs(config.optimizer)
-        )
         evaluate = _evaluation(config, model, mesh, validation)
         tokens = config.data.batch_size * config.data.sequence_length
         with TrainingProgress(
@@ -233,9 +221,7 @@ def _usage(model: LanguageModelConfig, length: int, mesh: Mesh) -> float | None:
     peak = peak_flops(mesh.devices.flat[0].device_kind)
     if peak is None:
         return None
-    # What is computed twice to save memory counts once, and attention's kernel as the products it is.
-    plain = dataclasses.replace(model, remat="none", attention_kernel=None)
-    return training_flops(plain, length) / (peak * mesh.size)
+    return useful_flops(model, length) / (peak * mesh.size)
 
 
 def _load_corpus(

@@ -1,5 +1,6 @@
 """The device mesh, and where on it parameters, optimiser states and batches lie."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -30,7 +31,13 @@ RULES = (
 )
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, expect_devices: int = 0) -> Mesh:
+def make_mesh(
+    data: int = -1,
+    fsdp: int = 1,
+    tensor: int = 1,
+    expect_devices: int = 0,
+    devices: Sequence[jax.Device] | None = None,
+) -> Mesh:
     """Makes a mesh over all devices of all processes.
 
     Args:
@@ -38,6 +45,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, expect_devices: in
       fsdp: devices that split the batch and the parameters.
       tensor: devices that split heads, hidden widths and the vocabulary.
       expect_devices: how many devices the launch should have brought; 0 for any number.
+      devices: to take in the place of those that are there.
 
     Returns:
       A mesh with axes `data`, `fsdp`, `tensor`.
@@ -45,10 +53,10 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, expect_devices: in
     Raises:
       ValueError: if the sizes do not fit the devices.
     """
-    devices = jax.device_count()
-    if expect_devices and devices != expect_devices:
+    number = jax.device_count() if devices is None else len(devices)
+    if expect_devices and number != expect_devices:
         raise ValueError(
-            f"mesh.expect_devices={expect_devices}, but what is seen is {count(devices, 'device')} in "
+            f"mesh.expect_devices={expect_devices}, but what is seen is {count(number, 'device')} in "
             f"{count(jax.process_count(), 'process', 'processes')}; start every process of the launch, "
             f"with mesh.processes set to their number"
         )
@@ -59,13 +67,15 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, expect_devices: in
         )
     if -1 in sizes:
         known = -int(np.prod(sizes))
-        sizes[sizes.index(-1)] = devices // known
-    if int(np.prod(sizes)) != devices:
+        sizes[sizes.index(-1)] = number // known
+    if int(np.prod(sizes)) != number:
         raise ValueError(
-            f"mesh data={data}, fsdp={fsdp}, tensor={tensor} does not fit {count(devices, 'device')}; "
-            f"the product must be {devices} (one of them may be -1 for what is left)"
+            f"mesh data={data}, fsdp={fsdp}, tensor={tensor} does not fit {count(number, 'device')}; "
+            f"the product must be {number} (one of them may be -1 for what is left)"
         )
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return jax.make_mesh(
+        tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
+    )
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -1,6 +1,7 @@
 """One training step and one evaluation step, compiled for a mesh."""
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -53,6 +54,34 @@ class Metrics(NamedTuple):
     update_norm: Float[Array, ""]
 
 
+class OnMesh:
+    """A jitted function on its mesh.
+
+    Args:
+      function: of `jax.jit`.
+      mesh: that is set while it is traced.
+    """
+
+    def __init__(self, function: Any, mesh: Mesh):
+        self.function, self.mesh = function, mesh
+
+    def __call__(self, *args: Any) -> Any:
+        """Compiles it on first use, and runs it."""
+        with self._set():
+            return self.function(*args)
+
+    def lower(self, *args: Any) -> jax.stages.Lowered:
+        """What `jax.jit(...).lower` gives for arrays, or their shapes and shardings."""
+        with self._set():
+            return self.function.lower(*args)
+
+    @contextlib.contextmanager
+    def _set(self) -> Iterator[None]:
+        # Without a mesh that is set, Flax's logical constraints silently do nothing.
+        with jax.set_mesh(self.mesh), nn.logical_axis_rules(RULES):
+            yield
+
+
 def abstract_state(
     model: LanguageModel, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
@@ -100,7 +129,7 @@ def make_train_step(
     mesh: Mesh,
     accumulate: int = 1,
     layer_inputs: bool = False,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+) -> "OnMesh":
     """Compiles a step on first use; the state it is given is donated.
 
     The gradient is that of the whole batch's mean loss, however many micro-batches it is formed in.
@@ -181,7 +210,7 @@ def make_train_step(
     compiled = jax.jit(
         step, in_shardings=(places, rows), out_shardings=(places, None), donate_argnums=0
     )
-    return _on_mesh(compiled, mesh)
+    return OnMesh(compiled, mesh)
 
 
 def make_eval_step(model: LanguageModel, mesh: Mesh) -> Callable[[Any, Batch], tuple[Array, Array]]:
@@ -190,7 +219,27 @@ def make_eval_step(model: LanguageModel, mesh: Mesh) -> Callable[[Any, Batch], t
     def evaluate(params, batch):
         return _summed(model, params, batch)[0], jnp.sum(batch["weights"])
 
-    return _on_mesh(jax.jit(evaluate), mesh)
+    return OnMesh(jax.jit(evaluate), mesh)
+
+
+def abstract_batch(
+    mesh: Mesh, batch_size: int, length: int, resets: bool
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and shardings of the batch that a step takes, without making one.
+
+    Args:
+      mesh: the devices.
+      batch_size: B, sequences of all devices.
+      length: T, tokens of a sequence.
+      resets: whether documents are kept apart.
+    """
+    kinds = {"tokens": jnp.int32, "targets": jnp.int32, "weights": jnp.float32}
+    kinds |= {"reset": jnp.bool_} if resets else {}
+    place = batch_sharding(mesh)
+    return {
+        name: jax.ShapeDtypeStruct((batch_size, length), kind, sharding=place)
+        for name, kind in kinds.items()
+    }
 
 
 def put_batch(batch: Mapping[str, Any], mesh: Mesh) -> Batch:
@@ -210,12 +259,3 @@ def _summed(model, params, batch, layer_inputs=False):
     else:
         losses, inputs = model.apply(variables, *texts, **settings), None
     return jnp.sum(losses * batch["weights"]), inputs
-
-
-def _on_mesh(function, mesh):
-    def call(*args):
-        # Without a mesh that is set, Flax's logical constraints silently do nothing.
-        with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
-            return function(*args)
-
-    return call

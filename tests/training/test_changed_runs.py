@@ -13,7 +13,7 @@ from hope_jax.data.tokenizers import copy_tokenizer, load_tokenizer
 from hope_jax.runs.checkpoint_reader import read_other
 from hope_jax.runs.metrics import SPEEDS, read_metrics
 from hope_jax.runs.run_config import load_config
-from hope_jax.training import loop
+from hope_jax.training import assembly, loop
 from hope_jax.training.optimizer import make_schedule
 from hope_jax.training.step import Metrics
 from tests.commands.in_process import hope
@@ -38,7 +38,7 @@ def no_mathematics(tmp_path, monkeypatch):
         values = Metrics(*[jnp.ones(())] * 3)
         return jax.tree.map(lambda x: x + jnp.ones((), x.dtype), state), values
 
-    monkeypatch.setattr(loop, "make_train_step", lambda *_: step)
+    monkeypatch.setattr(assembly, "make_train_step", lambda *_: step)
     monkeypatch.setattr(loop, "make_eval_step", lambda *_: lambda *_: (jnp.ones(()), jnp.ones(())))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config.py").write_text(CONFIG)
@@ -155,8 +155,10 @@ def test_the_optimisers_state_comes_along_if_asked_for(tmp_path, with_optimizer,
     config = tiny_config(tmp_path, **{"evaluate.sample_tokens": 0})
     loop.train(config, "old")
     targets = []
-    real = loop.abstract_state
-    monkeypatch.setattr(loop, "abstract_state", lambda *a: targets.append(real(*a)) or targets[-1])
+    real = assembly.abstract_state
+    monkeypatch.setattr(
+        assembly, "abstract_state", lambda *a: targets.append(real(*a)) or targets[-1]
+    )
     config.steps = 1
     loop.train(config, "new", from_run="old", with_optimizer=with_optimizer)
     _, old = read_other("old", targets[0], whole=True)

@@ -15,7 +15,7 @@ import pytest
 
 from hope_jax.runs.checkpoint_reader import find_damage
 from hope_jax.runs.metrics import SPEEDS, read_metrics
-from hope_jax.training import loop
+from hope_jax.training import assembly, loop
 from hope_jax.training.step import Metrics
 from tests.runs.folders import read_board
 from tests.training.runs import change_batch, losses, tiny_config
@@ -176,7 +176,7 @@ def test_documents_are_kept_apart_as_the_config_says(tmp_path, monkeypatch, apar
         resets["evaluate"].append(batch.get("reset"))
         return jnp.zeros(()), jnp.zeros(())
 
-    monkeypatch.setattr(loop, "make_train_step", lambda *_: train_step)
+    monkeypatch.setattr(assembly, "make_train_step", lambda *_: train_step)
     monkeypatch.setattr(loop, "make_eval_step", lambda *_: eval_step)
     changes = {"data.reset_documents": apart, "evaluate.sample_tokens": 0}
     result = loop.train(tiny_config(tmp_path, **changes), str(tmp_path / "run"))
@@ -191,7 +191,7 @@ def test_settings_that_do_not_fit_are_refused_before_compilation(tmp_path, monke
         raise AssertionError("reached compilation")
 
     monkeypatch.setattr(loop, "init_state", compiled)
-    monkeypatch.setattr(loop, "make_train_step", compiled)
+    monkeypatch.setattr(assembly, "make_train_step", lambda *_: compiled)
     cases = {
         "vocab_size": {"model.vocab_size": 100},
         "does not divide": {"data.batch_size": 12},
