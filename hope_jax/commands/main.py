@@ -17,6 +17,7 @@ from typing import NoReturn
 
 from absl import flags
 
+from hope_jax.absent_tpus import skip_absent_tpus
 from hope_jax.commands.exit_codes import BAD_INPUT, FAILED, INTERRUPTED, OUTPUT_CLOSED
 from hope_jax.named import look_in
 
@@ -123,15 +124,6 @@ def _run(arguments: Sequence[str]) -> int | None:
         if not explains_itself(error):
             raise
         end(FAILED, f"hope {name}: {one_line(error)}")
-
-
-def skip_absent_tpus(devices: Path = Path("/dev")) -> None:
-    """Tells libtpu, which may be there for its compiler alone, not to ask a cloud for TPUs.
-
-    It says several lines of errors on a machine that has none. TPUs are files among the devices.
-    """
-    if not [*devices.glob("accel*"), *devices.glob("vfio/[0-9]*")]:
-        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
 
 
 def overview() -> str:

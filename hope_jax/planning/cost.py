@@ -134,6 +134,11 @@ def _source(operation: Operation) -> str:
     return found[1] if found else ""
 
 
+# What the program calls a kernel of Pallas, and what is called so here.
+_KERNEL = 'custom_call_target="tpu_custom_call"'
+KERNEL = "kernel"
+
+
 class _Walk:
     """Adds up a program from its entry."""
 
@@ -180,7 +185,8 @@ class _Walk:
         priced = re.search(r'"estimated_cycles":"(\d+)"', operation.rest)
         kind = operation.kind
         if priced is None:
-            self.unpriced[kind.removesuffix("-start")] += times
+            own = _KERNEL in operation.rest
+            self.unpriced[KERNEL if own else kind.removesuffix("-start")] += times
         if flops:
             kind = "products"
         elif kind in _MOVES:

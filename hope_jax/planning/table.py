@@ -93,11 +93,17 @@ def notes(plan: Plan) -> list[str]:
 def _left_out(plan: Plan) -> str:
     unpriced = collections.Counter(plan.cost.unpriced)
     most = ", ".join(f"{number:,} {kind}" for kind, number in unpriced.most_common(5))
+    kernels = ""
+    if unpriced[KERNEL]:
+        kernels = (
+            f". Among these are {count(unpriced[KERNEL], 'run')} of the memories' kernels, FLOPs and all: "
+            f"with model.titans.memory_form=xla they are operations that have a time, and take longer"
+        )
     return (
         f"the compiler's estimate adds up its cycles for each operation, at "
         f"{plan.devices.chip.clock / 1e9:.2f} GHz; it is no measurement. It leaves out "
         f"{count(sum(unpriced.values()), 'operation')} that have none (the most: {most}), all "
-        f"collectives, waits for data, evaluation and checkpoints"
+        f"collectives, waits for data, evaluation and checkpoints{kernels}"
     )
 
 

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import jax
 from jax.experimental import topologies
 
+from hope_jax.absent_tpus import skip_absent_tpus
+
 
 class Chip(NamedTuple):
     """What is known of a kind of chip beside its peak of FLOPs.
@@ -99,8 +101,6 @@ def find_devices(name: str) -> Devices:
 
 def _without_a_tpu() -> None:
     """Tells libtpu not to look for chips, for hosts, or for other processes that use it."""
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5p-8")  # any: the topology's own counts
+    skip_absent_tpus()
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

@@ -12,7 +12,6 @@ import pytest
 
 from hope_jax.commands import train as train_command
 from hope_jax.commands.compare import read_rows
-from hope_jax.commands.main import skip_absent_tpus
 from hope_jax.comparison.plan import Plan, check_plan
 from hope_jax.runs.run_config import keep_config
 from hope_jax.training import loop
@@ -418,17 +417,3 @@ def test_processes_that_nobody_told_of_each_other_are_refused(tmp_path):
         in done.stderr
     )
     assert not list(tmp_path.iterdir())
-
-
-def test_a_machine_without_tpus_is_not_asked_for_them(tmp_path, monkeypatch):
-    monkeypatch.delenv("TPU_SKIP_MDS_QUERY", raising=False)
-    for name in ("accel0", "vfio/0"):
-        here = tmp_path / f"machine_{name[:4]}"
-        (here / name).parent.mkdir(parents=True)
-        (here / name).touch()
-        skip_absent_tpus(here)
-        assert "TPU_SKIP_MDS_QUERY" not in os.environ
-    (tmp_path / "vfio").mkdir()
-    (tmp_path / "vfio" / "vfio").touch()  # of a machine with virtual devices alone
-    skip_absent_tpus(tmp_path)
-    assert os.environ["TPU_SKIP_MDS_QUERY"] == "1"

@@ -119,3 +119,15 @@ def test_of_branches_the_dearest_counts():
         return jax.lax.cond(jnp.sum(x) > 0, lambda: jnp.tanh(x @ w) @ w.T, lambda: jnp.tanh(x))
 
     assert cost_of(function, shape(16, 24), shape(24, 24)).flops == 2 * 2 * 16 * 24 * 24
+
+
+def test_a_kernel_is_told_apart_from_what_else_has_no_time():
+    called = "%b = f32[8]{0} custom-call(%p), custom_call_target="
+    text = (
+        "HloModule m\n\nENTRY %main (p: f32[8]) -> f32[8] {\n"
+        "  %p = f32[8]{0} parameter(0)\n"
+        f'  {called}"tpu_custom_call"\n'
+        f'  ROOT {called.replace("%b", "%c")}"AllocateBuffer"\n'
+        "}\n"
+    )
+    assert program_cost(text).unpriced == {"kernel": 1, "custom-call": 1}
