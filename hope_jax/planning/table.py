@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from hope_jax.counts import count
+from hope_jax.planning.cost import KERNEL
 from hope_jax.planning.plan import Plan
 from hope_jax.planning.topology import GIB
 
@@ -96,8 +97,8 @@ def _left_out(plan: Plan) -> str:
     kernels = ""
     if unpriced[KERNEL]:
         kernels = (
-            f". Among these are {count(unpriced[KERNEL], 'run')} of the memories' kernels, FLOPs and all: "
-            f"with model.titans.memory_form=xla they are operations that have a time, and take longer"
+            f". Among these are {count(unpriced[KERNEL], 'run')} of the memories' kernels, FLOPs and "
+            f"all: with model.titans.memory_form=xla they are operations that have a time, and take longer"
         )
     return (
         f"the compiler's estimate adds up its cycles for each operation, at "
