@@ -98,7 +98,7 @@ def _left_out(plan: Plan) -> str:
     if unpriced[KERNEL]:
         kernels = (
             f". Among these are {count(unpriced[KERNEL], 'run')} of the memories' kernels, FLOPs and "
-            f"all: with model.titans.memory_form=xla they are operations that have a time, and take longer"
+            f"all: with model.titans.memory_form=xla they are operations with a time, and take longer"
         )
     return (
         f"the compiler's estimate adds up its cycles for each operation, at "
