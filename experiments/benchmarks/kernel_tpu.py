@@ -22,18 +22,18 @@ import re
 import subprocess
 import sys
 import tempfile
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from memory_tpu import cost_of, parse  # which tells libtpu that no machine is there
 
 from hope_jax.memory import Bank, Gates, MemoryRule, Tokens, dot_error, update_and_read
 from hope_jax.memory.objectives import HuberError, LpError
+from hope_jax.planning.cost import program_cost
+from hope_jax.planning.topology import CHIPS, find_devices
+from hope_jax.training.chip import peak_flops
 
 jax.config.update("jax_platforms", "cpu")
 
@@ -53,26 +53,14 @@ RULES = {
 }
 
 
-class Chip(NamedTuple):
-    """Published peaks; the clock follows from them and the cycles of one large product."""
-
-    flops: float
-    bandwidth: float
-    clock: float
-
-
-CHIPS = {
-    "v5e": Chip(197e12, 0.819e12, 1.5e9),
-    "v5p": Chip(459e12, 2.765e12, 1.75e9),
-    "v6e": Chip(918e12, 1.64e12, 1.75e9),
-}
+BANDWIDTHS = {"v5e": 0.819e12, "v5p": 2.765e12, "v6e": 1.64e12}
 TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
 
 
 def program(flags: argparse.Namespace):
     """The function of what is asked for, and shapes of its arguments on the chip."""
-    topology = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[flags.chip])
-    mesh = Mesh(np.array(topology.devices[:1]), ("chip",), axis_types=(AxisType.Auto,))
+    devices = find_devices(TOPOLOGIES[flags.chip]).devices
+    mesh = Mesh(np.array(devices[:1]), ("chip",), axis_types=(AxisType.Auto,))
     jax.set_mesh(mesh)
     place = NamedSharding(mesh, P())
     on_chip = lambda tree: jax.tree.map(
@@ -116,14 +104,14 @@ def compile_here(flags: argparse.Namespace) -> None:
     function, args = program(flags)
     compiled = jax.jit(function).lower(*args).compile()
     text = compiled.as_text()
-    cost = cost_of(*parse(text))
+    cost = program_cost(text)
     calls = [line for line in text.splitlines() if '"tpu_custom_call"' in line]
     used = r'"used_scoped_memory_configs":\[\{"memory_space":"1","offset":"\d+","size":"(\d+)"'
     sizes = [size for line in calls for size in re.findall(used, line)]
     line = {
         "cycles": cost.cycles,
         "tera_flops": round(cost.flops / 1e12, 4),
-        "operations": round(cost.operations),
+        "operations": sum(share.operations for share in cost.kinds.values()),
         "vmem_mebibytes": round(max(map(int, sizes), default=0) / 2**20, 1),
         "temporaries_gigabytes": round(compiled.memory_analysis().temp_size_in_bytes / 1e9, 3),
     }
@@ -165,7 +153,9 @@ def floors(flags: argparse.Namespace, what: str) -> dict:
     Token by token each map is read at k, v and q, its error carried back, erased along a direction and
     written; the momentum is read at two of these: 8 times 2 x its size. Twice that in reverse.
     """
-    rule, chip, length = rule_of(flags), CHIPS[flags.chip], flags.tokens[0]
+    rule, length = rule_of(flags), flags.tokens[0]
+    peak = peak_flops(CHIPS[flags.chip].device_kind)
+    assert peak is not None  # of these chips it is known
     weights = jax.eval_shape(lambda: rule.bank.init(jax.random.key(0), flags.width))
     size = sum(leaf.size for leaf in jax.tree.leaves(weights))
     times, tokens = (1, 4) if what == "forward" else (3, 11)
@@ -173,8 +163,8 @@ def floors(flags: argparse.Namespace, what: str) -> dict:
     states = size * (1 + rule.momentum) * flags.rows * length // flags.chunk
     moved = 2 * (tokens * flags.rows * length * flags.width + states * (1 if times == 1 else 2))
     return {
-        "floor_flops_milliseconds": round(1e3 * flops / chip.flops, 4),
-        "floor_bytes_milliseconds": round(1e3 * moved / chip.bandwidth, 4),
+        "floor_flops_milliseconds": round(1e3 * flops / peak, 4),
+        "floor_bytes_milliseconds": round(1e3 * moved / BANDWIDTHS[flags.chip], 4),
     }
 
 
