@@ -96,7 +96,7 @@ def program(flags: argparse.Namespace):
 
 
 def rule_of(flags: argparse.Namespace) -> MemoryRule:
-    return dataclasses.replace(RULES[flags.rule], form=flags.form, chunk_size=flags.chunk)
+    return dataclasses.replace(RULES[flags.rule], form=flags.form or "auto", chunk_size=flags.chunk)
 
 
 def compile_here(flags: argparse.Namespace) -> None:
