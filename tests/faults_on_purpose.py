@@ -2087,4 +2087,10 @@ FAULTS = [
         ".repeat()[",
         "tests/data/test_data.py::test_a_batch_may_be_a_single_sequence",
     ),
+    Fault(
+        "hope_jax/models/parameter_count.py",
+        "    model = LanguageModel(without_kernels(config))\n    own =",
+        "    own =",
+        "tests/training/test_processes.py::test_two_processes_train_as_one_and_stop_together",
+    ),
 ]

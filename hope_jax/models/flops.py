@@ -12,7 +12,7 @@ from jax.extend import core
 
 from hope_jax.models.config import LanguageModelConfig
 from hope_jax.models.language_model import LanguageModel
-from hope_jax.models.parameter_count import parameter_shapes
+from hope_jax.models.parameter_count import parameter_shapes, without_kernels
 
 
 def count_flops(function: Callable[..., Any], *args: Any, platform: str | None = None) -> int:
@@ -47,8 +47,7 @@ def training_flops(config: LanguageModelConfig, length: int, platform: str | Non
       platform: on which it is to run; this one's if not given.
     """
     # The kernel's products in three passes and for sums would be counted as more than one.
-    titans = {**config.titans, "memory_form": "xla"}
-    model = LanguageModel(dataclasses.replace(config, titans=titans))
+    model = LanguageModel(without_kernels(config))
     tokens = jax.ShapeDtypeStruct((1, length), jnp.int32)
     params = parameter_shapes(model)
 

@@ -14,9 +14,18 @@ from hope_jax.models.language_model import LanguageModel
 from hope_jax.models.own_layer import is_own
 
 
+def without_kernels(config: LanguageModelConfig) -> LanguageModelConfig:
+    """The config with its memories' chunks in a scan, which has the same parameters and states.
+
+    Whether they are to run in a kernel would be asked of the devices, and would start them.
+    """
+    return dataclasses.replace(config, titans={**config.titans, "memory_form": "xla"})
+
+
 def parameter_shapes(model: LanguageModel) -> Any:
     """Shapes and dtypes of a model's parameters, as `jax.ShapeDtypeStruct`."""
     config = model.config
+    model = LanguageModel(without_kernels(config))
     own = any(is_own(str(name)) for name in config.pattern or (config.sequence_layer,))
     # Layers of this package make their parameters without a token to read, in half the time.
     tokens = jax.ShapeDtypeStruct((1, int(own)), jnp.int32)
