@@ -82,6 +82,9 @@ def test_ids_are_as_many_as_wanted_and_hidden_sentences_lie_at_their_depths():
     )
     haystack = itertools.cycle([" fff ffff fffff", " ffffff"])
     ids = lay_out(item, haystack, Words(), 14)
+    for length in range(7, 30):  # sentences of three words and of one, cut at the front
+        cut = lay_out(item, itertools.cycle([" fff ffff fffff", " ffffff"]), Words(), length)
+        assert len(cut) == length and cut[-1] == 12
     assert len(ids) == 14 and ids[:3].tolist() == [1, 3, 4] and ids[-1] == 12
     assert ids[-2] == 10  # the end
     whole = lay_out(item, itertools.cycle([" fff"]), Words(), 12)

@@ -5,6 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from hope_jax.commands import evaluate_suite
 from hope_jax.data.tokenizers import ByteTokenizer
@@ -88,10 +89,21 @@ def test_texts_are_read_in_segments_as_in_one_call():
     model = LanguageModel(CONFIG)
     ids = np.asarray(jax.random.randint(jax.random.key(0), (2, 40), 0, 256), np.int32)
     params = jax.jit(model.init)(jax.random.key(1), ids)["params"]
-    context = read(model, params, ids)
-    made, _ = generate(
-        model, params, context, jax.random.key(0), num_tokens=5, temperature=0, vocab_size=256
-    )
+    params = dict(nn.unbox(params))
+    said = lambda vocab_size: generate(
+        model,
+        params,
+        read(model, params, ids),
+        jax.random.key(0),
+        num_tokens=5,
+        temperature=0,
+        vocab_size=vocab_size,
+    )[0]
+    # An id that the tokenizer has not is likelier than all it has.
+    row = params["embedding"][said(256)[0, 0]]
+    params["embedding"] = params["embedding"].at[258].set(3 * row)
+    assert said(None)[0, 0] == 258
+    made = said(256)
     tokenizer = ByteTokenizer()
     wanted = [tokenizer.decode(row) for row in made]
     assert answer(model, params, tokenizer, ids, segment=16, num_tokens=5) == wanted
