@@ -1008,7 +1008,7 @@ FAULTS = [
         "tests/runs/test_lock.py::test_the_holder_is_named_and_death_frees_the_folder",
     ),
     Fault(
-        "hope_jax/runs/metrics.py",
+        "hope_jax/data/json_lines.py",
         "        except ValueError:\n            continue\n",
         "        except ValueError:\n            break\n",
         "tests/runs/test_metrics.py::test_a_bad_line_is_left_out_and_those_after_it_stay",
@@ -1500,9 +1500,9 @@ FAULTS = [
         "tests/evaluation/test_formal_languages_command.py::test_what_does_not_fit_is_refused_before_anything_runs",
     ),
     Fault(
-        "hope_jax/comparison/suite.py",
-        '"\\n" * cut + json',
-        "json",
+        "hope_jax/data/json_lines.py",
+        'file.read() != b"\\n"',
+        "False",
         "tests/evaluation/test_formal_languages_command.py::test_it_goes_on_where_it_was_and_runs_what_is_new",
     ),
     Fault(
@@ -2058,9 +2058,9 @@ FAULTS = [
         "tests/inference/test_retrofit.py::test_the_step_is_followed_until_both_neighbours_are_worse",
     ),
     Fault(
-        "experiments/retrofit/measure.py",
-        '        cut = self.path.is_file() and not self.path.read_text().endswith("\\n")\n',
-        "        cut = False\n",
+        "hope_jax/data/json_lines.py",
+        '(b"\\n" if cut else b"") + json',
+        "json",
         "tests/inference/test_retrofit.py::test_what_was_read_is_not_read_again_and_a_line_that_was_cut_is",
     ),
     Fault(

@@ -25,6 +25,7 @@ import numpy as np
 from documents import PARTS, text_of
 
 from hope_jax.commands.trained_model import load_model
+from hope_jax.data.json_lines import add_json_line
 from hope_jax.data.tokenizers import Tokenizer
 from hope_jax.inference.sampling import score_segment
 from hope_jax.models import LanguageModel
@@ -138,9 +139,7 @@ class Rows:
     def add(self, row: dict[str, Any]) -> None:
         """Keeps a reading."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        cut = self.path.is_file() and not self.path.read_text().endswith("\n")
-        with self.path.open("a") as file:
-            file.write("\n" * cut + json.dumps(row) + "\n")
+        add_json_line(self.path, row)
         self.found.append(row)
 
 

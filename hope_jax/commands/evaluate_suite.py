@@ -1,6 +1,5 @@
 """`hope evaluate --suite=NAME`: questions to a trained model, their table and picture."""
 
-import json
 import statistics
 import time
 import zlib
@@ -10,6 +9,7 @@ from ml_collections import ConfigDict
 
 from hope_jax.commands.config import change_settings, config_table
 from hope_jax.commands.trained_model import load_model
+from hope_jax.data.json_lines import add_json_line, read_json_lines
 from hope_jax.data.whole_file import write_whole
 from hope_jax.data.whole_folder import check_writable
 from hope_jax.evaluation.heat_map import draw_heat_map
@@ -19,7 +19,6 @@ from hope_jax.evaluation.probe import (
     ask,
     question_of,
     questions_of,
-    read_answers,
 )
 from hope_jax.evaluation.probes import PROBES
 from hope_jax.runs.checkpoint_reader import checkpoint_steps
@@ -59,7 +58,7 @@ def run_suite(
         "seed": settings.seed,
     }
     ours = lambda: [
-        line for line in read_answers(path) if all(line[key] == marks[key] for key in marks)
+        line for _, line in read_json_lines(path) if all(line[key] == marks[key] for key in marks)
     ]
     done = set(map(question_of, ours()))
     left = [one for one in questions if one not in done]
@@ -68,21 +67,17 @@ def run_suite(
     )
     folder.mkdir(parents=True, exist_ok=True)
     shares, spoken = [], time.monotonic()
-    with path.open("a") as file:
-        if file.tell() and not path.read_bytes().endswith(b"\n"):
-            file.write("\n")  # behind what a command that was killed has left
-        for count, line in enumerate(ask(probe, settings, model, params, tokenizer, left, text), 1):
-            file.write(json.dumps({**line, **marks}) + "\n")
-            file.flush()
-            shares.append(line["share"])
-            if time.monotonic() - spoken > 10 or count == len(left):
-                spoken = time.monotonic()
-                speed = line["length"] / max(line["seconds"], 1e-3)
-                print(
-                    f"{count} of {len(left)}: {line['kind']}, {line['length']:,} tokens, "
-                    f"{100 * statistics.fmean(shares):.1f}% found so far, {speed:,.0f} tokens/s",
-                    flush=True,
-                )
+    for count, line in enumerate(ask(probe, settings, model, params, tokenizer, left, text), 1):
+        add_json_line(path, {**line, **marks})
+        shares.append(line["share"])
+        if time.monotonic() - spoken > 10 or count == len(left):
+            spoken = time.monotonic()
+            speed = line["length"] / max(line["seconds"], 1e-3)
+            print(
+                f"{count} of {len(left)}: {line['kind']}, {line['length']:,} tokens, "
+                f"{100 * statistics.fmean(shares):.1f}% found so far, {speed:,.0f} tokens/s",
+                flush=True,
+            )
     lines = [line for line in ours() if question_of(line) in set(questions)]
     table = answers_table(probe, settings, lines)
     shown = config_table(ProbeSettings, config).strip()

@@ -18,12 +18,12 @@ from hope_jax.comparison.suite import (
     SuitePlan,
     Trial,
     Tuned,
-    add_line,
     read_lines,
     suite_table,
     trial_of,
 )
 from hope_jax.comparison.trial import keep_programs
+from hope_jax.data.json_lines import add_json_line
 from hope_jax.data.whole_file import write_whole
 from hope_jax.models.parameter_count import match_parameter_count
 from hope_jax.named import look_in
@@ -139,7 +139,7 @@ def main(suite: Suite, script: str, description: str, arguments: Sequence[str]) 
             runs[trial.row, trial.tuned] = suite.make_run(settings)
         result = runs[trial.row, trial.tuned](trial.task, data[key], trial.seed, report)
         print(f"{trial}: {_shares(result['right'])}", flush=True)
-        add_line(path, trial, result, settings)
+        add_json_line(path, {**trial._asdict(), **result, "settings": as_values(settings)})
         write()
 
     def left(trials: Sequence[Trial]) -> list[Trial]:

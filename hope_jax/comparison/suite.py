@@ -1,7 +1,6 @@
 """A suite: rows that are trained on the suite's own tasks, the runs that have ended, and the table."""
 
 import itertools
-import json
 import math
 import pathlib
 import statistics
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from hope_jax.comparison.plan import Plan, differences, in_words
+from hope_jax.data.json_lines import read_json_lines
 from hope_jax.models import LanguageModelConfig
 from hope_jax.models.parameter_count import parameter_count, state_bytes
 from hope_jax.settings import as_values, read_settings
@@ -133,11 +133,7 @@ def read_lines(path: pathlib.Path, plan: SuitePlan) -> list[dict[str, Any]]:
       ValueError: if one is of a row that has other settings now.
     """
     lines = []
-    for number, text in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
-        try:
-            line = json.loads(text)
-        except ValueError:  # of a command that was killed
-            continue
+    for number, line in read_json_lines(path):
         trial = trial_of(line)
         known = plan.rows.get(trial.row, {}).get(trial.tuned)
         if known is not None and read_settings(type(known), line["settings"]) != known:
@@ -147,14 +143,6 @@ def read_lines(path: pathlib.Path, plan: SuitePlan) -> list[dict[str, Any]]:
             )
         lines.append(line)
     return lines
-
-
-def add_line(path: pathlib.Path, trial: Trial, result: Mapping[str, Any], settings: Any) -> None:
-    """Adds a run that has ended, behind whatever a command that was killed has left."""
-    cut = path.exists() and not (path.read_bytes() or b"\n").endswith(b"\n")
-    line = {**trial._asdict(), **result, "settings": as_values(settings)}
-    with path.open("a") as file:
-        file.write("\n" * cut + json.dumps(line) + "\n")
 
 
 def suite_table(

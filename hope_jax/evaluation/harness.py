@@ -19,7 +19,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
 from hope_jax.data.tokenizers import Tokenizer
-from hope_jax.inference.sampling import generate, read
+from hope_jax.inference.sampling import generate, read_in_segments
 from hope_jax.models.language_model import LanguageModel, ModelState
 
 _MOST = 256  # tokens said where a task gives no number
@@ -144,11 +144,8 @@ class HarnessModel(LM):
         ids = list(self.tokenizer.before) + self._encode(text)
         if not ids:
             raise ValueError("there is nothing to continue: a request for text is empty")
-        context = None
-        for start in range(0, len(ids), self.segment):
-            part = np.array([ids[start : start + self.segment]], np.int32)
-            context = read(self.model, self.params, part, context)
-        assert context is not None
+        rows = np.array([ids], np.int32)
+        context = read_in_segments(self.model, self.params, rows, self.segment)
         said: list[int] = []
 
         def look(token: np.ndarray) -> None:

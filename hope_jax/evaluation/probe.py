@@ -1,12 +1,10 @@
 """A probe: questions to a model that has been trained already, by length of what it has read."""
 
 import dataclasses
-import json
 import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -165,17 +163,6 @@ def ask(
                     "share": share_found(words, item.answers),
                     "seconds": round(seconds, 3),
                 }
-
-
-def read_answers(path: Path) -> list[dict[str, Any]]:
-    """The answers that were given before."""
-    lines = []
-    for text in path.read_text().splitlines() if path.exists() else []:
-        try:
-            lines.append(json.loads(text))
-        except ValueError:  # of a command that was killed
-            continue
-    return lines
 
 
 def question_of(line: Mapping[str, Any]) -> Question:

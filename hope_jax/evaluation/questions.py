@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Int
 
 from hope_jax.data.tokenizers import Tokenizer
-from hope_jax.inference.sampling import Context, generate, read
+from hope_jax.inference.sampling import generate, read_in_segments
 from hope_jax.models.language_model import LanguageModel
 
 
@@ -112,14 +112,10 @@ def answer(
       segment: tokens of a call.
       num_tokens: to say at most.
     """
-    context: Context | None = None
-    for start in range(0, ids.shape[1], segment):
-        context = read(model, params, ids[:, start : start + segment], context)
-    assert context is not None
     said, _ = generate(
         model,
         params,
-        context,
+        read_in_segments(model, params, ids, segment),
         jax.random.key(0),
         num_tokens=num_tokens,
         temperature=0,

@@ -47,6 +47,19 @@ def read(
     return _read(model, params, tokens, state)
 
 
+def read_in_segments(
+    model: LanguageModel,
+    params: Any,
+    tokens: Int[np.ndarray, "B T"],
+    segment: int,
+) -> Context:
+    """Reads at least one token of a new context, `segment` at a time, in memory that does not grow."""
+    context = read(model, params, tokens[:, :segment])
+    for start in range(segment, tokens.shape[1], segment):
+        context = read(model, params, tokens[:, start : start + segment], context)
+    return context
+
+
 def score(
     model: LanguageModel,
     params: Any,

@@ -9,6 +9,7 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+from hope_jax.data.json_lines import read_json_lines
 from hope_jax.data.whole_file import write_whole
 from hope_jax.runs.folder_error import explained
 
@@ -98,12 +99,5 @@ def _is_final(old: dict[str, Any], line: dict[str, Any]) -> bool:
 def read_metrics(workdir: str) -> list[dict[str, float]]:
     """Reads the lines of `metrics.jsonl`, none if there is no such file; what is no line is left out."""
     path = pathlib.Path(workdir) / "metrics.jsonl"
-    lines = []
-    for text in path.read_bytes().splitlines() if path.is_file() else []:
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue
-        if isinstance(line, dict) and isinstance(line.get("step"), int):
-            lines.append(line)
-    return lines
+    lines = (line for _, line in read_json_lines(path))
+    return [line for line in lines if isinstance(line, dict) and isinstance(line.get("step"), int)]

@@ -1,25 +1,19 @@
 """`experiments/formal_languages.py`, from its arguments to its table."""
 
-import importlib
 import json
-import pathlib
 import re
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from jax.sharding import AxisType, Mesh
 
 from hope_jax.commands.suite import main, row_settings
-from hope_jax.comparison import suite_run
 from hope_jax.layers.rotary import rotary_frequencies
 from hope_jax.models.parameter_count import parameter_count
-from hope_jax.training.sharding import AXES
+from tests.evaluation.scripts import suite_script
 
-FOLDER = pathlib.Path(__file__).parents[2] / "experiments"
 DATA = ["train=16", "validation=8", "test=8", "bin0=2,6", "bin1=7,10", "length=16", "long=2"]
 TINY = [
     *DATA,
@@ -36,13 +30,7 @@ TINY = [
 @pytest.fixture
 def command(monkeypatch):
     """The script as a module, on one device."""
-    monkeypatch.syspath_prepend(str(FOLDER))
-    module = importlib.import_module("formal_languages")
-    devices = np.array(jax.devices()[:1]).reshape(1, 1, 1)
-    mesh = Mesh(devices, AXES, axis_types=(AxisType.Auto,) * 3)
-    monkeypatch.setattr(suite_run, "make_mesh", lambda: mesh)
-    yield module
-    sys.modules.pop("formal_languages")
+    yield from suite_script("formal_languages", monkeypatch)
 
 
 def call(command, folder, *arguments, settings=TINY):

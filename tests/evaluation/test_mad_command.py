@@ -1,33 +1,18 @@
 """`experiments/mad.py`: its rows are alike where it says so, and a tiny one runs."""
 
-import importlib
 import json
-import pathlib
-import sys
 
-import jax
-import numpy as np
 import pytest
-from jax.sharding import AxisType, Mesh
 
 from hope_jax.commands.suite import main, row_settings
-from hope_jax.comparison import suite_run
 from hope_jax.models.parameter_count import parameter_count, state_bytes
-from hope_jax.training.sharding import AXES
-
-FOLDER = pathlib.Path(__file__).parents[2] / "experiments"
+from tests.evaluation.scripts import suite_script
 
 
 @pytest.fixture
 def command(monkeypatch):
     """The script as a module, on one device."""
-    monkeypatch.syspath_prepend(str(FOLDER))
-    module = importlib.import_module("mad")
-    devices = np.array(jax.devices()[:1]).reshape(1, 1, 1)
-    mesh = Mesh(devices, AXES, axis_types=(AxisType.Auto,) * 3)
-    monkeypatch.setattr(suite_run, "make_mesh", lambda: mesh)
-    yield module
-    sys.modules.pop("mad")
+    yield from suite_script("mad", monkeypatch)
 
 
 def test_rows_have_hope_s_parameters_and_states_of_its_size(command):

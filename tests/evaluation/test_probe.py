@@ -8,6 +8,7 @@ import pytest
 from flax import linen as nn
 
 from hope_jax.commands import evaluate_suite
+from hope_jax.data.json_lines import read_json_lines
 from hope_jax.data.tokenizers import ByteTokenizer
 from hope_jax.evaluation import probe as probes
 from hope_jax.evaluation.heat_map import draw_heat_map
@@ -17,7 +18,6 @@ from hope_jax.evaluation.probe import (
     answers_table,
     ask,
     questions_of,
-    read_answers,
 )
 from hope_jax.evaluation.probes import PROBES
 from hope_jax.evaluation.questions import answer, share_found
@@ -129,7 +129,7 @@ def test_a_command_goes_on_and_asks_a_new_checkpoint_anew(said, tmp_path, monkey
         file.write('{"kind": "S-1", "le')
     assert hope("evaluate", *given, "--set=kinds=S-1,S-2") == 0
     assert "10 questions, 5 answered before" in capsys.readouterr().out
-    assert len(read_answers(path)) == 10 and len(said) == 4
+    assert len(list(read_json_lines(path))) == 10 and len(said) == 4
     steps.append(9)
     assert hope("evaluate", *given, "--set=kinds=S-2") == 0
     assert "5 questions, 0 answered before" in capsys.readouterr().out
