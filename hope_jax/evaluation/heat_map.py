@@ -28,7 +28,7 @@ def draw_heat_map(lines: Sequence[Mapping[str, Any]], title: str, path: Path) ->
         max(1, rows),
         columns,
         figsize=(
-            1.2 + columns * (0.8 + 0.55 * len(lengths)),
+            max(4.5, 1.2 + columns * (0.8 + 0.55 * len(lengths))),  # the title's width at least
             1 + rows * (0.9 + 0.35 * len(depths)),
         ),
         layout="constrained",
