@@ -59,6 +59,12 @@ class InContextConfig:
         'of "momentum": M <- momentum M + G takes the place of G', 0.9, least=0, below=1
     )
     decay: float = setting("towards the slow weights, at each change", 0.0, least=0, most=1)
+    # One chunk that is unlike the others has a long gradient; a step that fits most is too long for it.
+    largest_change: float | None = setting(
+        "norm of a level's change at one step, over that of its slow weights, at most; None for any",
+        None,
+        above=0,
+    )
     blocks: int | None = setting(
         "how many of the last blocks adapt; None for a quarter, rounded up", None, least=1
     )
@@ -252,14 +258,18 @@ def learn_level(
         direction = jax.tree.map(lambda m, g: config.momentum * m + g, momentum, mean)
         momentum = jax.tree.map(lambda new, old: jnp.where(due, new, old), direction, momentum)
 
-    def moved(w: Array, g: Array, w_0: Array) -> Array:
+    change = jax.tree.map(lambda g: step.astype(g.dtype) * g, direction)
+    if config.largest_change is not None:
+        change = _bounded(change, initial, config.largest_change)
+
+    def moved(w: Array, change: Array, w_0: Array) -> Array:
         kept = w if config.decay == 0 else w_0 + (1 - config.decay) * (w - w_0)
-        new = kept - step.astype(w.dtype) * g
+        new = kept - change
         if state.gradient != ():
             new = jnp.where(due, new, w)
         return new
 
-    weights = jax.tree.map(moved, state.weights, direction, initial)
+    weights = jax.tree.map(moved, state.weights, change, initial)
     left = () if state.gradient == () else _where(due, 0.0, total)
     restarted = (restart > 0) & ((chunks_before + 1) % jnp.maximum(restart, 1) == 0)
     weights = jax.tree.map(lambda w, w_0: jnp.where(restarted, w_0, w), weights, initial)
@@ -274,6 +284,15 @@ def learn_level(
             for tree in (left, momentum)
         )
     return LevelState(weights, left, momentum)
+
+
+def _bounded(change: MLPWeights, initial: MLPWeights, largest: float) -> MLPWeights:
+    """A sequence's change of a level, shortened to `largest` times the norm of its slow weights."""
+    squares = lambda tree: sum(jnp.sum(jnp.square(x), axis=(-2, -1)) for x in tree)
+    limit, length = largest**2 * squares(initial), squares(change)
+    long = length > limit
+    scale = jnp.where(long, jnp.sqrt(limit / jnp.where(long, length, 1)), 1)
+    return jax.tree.map(lambda x: scale[:, None, None] * x, change)
 
 
 def _where(condition, value, tree):

@@ -168,6 +168,13 @@ class TitansConfig:
                 + (", or strength_max smaller" if self.strength == "gate" else "")
                 + ("" if self.objective == "dot" else ", or set bounded_step=True")
             )
+        if self.eta_bound <= 0:
+            raise ValueError(
+                f"strength_max {self.strength_max} leaves no room for a step: with objective="
+                f"{self.objective!r}, generated_target={self.generated_target} and adaptive="
+                f"{self.adaptive} the eigenvalue of any write could be below -1; make strength_max smaller, "
+                f"or set objective='dot', generated_target=False and leave eta and alpha out of adaptive"
+            )
         if not self.initial_eta < self.largest_eta:
             raise ValueError(
                 f"initial_eta {self.initial_eta} must be below eta_max {self.largest_eta:.4g}"

@@ -345,6 +345,10 @@ def test_a_hundred_thousand_tokens(chunks):
         ),
         (dict(initial_eta=0.7, network="matrix", bounded_step=False), "below eta_max 0.6667"),
         (
+            dict(network="matrix", objective="dot", strength="gate", strength_max=2.0),
+            "strength_max 2.0 leaves no room for a step: .* smaller, or set objective='dot'",
+        ),
+        (
             dict(strength="gate", strength_max=0.4),
             "initial_strength 0.5 must be below strength_max",
         ),

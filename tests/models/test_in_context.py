@@ -46,6 +46,7 @@ CASES = {
         settings(chunks=(1, 2, 4), step_size=0.4, optimizer="momentum", decay=0.1),
     ),
     "dgd": (PLAIN, settings(chunks=(3, 6), optimizer="dgd", learned_step=False)),
+    "bounded_change": (PLAIN, settings(largest_change=0.1, decay=0.1, optimizer="momentum")),
     "levels_over_depth": (
         dataclasses.replace(PLAIN, cms_levels=1),
         settings(blocks=3, chunks=(2, 6)),
@@ -220,6 +221,13 @@ def reference(name, functions, params, text, reset):
                     mean = jax.tree.map(lambda m, g: 0.9 * m + g, momentum[here], mean)
                     momentum[here] = mean
                 decay, step = learning.get("decay", 0.0), step_of[here]
+                if "largest_change" in learning:
+                    lengths = [
+                        jnp.linalg.norm(jnp.concatenate([maps[n].ravel() for n in MAPS]))
+                        for maps in (initial[here], mean)
+                    ]
+                    most = learning["largest_change"] * lengths[0]
+                    step = jnp.where(step * lengths[1] > most, most / lengths[1], step)
                 fast[here] = {
                     n: w - decay * (w - initial[here][n]) - step * mean[n]
                     for n, w in fast[here].items()
