@@ -45,6 +45,9 @@ SETTINGS: dict[str, dict[str, Any] | None] = {
     "2 blocks, 64": {"in_context": {"blocks": 2, "chunks": (64,)}},
     "16 blocks, 64": {"in_context": {"blocks": 16, "chunks": (64,)}},
     "30 blocks, 64": {"in_context": {"blocks": 30, "chunks": (64,)}},
+    "8 blocks, 64, unbounded": {
+        "in_context": {"blocks": 8, "chunks": (64,), "largest_change": None}
+    },
     "8 blocks, 64, momentum": {
         "in_context": {"blocks": 8, "chunks": (64,), "optimizer": "momentum"}
     },
@@ -52,6 +55,7 @@ SETTINGS: dict[str, dict[str, Any] | None] = {
     "8 blocks, 64, decay": {"in_context": {"blocks": 8, "chunks": (64,), "decay": 0.02}},
     "as trained": None,
 }
+LARGEST_CHANGE = 3e-4  # of 1e-4, 3e-4 and 1e-3, by the tuning documents
 STEPS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
 FIRST_STEP = 0.03
 
@@ -86,7 +90,8 @@ def set_up(
     changes["attention_window"] = changes["attention_window"] or length
     params = {name: w for name, w in trained.params.items() if name != "log_step"}
     if changes["in_context"] is not None:
-        changes["in_context"] = {**changes["in_context"], "step_size": 1.0}
+        learning = {"largest_change": LARGEST_CHANGE, **changes["in_context"]}
+        changes["in_context"] = {**learning, "step_size": 1.0}
     config = dataclasses.replace(trained.model.config, **changes)
     if config.in_context is not None:
         shape = (config.adapting_blocks, config.cms_levels)

@@ -40,6 +40,7 @@ def scripts(monkeypatch):
     monkeypatch.setattr(modules["report"], "BIN", 8)
     small = {"in_context": {"blocks": 1, "chunks": (4,)}}
     monkeypatch.setitem(measure.SETTINGS, LEARNING, small)
+    monkeypatch.setattr(measure, "LARGEST_CHANGE", 0.02)
     monkeypatch.setattr(measure, "text_of", lambda name: name * 50)
     parts = {"tuning": ("one ", "two "), "reporting": ("three ", "four ", "short"[:0])}
     monkeypatch.setattr(measure, "PARTS", parts)
@@ -61,6 +62,7 @@ def test_a_reading_in_segments_is_the_model_s_with_that_step(scripts, trained):
     ids = np.append(ids, 33)
     losses = scripts.measure.read_losses(*scripts.measure.set_up(trained, LEARNING, 0.3, 32), ids)
     learning = {"blocks": 1, "chunks": (4,), "step_size": 0.3, "learned_step": False}
+    learning["largest_change"] = scripts.measure.LARGEST_CHANGE
     model = LanguageModel(dataclasses.replace(MODEL, in_context=learning))
     whole = jax.jit(lambda *inputs: model.apply(*inputs, method="token_losses"))
     variables = {"params": trained.params}
