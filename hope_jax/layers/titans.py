@@ -172,8 +172,9 @@ class TitansConfig:
             raise ValueError(
                 f"strength_max {self.strength_max} leaves no room for a step: with objective="
                 f"{self.objective!r}, generated_target={self.generated_target} and adaptive="
-                f"{self.adaptive} the eigenvalue of any write could be below -1; make strength_max smaller, "
-                f"or set objective='dot', generated_target=False and leave eta and alpha out of adaptive"
+                f"{self.adaptive} the eigenvalue of any write could be below -1; make strength_max "
+                f"smaller, or set objective='dot', generated_target=False and leave eta and alpha out of "
+                f"adaptive"
             )
         if not self.initial_eta < self.largest_eta:
             raise ValueError(

@@ -25,7 +25,7 @@ RULES = (
     ("head_dim", None),
     ("layers", None),
     ("length", None),
-    ("memory_in", None),
+    ("memory_in", "fsdp"),  # where that divides a head's width
     ("memory_out", None),
     ("persistent", None),
 )
@@ -107,7 +107,16 @@ def parameter_shardings(mesh: Mesh, boxed: Any) -> Any:
     Raises:
       ValueError: for a dimension that the mesh axes it lies on do not divide.
     """
-    specs = nn.get_partition_spec(boxed)
+    parts = mesh.shape[dict(RULES)["memory_in"]]
+
+    def fitting(spec, leaf):
+        """Heads may be narrower than there are devices; their memories' maps lie whole on each then."""
+        sizes = zip(spec, leaf.shape, strict=False)
+        return P(*(None if name == "memory_in" and size % parts else name for name, size in sizes))
+
+    specs = jax.tree.map(
+        fitting, nn.get_partition_spec(boxed), nn.unbox(boxed), is_leaf=lambda x: isinstance(x, P)
+    )
     shardings = nn.logical_to_mesh_sharding(specs, mesh, RULES)
 
     def check(path, leaf, sharding):

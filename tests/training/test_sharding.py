@@ -50,6 +50,19 @@ def test_batches_and_widths_that_do_not_divide_are_refused():
         parameter_shardings(mesh, boxed(model()))  # two heads over four devices
 
 
+@pytest.mark.parametrize(("fsdp", "expected"), [(4, "fsdp"), (8, None)])
+def test_initial_maps_of_memories_are_split_where_devices_divide_a_head(fsdp, expected):
+    network = model(num_heads=4, sequence_layer="titans", titans={"generator_chunk": 16})
+    mesh = make_mesh(fsdp=fsdp)  # heads of width 4
+    shardings = parameter_shardings(mesh, boxed(network))["blocks"]["titans"]
+    specs = {
+        name: one.spec for name, one in shardings.items() if name.endswith(("_first", "_second"))
+    }
+    assert len(specs) == 10  # of five memories
+    for name, spec in specs.items():
+        assert tuple(spec) == (None, "tensor", expected, None), name
+
+
 def test_activations_lie_where_the_rules_say():
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
     network = model()
