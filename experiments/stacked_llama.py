@@ -22,7 +22,9 @@ def get_config() -> ConfigDict:
     config = load_config_file(path).get_config("transformer")
     config.model.num_layers = 32
     config.model.attention_window = 1024  # what attention sees; the levels are for the rest
-    config.model.in_context = ConfigDict({"chunks": (64, 512), "step_size": 0.03})
+    config.model.in_context = ConfigDict(
+        {"chunks": (64, 512), "step_size": 0.1, "largest_change": 3e-4}
+    )
     config.model.remat = "block"
     config.data.sequence_length = 2048
     config.data.batch_size = 4

@@ -28,7 +28,9 @@ def get_config(variant: str = "plain") -> ConfigDict:
     config.model.num_layers = 32
     config.model.attention_window = 256
     if variant == "levels":
-        config.model.in_context = ConfigDict({"blocks": 8, "chunks": (64,), "step_size": 0.03})
+        config.model.in_context = ConfigDict(
+            {"blocks": 8, "chunks": (64,), "step_size": 0.1, "largest_change": 3e-4}
+        )
     config.model.remat = "block"  # 12 GB without
     config.steps = 300
     config.data.update(

@@ -10,7 +10,7 @@ from optax.contrib import MuonDimensionNumbers
 
 from hope_jax.optim import CUBIC, POLAR_EXPRESS, QUINTIC, newton_schulz
 from hope_jax.optim.matrices import resolve_axes
-from hope_jax.optim.newton_schulz import _iterate, orthogonalize
+from hope_jax.optim.newton_schulz import _iterate, _iterate_gram, orthogonalize, steps_of
 
 
 def numpy_newton_schulz(x, steps, coefficients):
@@ -181,3 +181,23 @@ def test_batched_form_of_accelerators_is_that_of_one_matrix_after_another():
     batched = _iterate(stack, QUINTIC * 5, None)
     np.testing.assert_allclose(batched, newton_schulz(stack), atol=1e-5)
     np.testing.assert_allclose(batched[1], newton_schulz(1e25 * stack[1]), atol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [3, 4, 7])
+@pytest.mark.parametrize("coefficients", [QUINTIC, CUBIC, POLAR_EXPRESS])
+def test_wide_matrices_by_the_products_of_their_short_side(steps, coefficients):
+    """Which is how the CPU takes them; with singular values down to a millionth, too."""
+    u, _, vt = np.linalg.svd(np.asarray(random(12, 30), np.float64), full_matrices=False)
+    hard = jnp.asarray(u * np.logspace(0, -6, 12) @ vt, jnp.float32)
+    stack = jnp.stack([hard, 1e-25 * hard, random(12, 30), jnp.zeros((12, 30))])
+    per_step = steps_of(steps, coefficients)
+    expected = [numpy_newton_schulz(matrix, steps, coefficients) for matrix in stack]
+    for form in (_iterate, _iterate_gram):
+        found = jnp.stack([form(matrix, per_step, None) for matrix in stack])
+        np.testing.assert_allclose(found, np.stack(expected), atol=3e-4)
+    np.testing.assert_array_equal(newton_schulz(stack, steps, coefficients)[0], found[0])
+    transposed = newton_schulz(stack.mT, steps, coefficients)[0]
+    np.testing.assert_array_equal(transposed, found[0].mT)
+    with jax.enable_x64(True):
+        exact = _iterate_gram(jnp.asarray(np.asarray(hard, np.float64)), per_step, None)
+        np.testing.assert_allclose(exact, expected[0], atol=1e-10)
