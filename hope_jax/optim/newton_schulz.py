@@ -84,11 +84,11 @@ def _iterate(
 def _iterate_gram(x: jax.Array, per_step: Coefficients, precision: Any) -> jax.Array:
     """The same by products of the short side, for matrices (P, Q) at least twice as wide as high.
 
-    With R = X X^T every step is X <- p(R) X, p(R) = a + b R + c R^2, and R <- p(R) R p(R): all of them
-    commute. So the steps need R alone, and X only the product of the polynomials at the end: for Q = 4 P a
-    third fewer operations. R has the squares of the singular values, whose rounding grows with them from
-    step to step, so X is looked at again after every third. That is as exact as `_iterate` in float32, but
-    not by products of 16-bit numbers: small singular values are lost in R then.
+    With R = X X^T every step is X <- p(R) X, p(R) = a + b R + c R^2, and R <- p(R) R p(R), all of which
+    commute. So the steps need R alone, and X only the product of the polynomials at the end: for Q = 4 P
+    a third fewer operations. R has the squares of the singular values, whose rounding grows from step to
+    step, so X is looked at again after every third. That is as exact as `_iterate` in float32, but not
+    where products are of 16-bit numbers, which lose small singular values in R.
     """
     times = functools.partial(jnp.matmul, precision=precision)
     x = _scaled(x)
