@@ -145,8 +145,8 @@ FAULTS = [
     ),
     Fault(
         "hope_jax/training/step.py",
-        "lambda new, old: jnp.where(empty, old, new.astype(old.dtype)),",
-        "lambda new, old: new.astype(old.dtype),",
+        "lambda new, old: jnp.where(without, old, new.astype(old.dtype)), new",
+        "lambda new, old: new.astype(old.dtype), new",
         "tests/training/test_step.py::test_a_batch_without_weights_changes_nothing_but_the_count[1]",
     ),
     Fault(
@@ -162,9 +162,9 @@ FAULTS = [
         "tests/training/test_step.py::test_a_batch_without_weights_changes_nothing_but_the_count[1]",
     ),
     Fault(
-        "hope_jax/training/loop.py",
-        "    if config.data.reset_documents:\n",
-        "    if not config.data.reset_documents:\n",
+        "hope_jax/training/feed.py",
+        "        if not config.data.reset_documents:\n",
+        "        if config.data.reset_documents:\n",
         "tests/training/test_loop.py::test_documents_are_kept_apart_as_the_config_says[True]",
     ),
     Fault(
@@ -1621,14 +1621,14 @@ FAULTS = [
     ),
     Fault(
         "hope_jax/runs/run_config.py",
-        '_FREE = ("mesh", "accumulate", "checkpoint", "evaluate", "log", "model.remat")\n',
-        '_FREE = ("mesh", "accumulate", "checkpoint", "evaluate", "log")\n',
+        '_FREE = ("mesh", "accumulate", "checkpoint", "evaluate", "log", "model.remat", "optimizer.skips")\n',
+        '_FREE = ("mesh", "accumulate", "checkpoint", "evaluate", "log", "optimizer.skips")\n',
         "tests/training/test_changed_runs.py::test_what_is_recomputed_and_in_how_many_parts_a_batch_is_taken_may_change",
     ),
     Fault(
         "hope_jax/runs/run_config.py",
-        '_FREE = ("mesh", "accumulate", "checkpoint", "evaluate", "log", "model.remat")\n',
-        '_FREE = ("mesh", "checkpoint", "evaluate", "log", "model.remat")\n',
+        '_FREE = ("mesh", "accumulate", "checkpoint", "evaluate", "log", "model.remat", "optimizer.skips")\n',
+        '_FREE = ("mesh", "checkpoint", "evaluate", "log", "model.remat", "optimizer.skips")\n',
         "tests/training/test_changed_runs.py::test_what_is_recomputed_and_in_how_many_parts_a_batch_is_taken_may_change",
     ),
     Fault(
@@ -1975,20 +1975,20 @@ FAULTS = [
     ),
     Fault(
         "launch/tpu_vm.sh",
-        'if [ "$now" != ACTIVE ]; then # with',
-        "if false; then # with",
+        'if [ "$now" != ACTIVE ]; then # whatever',
+        "if false; then # whatever",
         "tests/test_launch.py::test_machines_that_are_taken_away_are_asked_for_again",
     ),
     Fault(
         "launch/gpu.sh",
-        '[ "$code" = 75 ] ||',
-        '[ "$code" = 76 ] ||',
+        'goes_on "$code" || exit',
+        '[ "$code" = 75 ] || exit',
         "tests/test_launch.py::test_on_one_machine_a_run_that_has_saved_goes_on",
     ),
     Fault(
         "launch/slurm.sbatch",
-        'if [ "$code" = 75 ]',
-        'if [ "$code" = 76 ]',
+        'if goes_on "$code"',
+        'if ! goes_on "$code"',
         "tests/test_launch.py::test_slurm_queues_a_job_again_that_has_saved",
     ),
     Fault(
@@ -2092,5 +2092,65 @@ FAULTS = [
         "    model = LanguageModel(without_kernels(config))\n    own =",
         "    own =",
         "tests/training/test_processes.py::test_two_processes_train_as_one_and_stop_together",
+    ),
+    Fault(
+        "hope_jax/training/step.py",
+        "        kept = _unless(bad | empty, changed",
+        "        kept = _unless(empty, changed",
+        "tests/training/test_step.py::test_a_bad_batch_changes_nothing_but_what_is_counted",
+    ),
+    Fault(
+        "hope_jax/training/bad_batches.py",
+        "norms = seen.norms.at[seen.learnt % WINDOW].set(norm)",
+        "norms = jnp.roll(seen.norms, 1).at[0].set(norm) if seen.skipped is None else seen.norms.at[0].set(norm)",
+        "tests/training/test_bad_batches.py::test_what_is_skipped_is_what_a_list_of_norms_says",
+    ),
+    Fault(
+        "hope_jax/training/bad_batches.py",
+        "(seen.learnt >= ENOUGH) & ",
+        "",
+        "tests/training/test_bad_batches.py::test_what_is_skipped_is_what_a_list_of_norms_says",
+    ),
+    Fault(
+        "hope_jax/training/bad_batches.py",
+        "jnp.zeros_like(seen.in_a_row))",
+        "seen.in_a_row)",
+        "tests/training/test_bad_batches.py::test_what_is_skipped_is_what_a_list_of_norms_says",
+    ),
+    Fault(
+        "hope_jax/training/step.py",
+        "    if state.seen:\n        return state\n",
+        "",
+        "tests/training/test_bad_batches.py::test_a_run_that_was_killed_skips_the_same_batches",
+    ),
+    Fault(
+        "hope_jax/training/step.py",
+        "    if state.seen:\n        return state\n",
+        "    return state\n",
+        "tests/training/test_bad_batches.py::test_a_checkpoint_of_before_goes_on",
+    ),
+    Fault(
+        "hope_jax/training/report.py",
+        "if in_a_row > self.skips:",
+        "if in_a_row > self.skips + 1:",
+        "tests/training/test_loop.py::test_bad_batches_are_skipped_until_they_are_too_many_in_a_row",
+    ),
+    Fault(
+        "hope_jax/training/report.py",
+        "- skipped + bool(in_a_row)",
+        "+ 0 * skipped",
+        "tests/training/test_loop.py::test_bad_batches_are_skipped_until_they_are_too_many_in_a_row",
+    ),
+    Fault(
+        "launch/exit_codes.sh",
+        'RESTART="75 76 77"',
+        'RESTART="75 76"',
+        "tests/test_launch.py::test_scripts_start_again_after_the_codes_that_the_package_says",
+    ),
+    Fault(
+        "hope_jax/training/report.py",
+        "    exit_code = DIVERGED\n",
+        "",
+        "tests/training/test_bad_batches.py::test_a_run_that_diverges_has_a_code_of_its_own",
     ),
 ]

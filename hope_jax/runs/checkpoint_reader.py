@@ -58,7 +58,8 @@ def read_state(workdir: str | Path, step: int, target: Any) -> tuple[Any, dict[s
     Args:
       workdir: folder of the run.
       step: of the checkpoint.
-      target: shapes and shardings of the state, a NamedTuple with a field `params`.
+      target: shapes and shardings of the state, a NamedTuple with a field `params`. A field with a
+        default that the checkpoint does not hold, since there was none then, has its default.
 
     Returns:
       The state, and that of the data iterator.
@@ -67,15 +68,22 @@ def read_state(workdir: str | Path, step: int, target: Any) -> tuple[Any, dict[s
       ValueError: if the checkpoint is of another state, with its arrays and both shapes.
     """
     folder = Path(workdir).absolute() / "checkpoints" / str(step)
-    rest = target._asdict()
-    params = rest.pop("params")
     with explained(workdir, f"reading the checkpoint of step {step}"):
         data = json.loads((folder / "data" / "metadata").read_bytes())
         if is_unchecked(folder):
+            target = _as_it_was(folder / "state", target)
             return _read_tree(folder / "state", target, step), data
-        params = _read_tree(folder / "params", params, step)
+        rest = _as_it_was(folder / "rest", target)._asdict()
+        params = _read_tree(folder / "params", rest.pop("params"), step)
         rest = _read_tree(folder / "rest", rest, step)
     return type(target)(params=params, **rest), data
+
+
+def _as_it_was(folder: Path, target: Any) -> Any:
+    """The target with the defaults of fields of which a checkpoint holds nothing."""
+    there = {name.partition("/")[0] for name in _shapes(_metadata(folder))}
+    defaults = {n: v for n, v in target._field_defaults.items() if n not in there}
+    return target._replace(**defaults)
 
 
 def read_params(workdir: str | Path, target: Any) -> Any:
@@ -188,7 +196,7 @@ def _read_tree(folder: Path, target: Any, step: int) -> Any:
 
 def _check_fits(folder: Path, target: Any, step: int, partial: bool = False) -> None:
     """Compares names, shapes and dtypes: Orbax casts, cuts and fills up without a word."""
-    there = _shapes(ocp.StandardCheckpointHandler().metadata(folder).tree)
+    there = _shapes(_metadata(folder))
     here = _shapes(target)
     names = sorted(here if partial else {*there, *here})
     differing = [
@@ -206,6 +214,10 @@ def _check_fits(folder: Path, target: Any, step: int, partial: bool = False) -> 
             f"it (without --config a run's own are taken), or another --workdir{other}; nothing was "
             f"moved"
         )
+
+
+def _metadata(folder: Path) -> Any:
+    return ocp.StandardCheckpointHandler().metadata(folder).tree
 
 
 def _shapes(tree: Any) -> dict[str, str]:

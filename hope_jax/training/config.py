@@ -73,6 +73,15 @@ class OptimizerConfig:
     final_fraction: float = setting("of the learning rate, at the last step", 0.05, least=0, most=1)
     clip_norm: float = setting("largest norm of a gradient; 0 for any", 1.0, least=0)
     weight_decay: float = setting("of matrices", 0.01, least=0)
+    skips: int = setting(
+        "bad batches in a row that are skipped; one more ends the run", 10, least=0
+    )
+    skip_above: float = setting(
+        "times the usual gradient norm, above which a batch is bad; 0 for any norm",
+        0.0,
+        above=1,
+        also=0,
+    )
     arguments: Mapping[str, Any] = setting("further arguments of the optimiser", FrozenDict())
     periods: Mapping[str, Any] = setting(
         "parameters that move every so many steps, such as {'level_1': 8}", FrozenDict()
