@@ -2153,4 +2153,28 @@ FAULTS = [
         "",
         "tests/training/test_bad_batches.py::test_a_run_that_diverges_has_a_code_of_its_own",
     ),
+    Fault(
+        "hope_jax/runs/keep.py",
+        "reverse=True",
+        "reverse=False",
+        "tests/runs/test_checkpoints.py::test_the_newest_those_of_every_so_many_steps_and_the_best_stay",
+    ),
+    Fault(
+        "hope_jax/runs/keep.py",
+        " if math.isfinite(loss)",
+        "",
+        "tests/runs/test_checkpoints.py::test_the_newest_those_of_every_so_many_steps_and_the_best_stay",
+    ),
+    Fault(
+        "hope_jax/runs/keep.py",
+        "keep_checkpoints_without_metrics=False",
+        "keep_checkpoints_without_metrics=True",
+        "tests/runs/test_checkpoints.py::test_the_newest_those_of_every_so_many_steps_and_the_best_stay",
+    ),
+    Fault(
+        "hope_jax/runs/checkpoint_reader.py",
+        " if only in (None, step)",
+        "",
+        "tests/runs/test_checkpoints.py::test_the_newest_those_of_every_so_many_steps_and_the_best_stay",
+    ),
 ]

@@ -86,14 +86,28 @@ def _as_it_was(folder: Path, target: Any) -> Any:
     return target._replace(**defaults)
 
 
+def run_and_step(path: str | Path) -> tuple[str, int | None]:
+    """The run's folder, and the step where the path is that of one of its checkpoints.
+
+    Example:
+      >>> run_and_step("runs/a"), run_and_step("runs/a/checkpoints/500")
+      (('runs/a', None), ('runs/a', 500))
+    """
+    path = Path(path)
+    if path.name.isdecimal() and path.parent.name == "checkpoints":
+        return str(path.parents[1]), int(path.name)
+    return str(path), None
+
+
 def read_params(workdir: str | Path, target: Any) -> Any:
     """Reads the parameters of the newest checkpoint that is whole, and nothing else: see `read_newest`.
 
     Args:
-      workdir: folder of the run.
+      workdir: folder of the run, or of one of its checkpoints, which is then read.
       target: shapes and shardings of the parameters.
     """
-    return read_newest(workdir, ("params",), lambda step: _read_params(workdir, step, target))[1]
+    run, only = run_and_step(workdir)
+    return read_newest(run, ("params",), lambda step: _read_params(run, step, target), only=only)[1]
 
 
 def read_other(workdir: str | Path, target: Any, whole: bool) -> tuple[int, Any]:
@@ -118,6 +132,7 @@ def read_newest(
     parts: Sequence[str],
     read: Callable[[int], Any],
     flag: str = "--workdir",
+    only: int | None = None,
 ) -> tuple[int, Any]:
     """Reads from the newest checkpoint whose parts are whole.
 
@@ -129,6 +144,7 @@ def read_newest(
       parts: of the checkpoint that must be whole.
       read: reads what is wanted of the checkpoint of a step.
       flag: that gave the folder, for the errors.
+      only: step of the checkpoint that is read, if no other will do.
 
     Returns:
       The step, and what was read.
@@ -139,7 +155,8 @@ def read_newest(
     """
     damaged: set[tuple[int, int]] = set()
     for _ in range(_ATTEMPTS):
-        there = [(step, _identity(workdir, step)) for step in checkpoint_steps(workdir)]
+        steps = [step for step in checkpoint_steps(workdir) if only in (None, step)]
+        there = [(step, _identity(workdir, step)) for step in steps]
         found = [(step, place) for step, place in there if place and (step, place) not in damaged]
         if not found:
             break
@@ -164,6 +181,9 @@ def read_newest(
         )
     if damaged:
         raise ValueError(f"{flag}={workdir}: all checkpoints are damaged")
+    if only is not None:
+        there_are = ", ".join(map(str, checkpoint_steps(workdir)))
+        raise ValueError(f"{workdir} has no checkpoint of step {only}; there are {there_are}")
     raise ValueError(f"{flag}={workdir} has no checkpoint yet; let the run save one")
 
 

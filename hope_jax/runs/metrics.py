@@ -92,11 +92,19 @@ class NoMetrics:
         """Does nothing."""
 
 
+def validation_losses(workdir: str | pathlib.Path) -> dict[int, float]:
+    """The validation losses that a run has written, by step; of several of a step the last."""
+    lines = read_metrics(workdir)
+    return {
+        int(line["step"]): line["validation_loss"] for line in lines if "validation_loss" in line
+    }
+
+
 def _is_final(old: dict[str, Any], line: dict[str, Any]) -> bool:
     return old["step"] == line["step"] and old.keys() == line.keys()
 
 
-def read_metrics(workdir: str) -> list[dict[str, float]]:
+def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, float]]:
     """Reads the lines of `metrics.jsonl`, none if there is no such file; what is no line is left out."""
     path = pathlib.Path(workdir) / "metrics.jsonl"
     lines = (line for _, line in read_json_lines(path))

@@ -137,9 +137,16 @@ class CheckpointConfig:
 
     every: int = setting("steps from one to the next", 100, least=1)
     keep: int = setting("newest ones that stay", 2, least=1)
+    keep_every: int = setting("steps, whose multiples stay, too; 0 for none", 0, least=0)
+    keep_best: int = setting("with the lowest validation loss that stay, too", 0, least=0)
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.keep_every % self.every:
+            raise SettingError(
+                f"keep_every={self.keep_every} is no multiple of every={self.every}, and there is a "
+                f"checkpoint at multiples of both alone; make it one"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,6 +205,12 @@ class RunConfig:
             raise ValueError(
                 f"data.batch_size={self.data.batch_size} does not divide into "
                 f"accumulate={self.accumulate} micro-batches; make it a multiple"
+            )
+        if self.checkpoint.keep_best and self.checkpoint.every % self.evaluate.every:
+            raise ValueError(
+                f"checkpoint.keep_best={self.checkpoint.keep_best} needs a validation loss of each "
+                f"checkpoint; make checkpoint.every={self.checkpoint.every} a multiple of "
+                f"evaluate.every={self.evaluate.every}"
             )
 
 

@@ -13,6 +13,7 @@ from hope_jax.data.pipeline import ValidationBatches, train_iterator
 from hope_jax.data.tokenizers import check_vocabulary, load_tokenizer
 from hope_jax.runs.checkpoint_reader import checkpoint_steps
 from hope_jax.runs.checkpoint_writer import CheckpointWriter
+from hope_jax.runs.keep import keep_of
 from hope_jax.runs.metrics import MetricsWriter, NoMetrics
 from hope_jax.runs.origin import Origin, find_origin, keep_origin, said_of
 from hope_jax.runs.run_tokenizer import tokenizer_of
@@ -108,7 +109,7 @@ def _train(
         begun = begin_from(origin, assembly.optimizer, assembly.target, tokenizer)
     with contextlib.ExitStack() as stack:
         checkpoints = CheckpointWriter(
-            workdir, config, config.checkpoint.keep, record, whole_config, may_change
+            workdir, config, keep_of(config.checkpoint), record, whole_config, may_change
         )
         stack.callback(checkpoints.close)
         restored = checkpoints.restore(assembly.target)

@@ -58,7 +58,7 @@ def summarize_run(
         "optimiser": _optimizer(config, params),
         "steps": f"{config.steps:,} of {tokens:,} tokens ({count(config.data.batch_size, 'sequence')} of "
         f"{config.data.sequence_length}), {config.steps * tokens:,} in all",
-        "folder": f"{workdir} ({every}, the newest {config.checkpoint.keep} kept)",
+        "folder": f"{workdir} ({every}, {_kept(config.checkpoint)} kept)",
     }
     width = max(map(len, rows))
     return [f"{name:<{width}}  {text}" for name, text in rows.items()]
@@ -93,6 +93,13 @@ def summarize_changes(
             f"learning rate: {was:.3g} at step {step} as it was, {now:.3g} at step {step + 1}"
         )
     return lines
+
+
+def _kept(checkpoint: ConfigDict) -> str:
+    kept = [f"the newest {checkpoint.keep}"]
+    kept += [f"all of every {checkpoint.keep_every:,} steps"] * bool(checkpoint.keep_every)
+    kept += [f"the best {checkpoint.keep_best}"] * bool(checkpoint.keep_best)
+    return ", ".join(kept)
 
 
 def parameters_by_part(params: Any) -> dict[str, int]:

@@ -84,6 +84,7 @@ SETTINGS = {
     "mesh.expect_devices=99": "mesh.expect_devices=99, but",
     "checkpoint.every=0": "checkpoint.every=0 must be a whole number at least 1",
     "checkpoint.keep=0": "checkpoint.keep=0 must be a whole number at least 1",
+    "checkpoint.keep_every=7": "checkpoint.keep_every=7 is no multiple of every=",
     "evaluate.every=0": "evaluate.every=0 must be a whole number at least 1",
     "evaluate.batches=-1": "evaluate.batches=-1 must be a whole number at least 0",
     "evaluate.final_batches=-1": "evaluate.final_batches=-1 must be a whole number at least 0",
