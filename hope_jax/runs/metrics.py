@@ -3,7 +3,7 @@
 import json
 import pathlib
 import time
-from typing import Any
+from typing import Any, Protocol
 
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
@@ -15,7 +15,20 @@ from hope_jax.runs.folder_error import explained
 
 # What depends on the machine and its load; all else is equal to the bit when a run is cut off and goes
 # on.
-SPEEDS = ("tokens_per_second", "mfu")
+SPEEDS = ("tokens_per_second", "mfu", "goodput")
+
+
+class AnyMetrics(Protocol):
+    """What writes metrics down, or sends them somewhere, too."""
+
+    def write(self, step: int, **values: float) -> None:
+        """Writes one line."""
+
+    def write_final(self, step: int, **values: float) -> None:
+        """Writes the line of the evaluation at the end, in the place of one that is there."""
+
+    def close(self) -> None:
+        """Ends."""
 
 
 class MetricsWriter:

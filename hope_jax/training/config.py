@@ -175,6 +175,12 @@ class LogConfig:
     """What is written while a run goes on."""
 
     every: int = setting("steps from one line to the next", 10, least=1)
+    # No step, evaluated batch or checkpoint takes that long where all is well.
+    hang_after: float = setting(
+        "seconds without progress after which the run ends; 0 for never", 1800.0, least=0
+    )
+    profile_steps: tuple[int, ...] = setting("that are profiled, such as (20, 21)", (), least=1)
+    wandb: str = setting("project of Weights & Biases to send metrics to; empty for none", "")
 
     def __post_init__(self) -> None:
         check_fields(self)

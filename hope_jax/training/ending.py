@@ -15,7 +15,7 @@ from hope_jax.data.tokenizers import Tokenizer
 from hope_jax.inference.sampling import generate, read
 from hope_jax.inference.text_stream import show_controls
 from hope_jax.models import LanguageModel
-from hope_jax.runs.metrics import MetricsWriter, NoMetrics
+from hope_jax.runs.metrics import AnyMetrics
 from hope_jax.runs.picture import plot_losses
 from hope_jax.training.corpus import Corpus
 
@@ -32,7 +32,7 @@ def finish(
     loss: float,
     corpus: Corpus,
     console: Console,
-    metrics: MetricsWriter | NoMetrics,
+    metrics: AnyMetrics,
 ) -> dict[str, float]:
     """Writes down and shows how good the model has become."""
     documents, _, validation = corpus

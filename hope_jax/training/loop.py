@@ -14,22 +14,26 @@ from hope_jax.data.tokenizers import check_vocabulary, load_tokenizer
 from hope_jax.runs.checkpoint_reader import checkpoint_steps
 from hope_jax.runs.checkpoint_writer import CheckpointWriter
 from hope_jax.runs.keep import keep_of
-from hope_jax.runs.metrics import MetricsWriter, NoMetrics
 from hope_jax.runs.origin import Origin, find_origin, keep_origin, said_of
 from hope_jax.runs.run_tokenizer import tokenizer_of
+from hope_jax.runs.wandb_metrics import find_wandb
+from hope_jax.training.activity import Activity
 from hope_jax.training.assembly import assemble
 from hope_jax.training.config import whole_config
 from hope_jax.training.corpus import corpus_record, open_corpus
 from hope_jax.training.ending import finish, result_line, say_what_is_next, show_sample
 from hope_jax.training.feed import make_evaluation, make_feed
 from hope_jax.training.optimizer import make_schedule
-from hope_jax.training.processes import StopRequest, join_processes, watch_processes
+from hope_jax.training.processes import StopRequest, join_processes
+from hope_jax.training.profile import StepProfiler
 from hope_jax.training.progress import TrainingProgress
-from hope_jax.training.report import DivergedError, StepReport
+from hope_jax.training.report import DivergedError, StepReport, open_metrics
 from hope_jax.training.start import begin_from
 from hope_jax.training.step import Metrics, TrainState, init_state, with_seen
 from hope_jax.training.summary import summarize_changes, summarize_run
 from hope_jax.training.usage import usage_of_a_token
+from hope_jax.training.watch import Others, watch_processes
+from hope_jax.training.watchdog import Watchdog
 
 __all__ = ["DivergedError", "train"]
 
@@ -71,8 +75,8 @@ def train(
     config = whole_config(config, note=None if quiet else print)
     join_processes(config.mesh.processes)
     origin = find_origin(workdir, from_run, with_optimizer)
-    with watch_processes():
-        return _train(config, workdir, may_change, origin, quiet)
+    with watch_processes(workdir) as others:
+        return _train(config, workdir, may_change, origin, quiet, others)
 
 
 def _train(
@@ -81,7 +85,9 @@ def _train(
     may_change: Collection[str],
     origin: Origin | None,
     quiet: bool,
+    others: Others,
 ) -> dict[str, float] | None:
+    activity = Activity()
     first_process = jax.process_index() == 0
     console = Console(quiet=quiet or not first_process)
     say = functools.partial(console.print, markup=False, highlight=False, soft_wrap=True)
@@ -103,6 +109,8 @@ def _train(
     )
     validation = ValidationBatches(corpus.validation, **sizes)
     record = corpus_record(corpus)
+    if config.log.wandb:
+        find_wandb(config.log.wandb)
     # All that may not fit comes before the folder, so that it leaves no run behind.
     begun = None
     if origin is not None and not checkpoint_steps(workdir):
@@ -135,9 +143,11 @@ def _train(
             state = init_state(assembly.model, assembly.optimizer, assembly.mesh, config.seed)
         state = with_seen(state, assembly.target)
         first = int(state.step)
-        metrics = MetricsWriter(workdir, first) if first_process else NoMetrics()
+        metrics = open_metrics(workdir, first, config)
         stack.callback(metrics.close)
         request = stack.enter_context(StopRequest())
+        profiler = StepProfiler(workdir, config.log.profile_steps if first_process else ())
+        stack.callback(profiler.close)
         feed = make_feed(config, assembly.mesh)
         tokens = config.data.batch_size * config.data.sequence_length
         evaluate = make_evaluation(config, assembly.model, assembly.mesh, validation, feed)
@@ -151,17 +161,23 @@ def _train(
                 make_schedule(config.optimizer, config.steps),
                 usage_of_a_token(assembly.model.config, config.data.sequence_length, assembly.mesh),
                 config.optimizer.skips,
+                activity,
             )
-            state = _take_steps(
-                config,
-                state,
-                batches,
-                lambda state, batch: assembly.step(state, feed(batch)),
-                evaluate,
-                checkpoints,
-                report,
-                request,
-            )
+            with Watchdog(
+                workdir, jax.process_index(), activity, config.log.hang_after, others.say_hung
+            ):
+                state = _take_steps(
+                    config,
+                    state,
+                    batches,
+                    lambda state, batch: assembly.step(state, feed(batch)),
+                    evaluate,
+                    checkpoints,
+                    report,
+                    request,
+                    activity,
+                    profiler,
+                )
         last_line = Console(quiet=not first_process)
         try:
             if int(state.step) == config.steps:
@@ -190,25 +206,34 @@ def _take_steps(
     state: TrainState,
     batches: Any,
     train_step: Callable[[TrainState, dict[str, Any]], tuple[TrainState, Metrics]],
-    evaluate: Callable[[Any, int], float],
+    evaluate: Callable[..., float],
     checkpoints: CheckpointWriter,
     report: StepReport,
     request: StopRequest,
+    activity: Activity,
+    profiler: StepProfiler,
 ) -> TrainState:
     """Takes the steps that are left, or those until a stop is asked for, and saves the last."""
     first = step = int(state.step)
     while step < config.steps and not request.reached(step + 1):
-        state, values = train_step(state, next(batches))
         step += 1
+        with profiler.begin(step):
+            activity.begin("reading", step)
+            batch = next(batches)
+            activity.begin("compiling" if step == first + 1 else "stepping", step)
+            state, values = train_step(state, batch)
+        profiler.end(step, values)
         report.take(step, values)
-        save = step % config.checkpoint.every == 0
         if step % config.evaluate.every == 0 and step < config.steps:
             report.flush()
-            report.evaluation(step, evaluate(state.params, config.evaluate.batches))
-        if save:
+            measured = functools.partial(activity.begin, "evaluating", step)
+            report.evaluation(step, evaluate(state.params, config.evaluate.batches, measured))
+        if step % config.checkpoint.every == 0:
             report.flush()  # what is written of a step is there before its checkpoint
+            activity.begin("saving", step)
             checkpoints.save(step, state, batches.get_state())
     report.flush()
+    activity.begin("saving", step)
     if step > first:
         checkpoints.save(step, state, batches.get_state())
     checkpoints.wait()

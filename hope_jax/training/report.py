@@ -2,11 +2,15 @@
 
 import math
 
+import jax
 import optax
+from ml_collections import ConfigDict
 
 from hope_jax.counts import count
 from hope_jax.exit_codes import DIVERGED
-from hope_jax.runs.metrics import MetricsWriter, NoMetrics
+from hope_jax.runs.metrics import AnyMetrics, MetricsWriter, NoMetrics
+from hope_jax.runs.wandb_metrics import WandbMetrics, find_wandb
+from hope_jax.training.activity import Activity
 from hope_jax.training.progress import TrainingProgress
 from hope_jax.training.step import Metrics
 
@@ -15,6 +19,22 @@ class DivergedError(RuntimeError):
     """Raised when too many batches in a row cannot be learnt from; checkpoints are as before them."""
 
     exit_code = DIVERGED
+
+
+def open_metrics(workdir: str, step: int, config: ConfigDict) -> AnyMetrics:
+    """Where the metrics of a run go: from the first process to its folder and where the config says.
+
+    Args:
+      workdir: folder of the run.
+      step: steps taken so far.
+      config: whole, of the run.
+    """
+    if jax.process_index() > 0:
+        return NoMetrics()
+    metrics = MetricsWriter(workdir, step)
+    if not config.log.wandb:
+        return metrics
+    return WandbMetrics(metrics, find_wandb(config.log.wandb), config)
 
 
 class StepReport:
@@ -27,19 +47,23 @@ class StepReport:
       schedule: of the learning rate.
       usage: share of the devices' peak that one token a second is; None if the peak is not known.
       skips: bad batches in a row that end no run.
+      activity: what is done.
     """
 
     def __init__(
         self,
         folder: str,
-        metrics: MetricsWriter | NoMetrics,
+        metrics: AnyMetrics,
         progress: TrainingProgress,
         schedule: optax.Schedule,
         usage: float | None,
         skips: int,
+        activity: Activity,
     ):
         self.folder, self.metrics, self.progress = folder, metrics, progress
         self.schedule, self.usage, self.skips = schedule, usage, skips
+        self.activity = activity
+        self._taken = self._in_vain = 0
         self._pending: tuple[int, Metrics] | None = None
 
     def take(self, step: int, values: Metrics) -> None:
@@ -75,9 +99,13 @@ class StepReport:
         speed = self.progress.step(step, loss, rate, under_way)
         if in_a_row:
             self.progress.say(f"step {step}  batch skipped: {said} ({skipped} skipped in all)")
+        self._taken += 1
+        self._in_vain += bool(in_a_row)
         if in_a_row or self.progress.is_due(step):
             told = {"loss": loss, "gradient_norm": gradient, "update_norm": update}
             told |= {"learning_rate": rate, "skipped": skipped}
+            counted = 1 - self._in_vain / self._taken
+            told["goodput"] = self.activity.share("stepping") * counted
             if math.isfinite(speed):
                 told["tokens_per_second"] = speed
                 if self.usage is not None:

@@ -207,6 +207,33 @@ def test_documents_are_kept_apart_as_the_config_says(tmp_path, monkeypatch, apar
         assert any(flags is not None and np.any(flags) for flags in seen) == apart, kind
 
 
+def test_chosen_steps_are_profiled_and_good_time_is_told(tmp_path, monkeypatch):
+    """Steps 2 and 3 as one profile, and 5."""
+
+    @jax.jit
+    def step(state, batch):
+        return state._replace(step=state.step + 1), Metrics(*[jnp.ones(())] * 3)
+
+    monkeypatch.setattr(assembly, "make_train_step", lambda *_: step)
+    monkeypatch.setattr(feed, "make_eval_step", lambda *_: lambda *_: (jnp.ones(()),) * 2)
+    changes = {"log.profile_steps": (2, 3, 5), "evaluate.sample_tokens": 0}
+    run = tmp_path / "run"
+    monkeypatch.setattr(jax.profiler, "start_trace", traced := [].append)
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: traced("end"))
+    numbers = []
+    monkeypatch.setattr(
+        jax.profiler,
+        "StepTraceAnnotation",
+        lambda name, step_num: numbers.append(step_num) or contextlib.nullcontext(),
+    )
+    loop.train(tiny_config(tmp_path, **changes), str(run))
+    assert numbers == [2, 3, 5]
+    assert traced.__self__ == [run / "profile", "end"] * 2
+    shares = [line["goodput"] for line in read_metrics(run) if "goodput" in line]
+    assert len(shares) == 6 and shares[-1] > 0
+    assert all(0 <= share < 1 for share in shares)
+
+
 def test_settings_that_do_not_fit_are_refused_before_compilation(tmp_path, monkeypatch):
     def compiled(*_):
         raise AssertionError("reached compilation")
