@@ -96,7 +96,15 @@ class CheckpointWriter:
             changes = find_changes(self.folder, config, complete, may_change)
             source = ", ".join(
                 f"data.{name}={config.data[name]!r}"
-                for name in ("files", "tfds", "source", "arguments", "tokens", "tokenizer")
+                for name in (
+                    "files",
+                    "tfds",
+                    "source",
+                    "arguments",
+                    "tokens",
+                    "mixture",
+                    "tokenizer",
+                )
                 if config.data.get(name) or name == "files"
             )
             if corpus is not None:

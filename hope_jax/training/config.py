@@ -4,8 +4,8 @@ import dataclasses
 import inspect
 import math
 import re
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 from flax.core import FrozenDict
 from ml_collections import ConfigDict
@@ -42,10 +42,16 @@ class DataConfig:
     )
     arguments: Mapping[str, Any] = setting("of source", FrozenDict())
     tokens: str = setting("or a folder that hope tokenize has written", "")
+    mixture: tuple[str, ...] = setting(
+        "or several of them with their weights, such as ('web=0.7', 'code=0.3')", ()
+    )
     tokenizer: str = setting("bytes, or a SentencePiece .model or tokenizers .json file", "bytes")
     validation_fraction: float = setting("share of documents held out", 0.1, above=0, below=1)
     sequence_length: int = setting("tokens of a sequence", 512, least=1)
     batch_size: int = setting("sequences of a step, over all devices", 8, least=1)
+    packing: Literal["stream", "first_fit"] = setting(
+        "how documents become sequences: cut anywhere, or whole where they fit", "stream"
+    )
     # Exact, and a third slower.
     reset_documents: bool = setting(
         "whether memories return to their initial state where a document begins", False
@@ -53,12 +59,46 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        named = [name for name in ("files", "tfds", "source", "tokens") if getattr(self, name)]
+        named = [
+            name for name in ("files", "tfds", "source", "tokens", "mixture") if getattr(self, name)
+        ]
         if len(named) > 1:
             given = " and ".join(f"{name}={getattr(self, name)!r}" for name in named)
             raise ValueError(f"{given} are given together; keep one, and leave out the others")
         if self.arguments and self.source is None:
             raise ValueError("arguments are those of source, and there is none; leave them out")
+        _ = read_mixture(self.mixture)
+        if self.packing == "first_fit" and not self.reset_documents:
+            raise SettingError(
+                "packing='first_fit' puts documents into one sequence that have nothing to do with "
+                "each other; set reset_documents to True, too"
+            )
+
+
+def read_mixture(mixture: Sequence[str]) -> dict[str, float]:
+    """Weights by folder.
+
+    Raises:
+      SettingError: if one is not FOLDER=WEIGHT, with a weight above 0, or comes twice.
+
+    Example:
+      >>> read_mixture(["tokens/web=0.7", "tokens/code=0.3"])
+      {'tokens/web': 0.7, 'tokens/code': 0.3}
+    """
+    weights: dict[str, float] = {}
+    for item in mixture:
+        folder, _, number = item.rpartition("=")
+        try:
+            weight = float(number)
+        except ValueError:
+            weight = math.nan
+        if not folder or not 0 < weight < math.inf or folder in weights:
+            raise SettingError(
+                f"mixture={tuple(mixture)!r} must be FOLDER=WEIGHT for each folder once, with weights "
+                f"above 0; {item!r} is not"
+            )
+        weights[folder] = weight
+    return weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -261,11 +301,11 @@ def whole_config(config: Any, note: Callable[[str], None] | None = None) -> Conf
             f"optimizer.warmup_steps={warmup} shortened to {run.steps // 10}, because "
             f"steps={run.steps}"
         )
-    if run.data.tokens and run.evaluate.ngram_orders:
+    if (run.data.tokens or run.data.mixture) and run.evaluate.ngram_orders:
         values["evaluate"]["ngram_orders"] = ()
         notes.append(
             f"evaluate.ngram_orders={run.evaluate.ngram_orders} left out: n-gram models read text, "
-            f"which data.tokens has not"
+            f"which {'data.tokens' if run.data.tokens else 'data.mixture'} has not"
         )
     length = run.data.sequence_length
     notes += [

@@ -35,7 +35,7 @@ def finish(
     metrics: AnyMetrics,
 ) -> dict[str, float]:
     """Writes down and shows how good the model has become."""
-    documents, _, validation = corpus
+    documents, validation = corpus.documents, corpus.validation
     bits = loss / math.log(2) * validation.num_told / validation.num_bytes
     result = {"validation_loss": loss, "bits_per_byte": bits}
     metrics.write_final(config.steps, **result)

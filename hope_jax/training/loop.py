@@ -20,7 +20,7 @@ from hope_jax.runs.wandb_metrics import find_wandb
 from hope_jax.training.activity import Activity
 from hope_jax.training.assembly import assemble
 from hope_jax.training.config import whole_config
-from hope_jax.training.corpus import corpus_record, open_corpus
+from hope_jax.training.corpus import corpus_record, make_rows, open_corpus
 from hope_jax.training.ending import finish, result_line, say_what_is_next, show_sample
 from hope_jax.training.feed import make_evaluation, make_feed
 from hope_jax.training.optimizer import make_schedule
@@ -96,18 +96,17 @@ def _train(
     tokenizer = load_tokenizer(name)
     check_vocabulary(tokenizer, config.model.vocab_size, name)
     corpus = open_corpus(config.data, tokenizer)
-    sizes = {
-        "sequence_length": config.data.sequence_length,
-        "batch_size": config.data.batch_size,
-    }
     batches = train_iterator(
-        corpus.train,
-        **sizes,
+        [make_rows(stream, config.data) for stream in corpus.sources],
+        weights=corpus.weights,
+        batch_size=config.data.batch_size,
         seed=config.seed,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    validation = ValidationBatches(corpus.validation, **sizes)
+    validation = ValidationBatches(
+        make_rows(corpus.validation, config.data), batch_size=config.data.batch_size
+    )
     record = corpus_record(corpus)
     if config.log.wandb:
         find_wandb(config.log.wandb)
@@ -122,7 +121,7 @@ def _train(
         stack.callback(checkpoints.close)
         restored = checkpoints.restore(assembly.target)
         for line in summarize_run(
-            config, assembly.target.params, corpus[1:], assembly.mesh, workdir
+            config, assembly.target.params, corpus.parts, assembly.mesh, workdir
         ):
             say(line)
         if restored is not None:

@@ -84,6 +84,8 @@ SETTINGS = {
     "mesh.expect_devices=99": "mesh.expect_devices=99, but",
     "checkpoint.every=0": "checkpoint.every=0 must be a whole number at least 1",
     "checkpoint.keep=0": "checkpoint.keep=0 must be a whole number at least 1",
+    "data.mixture=('a=1', 'a=2')": "data.mixture=('a=1', 'a=2') must be FOLDER=WEIGHT for each folder",
+    "data.packing=first_fit": "data.packing='first_fit' puts documents into one sequence",
     "checkpoint.keep_every=7": "checkpoint.keep_every=7 is no multiple of every=",
     "evaluate.every=0": "evaluate.every=0 must be a whole number at least 1",
     "evaluate.batches=-1": "evaluate.batches=-1 must be a whole number at least 0",
