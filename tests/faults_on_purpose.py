@@ -2279,4 +2279,28 @@ FAULTS = [
         "            if False:\n",
         "tests/commands/test_tokenize.py::test_what_was_stopped_goes_on_where_it_was[1]",
     ),
+    Fault(
+        "hope_jax/training/watch.py",
+        "        while word.kind == _ALIVE:\n            try:",
+        "        while False:\n            try:",
+        "tests/training/test_watch.py::test_what_becomes_of_one_is_passed_on_and_said",
+    ),
+    Fault(
+        "hope_jax/training/watch.py",
+        "        connection.settimeout(_SILENCE)\n",
+        "        connection.settimeout(None)\n",
+        "tests/training/test_watch.py::test_one_that_is_silent_is_lost_and_one_that_is_done_is_not",
+    ),
+    Fault(
+        "hope_jax/training/watch.py",
+        "        if word.kind != _DONE and not",
+        "        if not",
+        "tests/training/test_watch.py::test_one_that_is_silent_is_lost_and_one_that_is_done_is_not",
+    ),
+    Fault(
+        "hope_jax/training/watch.py",
+        "            if any(watch.over.is_set() for watch in self.watches):",
+        "            if False:",
+        "tests/training/test_watch.py::test_one_that_fails_itself_is_not_ended_by_another",
+    ),
 ]
