@@ -2303,4 +2303,10 @@ FAULTS = [
         "            if False:",
         "tests/training/test_watch.py::test_one_that_fails_itself_is_not_ended_by_another",
     ),
+    Fault(
+        "hope_jax/runs/metrics.py",
+        'f"events{number:06}"',
+        '"events"',
+        "tests/runs/test_metrics.py::test_a_clock_that_is_set_back_hides_nothing",
+    ),
 ]

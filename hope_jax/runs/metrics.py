@@ -46,9 +46,10 @@ class MetricsWriter:
         with explained(workdir, "writing metrics"):
             self._rewrite()
             (self.folder / "tensorboard").mkdir(exist_ok=True)
-            # In order of time also within a second.
-            suffix = f".{time.time_ns() % 10**9:09d}"
-            self._board = EventsWriter(str(self.folder / "tensorboard" / "events"), suffix)
+            # TensorBoard reads files in the order of their names, which hold the time: here a number
+            # comes before it, so that a clock that is set back changes nothing.
+            number = len(list((self.folder / "tensorboard").iterdir()))
+            self._board = EventsWriter(str(self.folder / "tensorboard" / f"events{number:06}"))
             # TensorBoard then forgets what earlier files say of later steps.
             start = SessionLog(status=SessionLog.START)
             self._board.write_event(Event(wall_time=time.time(), step=step + 1, session_log=start))
