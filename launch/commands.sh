@@ -3,6 +3,8 @@
 # commands or shows them. Every command is shown so that a shell reads it back as it was, spaces too.
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+# shellcheck source=launch/exit_codes.sh
+source "$ROOT/launch/exit_codes.sh"
 DRY_RUN=no
 VERBS=() # what to do, in the order given
 TRAIN=() # what stands behind --, for hope train

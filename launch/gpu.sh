@@ -7,7 +7,7 @@
 # Verbs, in the order given:
 #   install  the package with CUDA's libraries, in an environment; the driver must be there
 #   devices  shows what JAX finds
-#   run      hope train with what stands behind --; again where it was stopped and has saved, or was killed
+#   run      hope train with what stands behind --; again where it can go on by itself (launch/exit_codes.sh)
 # Flags:
 #   --cuda=13        or 12, as the driver can
 #   --venv=FOLDER    the environment; .venv of this checkout if not given
@@ -34,7 +34,7 @@ do_run() {
     while :; do
         code=0
         run "$venv/bin/hope" train "${TRAIN[@]}" || code=$?
-        [ "$code" = 75 ] || [ "$code" -gt 130 ] || exit "$code"
+        goes_on "$code" || exit "$code"
         echo "ended with code $code; going on" >&2
         sleep 5
     done

@@ -139,15 +139,14 @@ do_keep() {
         case "$code" in
         runs) continue ;;
         0) break ;;
-        2) fail "the run has ended with code 2; see the verb log" ;;
+        2 | 3) fail "the run has ended with code $code; see the verb log" ;;
         esac
-        if [ "$now" != ACTIVE ]; then # with a machine that is taken away, the others end with code 1
+        if [ "$now" != ACTIVE ]; then # whatever the others have ended with
             echo "$(date +%H:%M:%S) $name is $now; asking again"
             do_delete || true
             begin
-        elif [ "$code" = 1 ]; then
-            fail "the run has failed; see the verb log"
-        elif [ "$code" != lost ]; then # stopped and saved, or killed
+        elif [ "$code" != lost ]; then
+            goes_on "$code" || fail "the run has failed with code $code; see the verb log"
             do_run
         fi
     done

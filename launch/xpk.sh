@@ -17,7 +17,7 @@
 #   --hosts=NUMBER   of machines that the type has (1 if not given)
 #   --image=IMAGE    its name in a registry that the cluster can read
 #   --spot           where the cluster makes machines as it needs them
-#   --restarts=100   how often it may begin again: after a preemption, or a stop that has saved (code 75)
+#   --restarts=100   how often it may begin again: after a preemption, or as launch/exit_codes.sh says
 #   --dry-run        shows the commands, and runs none
 # The folder of --workdir must be one that all hosts see: attach storage to the cluster (xpk storage attach).
 source "$(dirname "${BASH_SOURCE[0]}")/commands.sh"
@@ -39,7 +39,7 @@ do_run() {
     local more=()
     [ -z "$spot" ] || more+=(--spot)
     run xpk workload create --workload="$name" "${where[@]}" --tpu-type="$type" \
-        --docker-image="$image" --max-restarts="$restarts" --restart-on-exit-codes=75 \
+        --docker-image="$image" --max-restarts="$restarts" --restart-on-exit-codes="${RESTART// /,}" \
         --termination-grace-period-seconds=300 "${more[@]}" \
         --command="$(quoted hope train "${TRAIN[@]}" --config.mesh.processes="$hosts")"
 }

@@ -25,6 +25,7 @@ import numpy as np
 
 from hope_jax.runs.checkpoint_writer import CheckpointWriter
 from hope_jax.runs.folder_error import RunFolderError
+from hope_jax.runs.keep import Keep
 from tests.runs.folders import make_config, make_state, place_after, target_of, write_run
 
 
@@ -41,7 +42,7 @@ def damages(content: bytes, offsets: int) -> Iterator[tuple[str, bytes | None]]:
 
 def restored(run: Path, target: Any) -> Any:
     """Step, leaves and place in the data of what a run would go on from; the error if there is one."""
-    writer = CheckpointWriter(str(run), make_config(), 2)
+    writer = CheckpointWriter(str(run), make_config(), Keep(2))
     try:
         state, place = writer.restore(target)
         return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)], place

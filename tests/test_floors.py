@@ -6,7 +6,7 @@ import pathlib
 
 ROOT = pathlib.Path(__file__).parents[1] / "hope_jax"
 # Files beside the rooms, which import none; every room may import them, and itself.
-BESIDE = {"settings.py", "named.py", "counts.py", "absent_tpus.py"}
+BESIDE = {"settings.py", "named.py", "counts.py", "absent_tpus.py", "exit_codes.py"}
 # What else a room may import.
 BELOW: dict[str, set[str]] = {
     "memory": set(),

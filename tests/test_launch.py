@@ -10,6 +10,8 @@ import subprocess
 import pytest
 import yaml
 
+from hope_jax import exit_codes
+
 ROOT = pathlib.Path(__file__).parents[1]
 TRAIN = ("--", "--config=my configs/a.py:b", "--workdir=/mnt/hope/it's one run")
 TPU = ("--name=n", "--zone=z", "--type=v5p-32", "--spot", "--mount=10.0.0.2:/a share")
@@ -128,7 +130,7 @@ turn="$(cat {turns})"
 case "$*" in
 *hope.code*"echo runs"*)
     echo $((turn + 1)) >{turns}
-    case "$turn" in 0) echo runs ;; 1) exit 255 ;; 2) echo 75 ;; 3) echo 0 ;; esac
+    case "$turn" in 0) echo runs ;; 1) exit 255 ;; 2) echo 76 ;; 3) echo 0 ;; esac
     ;;
 *describe*)
     if [ "$turn" = 2 ] && [ ! -e {tmp_path}/gone ]; then touch {tmp_path}/gone; echo SUSPENDED
@@ -147,7 +149,7 @@ esac""",
     assert made == ["create", "run", "delete", "create", "run", "run", "delete"]
 
 
-@pytest.mark.parametrize("code, said", [("1", "has failed"), ("2", "ended with code 2")])
+@pytest.mark.parametrize("code, said", [("1", "failed with code 1"), ("3", "ended with code 3")])
 def test_what_has_failed_is_not_begun_again(launch, tmp_path, code, said):
     answer = f'case "$*" in *"echo runs"*) echo {code} ;; *describe*) echo ACTIVE ;; esac'
     stub(tmp_path, "gcloud", answer)
@@ -157,7 +159,8 @@ def test_what_has_failed_is_not_begun_again(launch, tmp_path, code, said):
 
 
 @pytest.mark.parametrize(
-    "codes, ends, runs", [((75, 137, 0), 0, 3), ((75, 1), 1, 2), ((2,), 2, 1), ((130,), 130, 1)]
+    "codes, ends, runs",
+    [((75, 76, 77, 137, 0), 0, 5), ((75, 1), 1, 2), ((2,), 2, 1), ((3,), 3, 1), ((130,), 130, 1)],
 )
 def test_on_one_machine_a_run_that_has_saved_goes_on(launch, tmp_path, codes, ends, runs):
     left = tmp_path / "left"
@@ -170,19 +173,30 @@ def test_on_one_machine_a_run_that_has_saved_goes_on(launch, tmp_path, codes, en
     assert len(calls(venv)) == runs
 
 
-@pytest.mark.parametrize("code", [0, 1, 75])
+def test_scripts_start_again_after_the_codes_that_the_package_says():
+    file = ROOT / "launch" / "exit_codes.sh"
+    answers = [
+        subprocess.run(["bash", "-c", f'source "{file}"; goes_on {code}']).returncode == 0
+        for code in range(256)
+    ]
+    again = [code for code, answer in enumerate(answers) if answer]
+    assert [code for code in again if code <= 128] == list(exit_codes.RESTART)
+    assert set(range(129, 256)) - set(again) == {exit_codes.INTERRUPTED}
+
+
+@pytest.mark.parametrize("code", [0, 1, 3, 75, 137])
 def test_slurm_queues_a_job_again_that_has_saved(launch, tmp_path, code):
     stub(tmp_path, "srun", f"exit {code}")
     job = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "16"}
     done = bash(launch / "slurm.sbatch", "/my venv", *TRAIN[1:], **job)
     assert done.returncode == code
-    assert ("scontrol requeue 7" in calls(tmp_path)) == (code == 75)
+    assert ("scontrol requeue 7" in calls(tmp_path)) == (code > 3)
     assert "--config.mesh.processes=16" in calls(tmp_path)[0]
 
 
 def test_skypilots_task_is_whole():
     task = yaml.safe_load((ROOT / "launch" / "sky.yaml").read_text())
-    assert task["resources"]["job_recovery"]["recover_on_exit_codes"] == [75]
+    assert task["resources"]["job_recovery"]["recover_on_exit_codes"] == [*exit_codes.RESTART]
     for part in ("setup", "run"):
         assert subprocess.run(["bash", "-nc", task[part]]).returncode == 0
     assert "/mnt/hope" in task["file_mounts"] and "/mnt/hope/$RUN" in task["run"]

@@ -26,7 +26,6 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from hope_jax.commands.config import change_settings, define_set_flag, read_config
-from hope_jax.commands.exit_codes import SAVED
 from hope_jax.comparison.jobs import run_trials
 from hope_jax.comparison.picture import draw_curves, draw_rows
 from hope_jax.comparison.plan import Plan, Trial, check_plan
@@ -35,6 +34,7 @@ from hope_jax.comparison.trial import Result, read_result, run_trial
 from hope_jax.counts import count
 from hope_jax.data.whole_file import write_whole
 from hope_jax.data.whole_folder import check_writable
+from hope_jax.exit_codes import SAVED
 from hope_jax.training.config import RunConfig, whole_config
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from hope_jax.runs.checkpoint_writer import CheckpointWriter
+from hope_jax.runs.keep import keep_of
 from hope_jax.training.optimizer import make_optimizer
 from hope_jax.training.step import TrainState
 
@@ -37,7 +38,7 @@ def write_first_checkpoint(workdir: str, config: ConfigDict, params: Any) -> Non
       ValueError: if the folder holds checkpoints.
     """
     optimizer = make_optimizer(config.optimizer, config.steps)
-    checkpoints = CheckpointWriter(workdir, config, config.checkpoint.keep)
+    checkpoints = CheckpointWriter(workdir, config, keep_of(config.checkpoint))
     try:
         if checkpoints.latest() is not None:
             raise _holds_a_run(workdir)

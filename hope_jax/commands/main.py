@@ -18,7 +18,7 @@ from typing import NoReturn
 from absl import flags
 
 from hope_jax.absent_tpus import skip_absent_tpus
-from hope_jax.commands.exit_codes import BAD_INPUT, FAILED, INTERRUPTED, OUTPUT_CLOSED
+from hope_jax.exit_codes import BAD_INPUT, FAILED, INTERRUPTED, OUTPUT_CLOSED
 from hope_jax.named import look_in
 
 _PACKAGE = Path(__file__).parents[1]
@@ -57,8 +57,7 @@ COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs `hope COMMAND ARGUMENTS` and ends the process.
 
-    It ends with code 0 where all is done, 2 for input that cannot be used, 1 for a run that failed,
-    and 75 for one that was asked to stop and has saved: run the same command again.
+    It ends with code 0 where all is done, and else with one of `hope_jax.exit_codes`.
 
     Args:
       arguments: without the program's name; those of the process if not given.
@@ -123,7 +122,7 @@ def _run(arguments: Sequence[str]) -> int | None:
     except RuntimeError as error:
         if not explains_itself(error):
             raise
-        end(FAILED, f"hope {name}: {one_line(error)}")
+        end(getattr(error, "exit_code", FAILED), f"hope {name}: {one_line(error)}")
 
 
 def overview() -> str:

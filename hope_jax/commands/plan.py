@@ -17,7 +17,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from hope_jax.commands.config import change_settings, define_config_flags, read_config
-from hope_jax.commands.exit_codes import FAILED
+from hope_jax.exit_codes import FAILED
 from hope_jax.planning.memory import remedies
 from hope_jax.planning.plan import Plan, make_plan
 from hope_jax.planning.table import as_markdown, memory_of, notes

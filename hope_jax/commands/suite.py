@@ -12,7 +12,6 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from hope_jax.commands.config import change_settings, config_table, parse
-from hope_jax.commands.exit_codes import INTERRUPTED
 from hope_jax.comparison.suite import (
     Suite,
     SuitePlan,
@@ -25,6 +24,7 @@ from hope_jax.comparison.suite import (
 from hope_jax.comparison.trial import keep_programs
 from hope_jax.data.json_lines import add_json_line
 from hope_jax.data.whole_file import write_whole
+from hope_jax.exit_codes import INTERRUPTED
 from hope_jax.models.parameter_count import match_parameter_count
 from hope_jax.named import look_in
 from hope_jax.settings import as_values, describe, located, read_settings

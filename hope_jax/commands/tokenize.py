@@ -7,19 +7,27 @@
 Of `.jsonl` and `.json` files every line or item is a document, its field `text`; of `.parquet` files
 every row; any other file is one document. All but `.parquet` may be compressed, `.gz` or `.zst`. A share
 of the documents, chosen by a hash of file and place, is held out for validation; of a single one, its
-end. The folder appears when it is whole.
+end. The folder appears when it is whole; after a stop or a kill, the same command goes on where it was.
+
+A function of your own gives documents instead, as data.source does in training, but not all at once:
+
+    hope tokenize --source=my_data.sums --set=count=20000 --output=DIR
 """
 
+import contextlib
 import multiprocessing
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from absl import flags
 
+from hope_jax.commands.config import parse
 from hope_jax.counts import count
-from hope_jax.data.corpus import read_documents, split_documents
-from hope_jax.data.token_stream import encode_document, write_tokens
+from hope_jax.data.corpus import given_documents, read_documents, split_documents
+from hope_jax.data.token_stream import encode_document
+from hope_jax.data.token_writer import open_writer
 from hope_jax.data.tokenizers import Tokenizer, load_tokenizer
 
 _tokenizer: Any = None  # of a process that encodes
@@ -42,8 +50,10 @@ def tokenize(
     validation_fraction: float = 0.001,
     processes: int = 1,
     field: str = "text",
+    source: str = "",
+    arguments: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, dict[str, int]]:
-    """Writes the tokens of a corpus to a folder.
+    """Writes the tokens of a corpus to a folder, or those that an earlier call has not written.
 
     Args:
       files: patterns.
@@ -52,6 +62,8 @@ def tokenize(
       validation_fraction: share of documents held out.
       processes: how many encode.
       field: that holds the text.
+      source: dotted name of a function that gives documents, in place of files.
+      arguments: that it is called with.
 
     Returns:
       Tokens, documents and bytes of each part.
@@ -61,13 +73,31 @@ def tokenize(
     """
     # Loaded once and handed over, so that all processes encode with what is noted.
     loaded = load_tokenizer(tokenizer)
-    documents = split_documents(read_documents(files, field), validation_fraction)
-    if processes == 1:
-        _use(loaded)
-        return write_tokens(output, map(_encoded, documents), loaded)
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(processes, _use, (loaded,)) as pool:
-        return write_tokens(output, pool.imap(_encoded, documents, chunksize=64), loaded)
+    if bool(files) == bool(source):
+        raise ValueError("give --files=PATTERN or --source=FILE.FUNCTION, one of them")
+    named = given_documents(source, arguments) if source else read_documents(files, field)
+    documents = split_documents(named, validation_fraction)
+    settings: dict[str, Any] = {
+        "files": list(files),
+        "source": source,
+        "arguments": dict(arguments),
+    }
+    settings |= {"field": field, "validation_fraction": validation_fraction}
+    with contextlib.ExitStack() as stack:
+        writer = stack.enter_context(open_writer(output, loaded, settings))
+        if writer.done:
+            print(f"going on after {count(writer.done, 'document')}")
+        left = writer.left(documents)
+        if processes == 1:
+            _use(loaded)
+            encoded: Iterator[Any] = map(_encoded, left)
+        else:
+            context = multiprocessing.get_context("spawn")
+            pool = stack.enter_context(context.Pool(processes, _use, (loaded,)))
+            encoded = pool.imap(_encoded, left, chunksize=64)
+        for document in encoded:
+            writer.write(*document)
+        return writer.finish()
 
 
 UNEXPECTED = "quote patterns: --files='a/**/*.txt'"
@@ -75,7 +105,9 @@ UNEXPECTED = "quote patterns: --files='a/**/*.txt'"
 
 def define_flags() -> None:
     """Defines the command's flags."""
-    flags.DEFINE_multi_string("files", None, "Pattern of files; can be given again.", required=True)
+    flags.DEFINE_multi_string("files", [], "Pattern of files; can be given again.")
+    flags.DEFINE_string("source", "", "Or a function of your own that gives documents.")
+    flags.DEFINE_multi_string("set", [], "An argument of that function, such as count=20000.")
     flags.DEFINE_string("tokenizer", "bytes", "`bytes`, or the file of a tokenizer.")
     flags.DEFINE_string("output", None, "Folder to write to.", required=True)
     flags.DEFINE_float("validation_fraction", 0.001, "Share of documents held out.")
@@ -93,6 +125,8 @@ def run() -> None:
         given.validation_fraction,
         given.processes,
         given.field,
+        given.source,
+        {name: parse(Any, value) for name, _, value in (item.partition("=") for item in given.set)},
     )
     for part, told in counts.items():
         print(

@@ -19,8 +19,8 @@ from pathlib import Path
 from absl import flags
 
 from hope_jax.commands.config import change_settings, config_table, define_config_flags, read_config
-from hope_jax.commands.exit_codes import SAVED
 from hope_jax.data.whole_folder import check_writable
+from hope_jax.exit_codes import SAVED
 
 UNEXPECTED = "settings look like --config.steps=500"
 

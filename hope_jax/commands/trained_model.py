@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from hope_jax.data.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
 from hope_jax.models import LanguageModel, LanguageModelConfig
 from hope_jax.models.parameter_count import parameter_shapes
-from hope_jax.runs.checkpoint_reader import read_params
+from hope_jax.runs.checkpoint_reader import read_params, run_and_step
 from hope_jax.runs.run_config import load_config
 from hope_jax.runs.run_tokenizer import tokenizer_of
 from hope_jax.training.config import whole_config
@@ -39,7 +39,8 @@ def load_model(workdir: str) -> tuple[LanguageModel, Any, Tokenizer]:
     """Loads a trained model from a run's folder, onto one device; the run may go on meanwhile.
 
     Args:
-      workdir: folder of the run; nothing in it is changed.
+      workdir: folder of the run, or of one of its checkpoints in place of the newest; nothing in it
+        is changed.
 
     Returns:
       The model, its parameters, and its tokenizer.
@@ -48,7 +49,7 @@ def load_model(workdir: str) -> tuple[LanguageModel, Any, Tokenizer]:
       ValueError: if there is no run, or no checkpoint yet.
       RunFolderError: if the folder cannot be read.
     """
-    config = load_run_config(workdir)
+    config = load_run_config(run_and_step(workdir)[0])
     tokenizer = load_tokenizer(config.data.tokenizer)
     model = LanguageModel(LanguageModelConfig.from_config_dict(config.model))
     check_vocabulary(tokenizer, model.config.vocab_size, config.data.tokenizer)

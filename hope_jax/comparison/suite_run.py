@@ -11,7 +11,7 @@ from hope_jax.models import LanguageModel, LanguageModelConfig
 from hope_jax.settings import as_values
 from hope_jax.training.fit import Evaluation, fit
 from hope_jax.training.optimizer import make_optimizer
-from hope_jax.training.report import NonFiniteLossError
+from hope_jax.training.report import DivergedError
 from hope_jax.training.sharding import check_batch, make_mesh
 from hope_jax.training.step import init_state, make_train_step
 
@@ -59,7 +59,7 @@ def make_fitter(settings: Any, model: LanguageModelConfig, score: Score) -> Call
                 every=settings.evaluate_every,
                 report=report,
             )
-        except NonFiniteLossError as error:
+        except DivergedError as error:
             print(error, flush=True)
             return {"right": dict.fromkeys(test, 0.0), "validation": 0.0, "steps": None}
         return {

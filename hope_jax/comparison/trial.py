@@ -13,7 +13,7 @@ from hope_jax.data.whole_file import write_whole
 from hope_jax.runs.metrics import read_metrics
 from hope_jax.runs.run_config import find_changes
 from hope_jax.training.config import whole_config
-from hope_jax.training.loop import NonFiniteLossError, train
+from hope_jax.training.loop import DivergedError, train
 
 
 class Result(NamedTuple):
@@ -79,7 +79,7 @@ def run_trial(trial: Trial, programs: Path) -> bool:
         if done is None:
             return False
         loss = done["validation_loss"]
-    except NonFiniteLossError:
+    except DivergedError:
         loss = math.inf
     write_whole(
         trial.folder / "result.json", json.dumps({"loss": loss, "config": trial.config}) + "\n"

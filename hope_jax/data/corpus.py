@@ -65,7 +65,9 @@ def load_documents(
             f"data.files={files!r} and data.tfds={tfds!r} are both given; set one of them to ''"
         )
     if source:
-        return _split(_numbered(source, arguments), validation_fraction, f"data.source={source!r}")
+        return _split(
+            given_documents(source, arguments), validation_fraction, f"data.source={source!r}"
+        )
     if tfds:
         return _tfds_documents(tfds, validation_fraction)
     return _split(read_documents([files]), validation_fraction, f"data.files={files!r}")
@@ -122,8 +124,16 @@ def named_paths(files: str = "") -> list[tuple[str, str]]:
     return [(str(path.relative_to(library)), str(path)) for path in sources]
 
 
-def _numbered(source: str, arguments: Mapping[str, Any]) -> Iterator[tuple[str, bytes]]:
-    """What a function of one's own gives, by place."""
+def given_documents(source: str, arguments: Mapping[str, Any]) -> Iterator[tuple[str, bytes]]:
+    """What a function of one's own gives, one after the other, by place.
+
+    Args:
+      source: its dotted name.
+      arguments: that it is called with.
+
+    Raises:
+      ValueError: if it cannot be called, or gives what is no document.
+    """
     function = find(source)
     with calling(source):
         given = iter(function(**arguments))

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,11 +10,10 @@ import numpy as np
 from jaxtyping import Int
 
 from hope_jax.data.tokenizers import Tokenizer
-from hope_jax.data.whole_folder import whole_folder
 
 PARTS = ("train", "validation")
-_ABOUT = "tokens.json"
-_DTYPES = ("<u2", "<u4")
+ABOUT = "tokens.json"
+DTYPES = ("<u2", "<u4")
 
 
 class TokenStream(NamedTuple):
@@ -64,7 +63,7 @@ class TokenFile:
         size, expected = os.fstat(self._file.fileno()).st_size, length * self.dtype.itemsize
         if size != expected:
             raise ValueError(
-                f"{path} has {size:,} bytes where {_ABOUT} says {expected:,}; it is damaged, make it "
+                f"{path} has {size:,} bytes where {ABOUT} says {expected:,}; it is damaged, make it "
                 f"anew with hope tokenize"
             )
 
@@ -122,87 +121,8 @@ def encode_documents(documents: Sequence[bytes], tokenizer: Tokenizer) -> TokenS
     return TokenStream(tokens, starts, size, tokenizer.vocab_size, len(tokenizer.before))
 
 
-def write_tokens(
-    folder: str | Path,
-    documents: Iterable[tuple[str, int, Int[np.ndarray, " T"]]],
-    tokenizer: Tokenizer,
-) -> dict[str, dict[str, int]]:
-    """Writes streams to files, a document at a time, in two bytes a token where ids allow.
-
-    The folder appears when it is whole. If no document is for validation, the last one is moved there.
-
-    Args:
-      folder: to write to; it must be empty or not there.
-      documents: name of the part, bytes of the text, and ids of each.
-      tokenizer: that made the ids, whose digest is noted.
-
-    Returns:
-      Tokens, documents and bytes of each part.
-
-    Raises:
-      ValueError: if the folder holds something or cannot be written, an id is none of the
-        tokenizer's, or a part would be empty.
-    """
-    with whole_folder(folder, "--output") as aside:
-        dtype = np.dtype(_DTYPES[0] if tokenizer.vocab_size <= 2**16 else _DTYPES[1])
-        counts = _write_parts(aside, documents, dtype, tokenizer.vocab_size)
-        empty = [part for part in PARTS if not counts[part]["tokens"]]
-        if empty:
-            raise ValueError(
-                f"there is no document for {' and '.join(empty)}; add text, or change the share that "
-                f"is held out"
-            )
-        about = {"dtype": dtype.str, "vocab_size": tokenizer.vocab_size}
-        about |= {"tokenizer": tokenizer.digest}
-        about |= {"before": tokenizer.before, "after": tokenizer.after}
-        (aside / _ABOUT).write_text(json.dumps({**about, **counts}, indent=1) + "\n")
-    return counts
-
-
-def _write_parts(
-    folder: Path,
-    documents: Iterable[tuple[str, int, np.ndarray]],
-    dtype: np.dtype,
-    vocab_size: int,
-) -> dict[str, dict[str, int]]:
-    counts = {part: {"tokens": 0, "documents": 0, "bytes": 0} for part in PARTS}
-    files = {
-        (part, kind): (folder / f"{part}.{kind}").open("wb")
-        for part in PARTS
-        for kind in ("tokens", "starts")
-    }
-
-    def write(part: str, size: int, ids: np.ndarray) -> None:
-        count = counts[part]
-        files[part, "tokens"].write(ids.astype(dtype).tobytes())
-        files[part, "starts"].write(np.array(count["tokens"], "<i8").tobytes())
-        count["tokens"] += len(ids)
-        count["documents"] += 1
-        count["bytes"] += size
-
-    held: tuple[str, int, np.ndarray] | None = None  # the last document, which may yet move
-    try:
-        for part, size, ids in documents:
-            if not len(ids):
-                continue
-            if ids.min() < 0 or ids.max() >= vocab_size:
-                raise ValueError(
-                    f"a tokenizer of {vocab_size} tokens gave ids {ids.min()} to {ids.max()}"
-                )
-            if held is not None:
-                write(*held)
-            held = part, size, ids
-        if held is not None:
-            alone = counts["train"]["documents"] and not counts["validation"]["documents"]
-            write("validation" if alone else held[0], *held[1:])
-    finally:
-        for file in files.values():
-            file.close()
-    return counts
-
-
 def read_tokens(folder: str | Path, part: str, tokenizer: Tokenizer) -> TokenStream:
-    """Opens a stream that `write_tokens` has written; its tokens are read as they are used.
+    """Opens a stream that `hope tokenize` has written; its tokens are read as they are used.
 
     Args:
       folder: that was written.
@@ -238,14 +158,14 @@ def read_tokens(folder: str | Path, part: str, tokenizer: Tokenizer) -> TokenStr
 
 def _about(folder: Path) -> Mapping[str, Any]:
     """What is noted of the tokens in a folder."""
-    path = folder / _ABOUT
+    path = folder / ABOUT
     if not path.is_file():
         raise ValueError(
-            f"data.tokens={str(folder)!r} holds no {_ABOUT}; make it with hope tokenize"
+            f"data.tokens={str(folder)!r} holds no {ABOUT}; make it with hope tokenize"
         )
     try:
         about = json.loads(path.read_text())
-        whole = about["dtype"] in _DTYPES and isinstance(about["vocab_size"], int)
+        whole = about["dtype"] in DTYPES and isinstance(about["vocab_size"], int)
         whole = whole and isinstance(about["tokenizer"], str)
         for part in PARTS:
             for name in ("tokens", "documents", "bytes"):

@@ -12,15 +12,18 @@ from hope_jax.data.whole_file import UNFINISHED
 
 
 @contextlib.contextmanager
-def whole_folder(path: str | Path, name: str) -> Iterator[Path]:
+def whole_folder(path: str | Path, name: str, keep: str = "") -> Iterator[Path]:
     """Lends a folder to write in, which becomes `path` in one move if nothing is raised within.
 
-    It lies beside `path`, under a name that cannot be guessed. Meanwhile `path` is an empty folder that
+    It lies beside `path`, under a name that cannot be guessed, or as `.NAME.unfinished` if a later call
+    may go on with it. Meanwhile `path` is an empty folder that
     is locked, so that a second writer is refused before it begins.
 
     Args:
       path: of the folder, which is not there yet, or empty.
       name: of the flag that gave the path, for the errors.
+      keep: a file in the folder to write in; where it is there when something is raised, or the process
+        dies, the folder stays, and is lent again.
 
     Yields:
       The folder to write in.
@@ -48,14 +51,19 @@ def whole_folder(path: str | Path, name: str) -> Iterator[Path]:
             raise ValueError(
                 f"{name}={path} holds files already; give another folder, or delete it first"
             )
-        aside = path.with_name(f".{path.name}.{secrets.token_hex(8)}{UNFINISHED}")
+        unguessed = "" if keep else f".{secrets.token_hex(8)}"
+        aside = path.with_name(f".{path.name}{unguessed}{UNFINISHED}")
         try:
-            aside.mkdir()
+            if keep and not (aside / keep).is_file() and not aside.is_symlink():
+                shutil.rmtree(aside, ignore_errors=True)
+            if not keep or not aside.is_dir() or aside.is_symlink():
+                aside.mkdir()
             yield aside
             _sync(aside)
             aside.rename(path)  # an empty folder gives way
         except BaseException as error:
-            shutil.rmtree(aside, ignore_errors=True)
+            if not keep or not (aside / keep).is_file():
+                shutil.rmtree(aside, ignore_errors=True)
             with contextlib.suppress(OSError):
                 path.rmdir()  # only if it is empty
             if isinstance(error, OSError):

@@ -58,7 +58,8 @@ def read_state(workdir: str | Path, step: int, target: Any) -> tuple[Any, dict[s
     Args:
       workdir: folder of the run.
       step: of the checkpoint.
-      target: shapes and shardings of the state, a NamedTuple with a field `params`.
+      target: shapes and shardings of the state, a NamedTuple with a field `params`. A field with a
+        default that the checkpoint does not hold, since there was none then, has its default.
 
     Returns:
       The state, and that of the data iterator.
@@ -67,25 +68,46 @@ def read_state(workdir: str | Path, step: int, target: Any) -> tuple[Any, dict[s
       ValueError: if the checkpoint is of another state, with its arrays and both shapes.
     """
     folder = Path(workdir).absolute() / "checkpoints" / str(step)
-    rest = target._asdict()
-    params = rest.pop("params")
     with explained(workdir, f"reading the checkpoint of step {step}"):
         data = json.loads((folder / "data" / "metadata").read_bytes())
         if is_unchecked(folder):
+            target = _as_it_was(folder / "state", target)
             return _read_tree(folder / "state", target, step), data
-        params = _read_tree(folder / "params", params, step)
+        rest = _as_it_was(folder / "rest", target)._asdict()
+        params = _read_tree(folder / "params", rest.pop("params"), step)
         rest = _read_tree(folder / "rest", rest, step)
     return type(target)(params=params, **rest), data
+
+
+def _as_it_was(folder: Path, target: Any) -> Any:
+    """The target with the defaults of fields of which a checkpoint holds nothing."""
+    there = {name.partition("/")[0] for name in _shapes(_metadata(folder))}
+    defaults = {n: v for n, v in target._field_defaults.items() if n not in there}
+    return target._replace(**defaults)
+
+
+def run_and_step(path: str | Path) -> tuple[str, int | None]:
+    """The run's folder, and the step where the path is that of one of its checkpoints.
+
+    Example:
+      >>> run_and_step("runs/a"), run_and_step("runs/a/checkpoints/500")
+      (('runs/a', None), ('runs/a', 500))
+    """
+    path = Path(path)
+    if path.name.isdecimal() and path.parent.name == "checkpoints":
+        return str(path.parents[1]), int(path.name)
+    return str(path), None
 
 
 def read_params(workdir: str | Path, target: Any) -> Any:
     """Reads the parameters of the newest checkpoint that is whole, and nothing else: see `read_newest`.
 
     Args:
-      workdir: folder of the run.
+      workdir: folder of the run, or of one of its checkpoints, which is then read.
       target: shapes and shardings of the parameters.
     """
-    return read_newest(workdir, ("params",), lambda step: _read_params(workdir, step, target))[1]
+    run, only = run_and_step(workdir)
+    return read_newest(run, ("params",), lambda step: _read_params(run, step, target), only=only)[1]
 
 
 def read_other(workdir: str | Path, target: Any, whole: bool) -> tuple[int, Any]:
@@ -110,6 +132,7 @@ def read_newest(
     parts: Sequence[str],
     read: Callable[[int], Any],
     flag: str = "--workdir",
+    only: int | None = None,
 ) -> tuple[int, Any]:
     """Reads from the newest checkpoint whose parts are whole.
 
@@ -121,6 +144,7 @@ def read_newest(
       parts: of the checkpoint that must be whole.
       read: reads what is wanted of the checkpoint of a step.
       flag: that gave the folder, for the errors.
+      only: step of the checkpoint that is read, if no other will do.
 
     Returns:
       The step, and what was read.
@@ -131,7 +155,8 @@ def read_newest(
     """
     damaged: set[tuple[int, int]] = set()
     for _ in range(_ATTEMPTS):
-        there = [(step, _identity(workdir, step)) for step in checkpoint_steps(workdir)]
+        steps = [step for step in checkpoint_steps(workdir) if only in (None, step)]
+        there = [(step, _identity(workdir, step)) for step in steps]
         found = [(step, place) for step, place in there if place and (step, place) not in damaged]
         if not found:
             break
@@ -156,6 +181,9 @@ def read_newest(
         )
     if damaged:
         raise ValueError(f"{flag}={workdir}: all checkpoints are damaged")
+    if only is not None:
+        there_are = ", ".join(map(str, checkpoint_steps(workdir)))
+        raise ValueError(f"{workdir} has no checkpoint of step {only}; there are {there_are}")
     raise ValueError(f"{flag}={workdir} has no checkpoint yet; let the run save one")
 
 
@@ -188,7 +216,7 @@ def _read_tree(folder: Path, target: Any, step: int) -> Any:
 
 def _check_fits(folder: Path, target: Any, step: int, partial: bool = False) -> None:
     """Compares names, shapes and dtypes: Orbax casts, cuts and fills up without a word."""
-    there = _shapes(ocp.StandardCheckpointHandler().metadata(folder).tree)
+    there = _shapes(_metadata(folder))
     here = _shapes(target)
     names = sorted(here if partial else {*there, *here})
     differing = [
@@ -206,6 +234,10 @@ def _check_fits(folder: Path, target: Any, step: int, partial: bool = False) -> 
             f"it (without --config a run's own are taken), or another --workdir{other}; nothing was "
             f"moved"
         )
+
+
+def _metadata(folder: Path) -> Any:
+    return ocp.StandardCheckpointHandler().metadata(folder).tree
 
 
 def _shapes(tree: Any) -> dict[str, str]:

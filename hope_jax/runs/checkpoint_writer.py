@@ -18,7 +18,9 @@ from hope_jax.runs.checkpoint_reader import checkpoint_steps, find_damage, read_
 from hope_jax.runs.checksums import write_checksums
 from hope_jax.runs.corpus_record import Record, check_corpus, keep_corpus
 from hope_jax.runs.folder_error import explained
+from hope_jax.runs.keep import Keep, superfluous
 from hope_jax.runs.lock import FolderLock
+from hope_jax.runs.metrics import validation_losses
 from hope_jax.runs.run_config import Change, find_changes, keep_config
 from hope_jax.runs.run_tokenizer import keep_tokenizer, tokenizer_of
 
@@ -36,7 +38,7 @@ class CheckpointWriter:
     Args:
       workdir: folder of the run; made if it is not there.
       config: of the run; compared with the one that is there.
-      keep: how many of the newest checkpoints stay.
+      keep: which checkpoints stay.
       corpus: from `describe_corpus`; compared with that of the run, if given.
       complete: gives the config of an older run what it does not say, before they are compared.
       may_change: settings that may differ from those of the run, see `find_changes`.
@@ -53,13 +55,13 @@ class CheckpointWriter:
         self,
         workdir: str,
         config: ConfigDict,
-        keep: int,
+        keep: Keep,
         corpus: Record | None = None,
         complete: Callable[[Any], ConfigDict] = ConfigDict,
         may_change: Collection[str] = (),
     ):
-        if keep < 1:
-            raise ValueError(f"checkpoint.keep={keep} would keep none; give 1 or more")
+        if keep.newest < 1:
+            raise ValueError(f"checkpoint.keep={keep.newest} would keep none; give 1 or more")
         self.folder = Path(workdir).absolute()
         self._keep = keep
         self._lock: FolderLock | None = None
@@ -94,7 +96,15 @@ class CheckpointWriter:
             changes = find_changes(self.folder, config, complete, may_change)
             source = ", ".join(
                 f"data.{name}={config.data[name]!r}"
-                for name in ("files", "tfds", "source", "arguments", "tokens", "tokenizer")
+                for name in (
+                    "files",
+                    "tfds",
+                    "source",
+                    "arguments",
+                    "tokens",
+                    "mixture",
+                    "tokenizer",
+                )
                 if config.data.get(name) or name == "files"
             )
             if corpus is not None:
@@ -233,7 +243,8 @@ class CheckpointWriter:
             self._checkpointer.wait_until_finished()
             if jax.process_index() > 0:
                 return
-            for step in checkpoint_steps(self.folder)[self._keep :]:
+            losses = validation_losses(self.folder) if self._keep.best else {}
+            for step in superfluous(checkpoint_steps(self.folder), self._keep, losses):
                 old = self.folder / "checkpoints" / str(step)
                 gone = old.with_name(old.name + _DELETED)
                 os.rename(old, gone)

@@ -3,7 +3,7 @@
 import json
 import pathlib
 import time
-from typing import Any
+from typing import Any, Protocol
 
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
@@ -15,7 +15,20 @@ from hope_jax.runs.folder_error import explained
 
 # What depends on the machine and its load; all else is equal to the bit when a run is cut off and goes
 # on.
-SPEEDS = ("tokens_per_second", "mfu")
+SPEEDS = ("tokens_per_second", "mfu", "goodput")
+
+
+class AnyMetrics(Protocol):
+    """What writes metrics down, or sends them somewhere, too."""
+
+    def write(self, step: int, **values: float) -> None:
+        """Writes one line."""
+
+    def write_final(self, step: int, **values: float) -> None:
+        """Writes the line of the evaluation at the end, in the place of one that is there."""
+
+    def close(self) -> None:
+        """Ends."""
 
 
 class MetricsWriter:
@@ -33,9 +46,10 @@ class MetricsWriter:
         with explained(workdir, "writing metrics"):
             self._rewrite()
             (self.folder / "tensorboard").mkdir(exist_ok=True)
-            # In order of time also within a second.
-            suffix = f".{time.time_ns() % 10**9:09d}"
-            self._board = EventsWriter(str(self.folder / "tensorboard" / "events"), suffix)
+            # TensorBoard reads files in the order of their names, which hold the time: here a number
+            # comes before it, so that a clock that is set back changes nothing.
+            number = len(list((self.folder / "tensorboard").iterdir()))
+            self._board = EventsWriter(str(self.folder / "tensorboard" / f"events{number:06}"))
             # TensorBoard then forgets what earlier files say of later steps.
             start = SessionLog(status=SessionLog.START)
             self._board.write_event(Event(wall_time=time.time(), step=step + 1, session_log=start))
@@ -92,11 +106,19 @@ class NoMetrics:
         """Does nothing."""
 
 
+def validation_losses(workdir: str | pathlib.Path) -> dict[int, float]:
+    """The validation losses that a run has written, by step; of several of a step the last."""
+    lines = read_metrics(workdir)
+    return {
+        int(line["step"]): line["validation_loss"] for line in lines if "validation_loss" in line
+    }
+
+
 def _is_final(old: dict[str, Any], line: dict[str, Any]) -> bool:
     return old["step"] == line["step"] and old.keys() == line.keys()
 
 
-def read_metrics(workdir: str) -> list[dict[str, float]]:
+def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, float]]:
     """Reads the lines of `metrics.jsonl`, none if there is no such file; what is no line is left out."""
     path = pathlib.Path(workdir) / "metrics.jsonl"
     lines = (line for _, line in read_json_lines(path))

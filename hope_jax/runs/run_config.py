@@ -13,7 +13,7 @@ from hope_jax.runs.run_tokenizer import check_tokenizer, own_tokenizer
 
 # What changes only where a run is computed, what it keeps in memory, or how one looks at it: its numbers
 # stay the same, to rounding.
-_FREE = ("mesh", "accumulate", "checkpoint", "evaluate", "log", "model.remat")
+_FREE = ("mesh", "accumulate", "checkpoint", "evaluate", "log", "model.remat", "optimizer.skips")
 # What changes how the weights go on from where they are, and fits every checkpoint of the run.
 RATES = (
     "optimizer.learning_rate",
@@ -21,6 +21,7 @@ RATES = (
     "optimizer.final_fraction",
     "optimizer.weight_decay",
     "optimizer.clip_norm",
+    "optimizer.skip_above",
 )
 
 # Under this key the file says of which version it is. It was not written before 0.2.0, when arguments

@@ -48,6 +48,11 @@ def assemble(config: ConfigDict, devices: Sequence[jax.Device] | None = None) ->
     model = LanguageModel(LanguageModelConfig.from_config_dict(config.model))
     optimizer = make_optimizer(config.optimizer, config.steps)
     step = make_train_step(
-        model, optimizer, mesh, config.accumulate, needs_layer_inputs(config.optimizer)
+        model,
+        optimizer,
+        mesh,
+        config.accumulate,
+        needs_layer_inputs(config.optimizer),
+        config.optimizer.skip_above,
     )
     return Assembly(mesh, model, optimizer, abstract_state(model, optimizer, mesh), step)

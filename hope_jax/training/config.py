@@ -4,8 +4,8 @@ import dataclasses
 import inspect
 import math
 import re
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 from flax.core import FrozenDict
 from ml_collections import ConfigDict
@@ -42,10 +42,16 @@ class DataConfig:
     )
     arguments: Mapping[str, Any] = setting("of source", FrozenDict())
     tokens: str = setting("or a folder that hope tokenize has written", "")
+    mixture: tuple[str, ...] = setting(
+        "or several of them with their weights, such as ('web=0.7', 'code=0.3')", ()
+    )
     tokenizer: str = setting("bytes, or a SentencePiece .model or tokenizers .json file", "bytes")
     validation_fraction: float = setting("share of documents held out", 0.1, above=0, below=1)
     sequence_length: int = setting("tokens of a sequence", 512, least=1)
     batch_size: int = setting("sequences of a step, over all devices", 8, least=1)
+    packing: Literal["stream", "first_fit"] = setting(
+        "how documents become sequences: cut anywhere, or whole where they fit", "stream"
+    )
     # Exact, and a third slower.
     reset_documents: bool = setting(
         "whether memories return to their initial state where a document begins", False
@@ -53,12 +59,46 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        named = [name for name in ("files", "tfds", "source", "tokens") if getattr(self, name)]
+        named = [
+            name for name in ("files", "tfds", "source", "tokens", "mixture") if getattr(self, name)
+        ]
         if len(named) > 1:
             given = " and ".join(f"{name}={getattr(self, name)!r}" for name in named)
             raise ValueError(f"{given} are given together; keep one, and leave out the others")
         if self.arguments and self.source is None:
             raise ValueError("arguments are those of source, and there is none; leave them out")
+        _ = read_mixture(self.mixture)
+        if self.packing == "first_fit" and not self.reset_documents:
+            raise SettingError(
+                "packing='first_fit' puts documents into one sequence that have nothing to do with "
+                "each other; set reset_documents to True, too"
+            )
+
+
+def read_mixture(mixture: Sequence[str]) -> dict[str, float]:
+    """Weights by folder.
+
+    Raises:
+      SettingError: if one is not FOLDER=WEIGHT, with a weight above 0, or comes twice.
+
+    Example:
+      >>> read_mixture(["tokens/web=0.7", "tokens/code=0.3"])
+      {'tokens/web': 0.7, 'tokens/code': 0.3}
+    """
+    weights: dict[str, float] = {}
+    for item in mixture:
+        folder, _, number = item.rpartition("=")
+        try:
+            weight = float(number)
+        except ValueError:
+            weight = math.nan
+        if not folder or not 0 < weight < math.inf or folder in weights:
+            raise SettingError(
+                f"mixture={tuple(mixture)!r} must be FOLDER=WEIGHT for each folder once, with weights "
+                f"above 0; {item!r} is not"
+            )
+        weights[folder] = weight
+    return weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +113,15 @@ class OptimizerConfig:
     final_fraction: float = setting("of the learning rate, at the last step", 0.05, least=0, most=1)
     clip_norm: float = setting("largest norm of a gradient; 0 for any", 1.0, least=0)
     weight_decay: float = setting("of matrices", 0.01, least=0)
+    skips: int = setting(
+        "bad batches in a row that are skipped; one more ends the run", 10, least=0
+    )
+    skip_above: float = setting(
+        "times the usual gradient norm, above which a batch is bad; 0 for any norm",
+        0.0,
+        above=1,
+        also=0,
+    )
     arguments: Mapping[str, Any] = setting("further arguments of the optimiser", FrozenDict())
     periods: Mapping[str, Any] = setting(
         "parameters that move every so many steps, such as {'level_1': 8}", FrozenDict()
@@ -128,9 +177,16 @@ class CheckpointConfig:
 
     every: int = setting("steps from one to the next", 100, least=1)
     keep: int = setting("newest ones that stay", 2, least=1)
+    keep_every: int = setting("steps, whose multiples stay, too; 0 for none", 0, least=0)
+    keep_best: int = setting("with the lowest validation loss that stay, too", 0, least=0)
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.keep_every % self.every:
+            raise SettingError(
+                f"keep_every={self.keep_every} is no multiple of every={self.every}, and there is a "
+                f"checkpoint at multiples of both alone; make it one"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,6 +215,12 @@ class LogConfig:
     """What is written while a run goes on."""
 
     every: int = setting("steps from one line to the next", 10, least=1)
+    # No step, evaluated batch or checkpoint takes that long where all is well.
+    hang_after: float = setting(
+        "seconds without progress after which the run ends; 0 for never", 1800.0, least=0
+    )
+    profile_steps: tuple[int, ...] = setting("that are profiled, such as (20, 21)", (), least=1)
+    wandb: str = setting("project of Weights & Biases to send metrics to; empty for none", "")
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -189,6 +251,12 @@ class RunConfig:
             raise ValueError(
                 f"data.batch_size={self.data.batch_size} does not divide into "
                 f"accumulate={self.accumulate} micro-batches; make it a multiple"
+            )
+        if self.checkpoint.keep_best and self.checkpoint.every % self.evaluate.every:
+            raise ValueError(
+                f"checkpoint.keep_best={self.checkpoint.keep_best} needs a validation loss of each "
+                f"checkpoint; make checkpoint.every={self.checkpoint.every} a multiple of "
+                f"evaluate.every={self.evaluate.every}"
             )
 
 
@@ -233,11 +301,11 @@ def whole_config(config: Any, note: Callable[[str], None] | None = None) -> Conf
             f"optimizer.warmup_steps={warmup} shortened to {run.steps // 10}, because "
             f"steps={run.steps}"
         )
-    if run.data.tokens and run.evaluate.ngram_orders:
+    if (run.data.tokens or run.data.mixture) and run.evaluate.ngram_orders:
         values["evaluate"]["ngram_orders"] = ()
         notes.append(
             f"evaluate.ngram_orders={run.evaluate.ngram_orders} left out: n-gram models read text, "
-            f"which data.tokens has not"
+            f"which {'data.tokens' if run.data.tokens else 'data.mixture'} has not"
         )
     length = run.data.sequence_length
     notes += [

@@ -10,15 +10,14 @@ from ml_collections import ConfigDict
 from rich.console import Console
 
 from hope_jax.counts import count
-from hope_jax.data.corpus import Documents
 from hope_jax.data.ngram import witten_bell_bits_per_byte
-from hope_jax.data.token_stream import TokenStream
 from hope_jax.data.tokenizers import Tokenizer
 from hope_jax.inference.sampling import generate, read
 from hope_jax.inference.text_stream import show_controls
 from hope_jax.models import LanguageModel
-from hope_jax.runs.metrics import MetricsWriter, NoMetrics
+from hope_jax.runs.metrics import AnyMetrics
 from hope_jax.runs.picture import plot_losses
+from hope_jax.training.corpus import Corpus
 
 
 def result_line(config: ConfigDict, result: dict[str, float]) -> str:
@@ -31,12 +30,12 @@ def finish(
     config: ConfigDict,
     workdir: str,
     loss: float,
-    documents: Documents | None,
-    validation: TokenStream,
+    corpus: Corpus,
     console: Console,
-    metrics: MetricsWriter | NoMetrics,
+    metrics: AnyMetrics,
 ) -> dict[str, float]:
     """Writes down and shows how good the model has become."""
+    documents, validation = corpus.documents, corpus.validation
     bits = loss / math.log(2) * validation.num_told / validation.num_bytes
     result = {"validation_loss": loss, "bits_per_byte": bits}
     metrics.write_final(config.steps, **result)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hope_jax.training.report import NonFiniteLossError
+from hope_jax.training.report import DivergedError
 from hope_jax.training.step import Metrics, TrainState
 
 ENOUGH = 2  # evaluations in a row without a mistake
@@ -64,7 +64,7 @@ def fit(
       report: is told each evaluation.
 
     Raises:
-      NonFiniteLossError: if a loss or gradient is no number, when the next evaluation is due.
+      DivergedError: if a loss or gradient is no number, when the next evaluation is due.
     """
     kept: Any = state.params
     evaluations: list[Evaluation] = []
@@ -76,7 +76,7 @@ def fit(
             continue
         seen = np.array([(one.loss, one.gradient_norm) for one in jax.device_get(losses)])
         if not np.isfinite(seen).all():
-            raise NonFiniteLossError(
+            raise DivergedError(
                 f"a loss or gradient of steps {step - len(losses) + 1} to {step} is no number; "
                 f"lower optimizer.learning_rate"
             )

@@ -1,56 +1,41 @@
 """The training loop: from a config and a folder to a trained model."""
 
 import contextlib
-import json
-import math
-import zlib
-from collections.abc import Callable, Collection, Mapping, Sequence
+import functools
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
-import numpy as np
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from rich.console import Console
 
-from hope_jax.data.corpus import Documents, load_documents
 from hope_jax.data.pipeline import ValidationBatches, train_iterator
-from hope_jax.data.token_stream import (
-    PARTS,
-    TokenStream,
-    encode_documents,
-    read_tokens,
-)
-from hope_jax.data.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
-from hope_jax.models import LanguageModel, LanguageModelConfig
-from hope_jax.models.flops import useful_flops
-from hope_jax.runs.agreement import all_see
+from hope_jax.data.tokenizers import check_vocabulary, load_tokenizer
 from hope_jax.runs.checkpoint_reader import checkpoint_steps
 from hope_jax.runs.checkpoint_writer import CheckpointWriter
-from hope_jax.runs.corpus_record import Record, describe_corpus
-from hope_jax.runs.metrics import MetricsWriter, NoMetrics
+from hope_jax.runs.keep import keep_of
 from hope_jax.runs.origin import Origin, find_origin, keep_origin, said_of
-from hope_jax.runs.run_config import RATES, Change
 from hope_jax.runs.run_tokenizer import tokenizer_of
+from hope_jax.runs.wandb_metrics import find_wandb
+from hope_jax.training.activity import Activity
 from hope_jax.training.assembly import assemble
-from hope_jax.training.chip import peak_flops
 from hope_jax.training.config import whole_config
+from hope_jax.training.corpus import corpus_record, make_rows, open_corpus
 from hope_jax.training.ending import finish, result_line, say_what_is_next, show_sample
+from hope_jax.training.feed import make_evaluation, make_feed
 from hope_jax.training.optimizer import make_schedule
-from hope_jax.training.processes import StopRequest, join_processes, watch_processes
+from hope_jax.training.processes import StopRequest, join_processes
+from hope_jax.training.profile import StepProfiler
 from hope_jax.training.progress import TrainingProgress
-from hope_jax.training.report import NonFiniteLossError, StepReport
+from hope_jax.training.report import DivergedError, StepReport, open_metrics
 from hope_jax.training.start import begin_from
-from hope_jax.training.step import (
-    Metrics,
-    TrainState,
-    init_state,
-    make_eval_step,
-    put_batch,
-)
-from hope_jax.training.summary import summarize_run
+from hope_jax.training.step import Metrics, TrainState, init_state, with_seen
+from hope_jax.training.summary import summarize_changes, summarize_run
+from hope_jax.training.usage import usage_of_a_token
+from hope_jax.training.watch import Others, watch_processes
+from hope_jax.training.watchdog import Watchdog
 
-__all__ = ["NonFiniteLossError", "train"]
+__all__ = ["DivergedError", "train"]
 
 
 class _Stopped(Exception):
@@ -84,14 +69,14 @@ def train(
 
     Raises:
       ValueError: if settings do not fit each other, the data or the folder, before compilation.
-      NonFiniteLossError: if the loss or gradient is no longer a number.
+      DivergedError: if too many batches in a row cannot be learnt from.
       RunFolderError: if the folder cannot be written any more.
     """
     config = whole_config(config, note=None if quiet else print)
     join_processes(config.mesh.processes)
     origin = find_origin(workdir, from_run, with_optimizer)
-    with watch_processes():
-        return _train(config, workdir, may_change, origin, quiet)
+    with watch_processes(workdir) as others:
+        return _train(config, workdir, may_change, origin, quiet, others)
 
 
 def _train(
@@ -100,63 +85,71 @@ def _train(
     may_change: Collection[str],
     origin: Origin | None,
     quiet: bool,
+    others: Others,
 ) -> dict[str, float] | None:
+    activity = Activity()
     first_process = jax.process_index() == 0
     console = Console(quiet=quiet or not first_process)
-    mesh, model, optimizer, target, step = assemble(config)
+    say = functools.partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    assembly = assemble(config)
     name = tokenizer_of(workdir, config.data.tokenizer)
     tokenizer = load_tokenizer(name)
     check_vocabulary(tokenizer, config.model.vocab_size, name)
-    documents, streams = _load_corpus(config, tokenizer)
+    corpus = open_corpus(config.data, tokenizer)
     batches = train_iterator(
-        streams[0],
-        sequence_length=config.data.sequence_length,
+        [make_rows(stream, config.data) for stream in corpus.sources],
+        weights=corpus.weights,
         batch_size=config.data.batch_size,
         seed=config.seed,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
     validation = ValidationBatches(
-        streams[1],
-        sequence_length=config.data.sequence_length,
-        batch_size=config.data.batch_size,
+        make_rows(corpus.validation, config.data), batch_size=config.data.batch_size
     )
-    corpus = _corpus_record(streams)
+    record = corpus_record(corpus)
+    if config.log.wandb:
+        find_wandb(config.log.wandb)
     # All that may not fit comes before the folder, so that it leaves no run behind.
     begun = None
     if origin is not None and not checkpoint_steps(workdir):
-        begun = begin_from(origin, optimizer, target, tokenizer)
+        begun = begin_from(origin, assembly.optimizer, assembly.target, tokenizer)
     with contextlib.ExitStack() as stack:
         checkpoints = CheckpointWriter(
-            workdir, config, config.checkpoint.keep, corpus, whole_config, may_change
+            workdir, config, keep_of(config.checkpoint), record, whole_config, may_change
         )
         stack.callback(checkpoints.close)
-        restored = checkpoints.restore(target)
-        for line in summarize_run(config, target.params, streams, mesh, workdir):
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+        restored = checkpoints.restore(assembly.target)
+        for line in summarize_run(
+            config, assembly.target.params, corpus.parts, assembly.mesh, workdir
+        ):
+            say(line)
         if restored is not None:
             state, place = restored
             if place:
                 batches.set_state(place)
-            for line in _goes_on(config, workdir, int(state.step), checkpoints.changes, origin):
-                console.print(line, markup=False, highlight=False, soft_wrap=True)
+            changes = checkpoints.changes
+            for line in summarize_changes(config, workdir, int(state.step), changes, origin):
+                say(line)
         elif begun is not None:
             state, origin = begun
             if first_process:
                 keep_origin(workdir, origin)
             # From here on the run does not need the other one.
             checkpoints.save(0, state, {})
-            console.print(
-                f"beginning from {said_of(origin)}", markup=False, highlight=False, soft_wrap=True
-            )
+            say(f"beginning from {said_of(origin)}")
         else:
-            state = init_state(model, optimizer, mesh, config.seed)
+            state = init_state(assembly.model, assembly.optimizer, assembly.mesh, config.seed)
+        state = with_seen(state, assembly.target)
         first = int(state.step)
-        metrics = MetricsWriter(workdir, first) if first_process else NoMetrics()
+        metrics = open_metrics(workdir, first, config)
         stack.callback(metrics.close)
         request = stack.enter_context(StopRequest())
-        evaluate = _evaluation(config, model, mesh, validation)
+        profiler = StepProfiler(workdir, config.log.profile_steps if first_process else ())
+        stack.callback(profiler.close)
+        feed = make_feed(config, assembly.mesh)
         tokens = config.data.batch_size * config.data.sequence_length
+        evaluate = make_evaluation(config, assembly.model, assembly.mesh, validation, feed)
         with TrainingProgress(
             console, first, config.steps, tokens, config.log.every, jax.local_devices()
         ) as progress:
@@ -165,24 +158,33 @@ def _train(
                 metrics,
                 progress,
                 make_schedule(config.optimizer, config.steps),
-                _usage(model.config, config.data.sequence_length, mesh),
+                usage_of_a_token(assembly.model.config, config.data.sequence_length, assembly.mesh),
+                config.optimizer.skips,
+                activity,
             )
-            state = _take_steps(
-                config,
-                state,
-                batches,
-                lambda state, batch: step(state, put_batch(_kept(config, batch), mesh)),
-                evaluate,
-                checkpoints,
-                report,
-                request,
-            )
+            with Watchdog(
+                workdir, jax.process_index(), activity, config.log.hang_after, others.say_hung
+            ):
+                state = _take_steps(
+                    config,
+                    state,
+                    batches,
+                    lambda state, batch: assembly.step(state, feed(batch)),
+                    evaluate,
+                    checkpoints,
+                    report,
+                    request,
+                    activity,
+                    profiler,
+                )
         last_line = Console(quiet=not first_process)
         try:
             if int(state.step) == config.steps:
-                loss = evaluate(state.params, config.evaluate.final_batches, request)
-                result = finish(config, workdir, loss, documents, streams[1], console, metrics)
-                show_sample(config, model, state.params, tokenizer, console)
+                loss = evaluate(
+                    state.params, config.evaluate.final_batches, functools.partial(_go_on, request)
+                )
+                result = finish(config, workdir, loss, corpus, console, metrics)
+                show_sample(config, assembly.model, state.params, tokenizer, console)
                 say_what_is_next(config, workdir, console)
                 if quiet:
                     last_line.print(result_line(config, result))
@@ -193,66 +195,9 @@ def _train(
         return None
 
 
-def _goes_on(
-    config: ConfigDict, workdir: str, step: int, changes: Sequence[Change], origin: Origin | None
-) -> list[str]:
-    """What is said of a run that goes on."""
-    begun = "" if origin is None else f" (begun from {said_of(origin)})"
-    lines = [f"continuing {workdir} from step {step}{begun}"]
-    if changes:
-        said = ", ".join(f"{key} {new!r} in place of {old!r}" for key, old, new in changes)
-        lines.append(f"with other settings: {said}")
-    if 0 < step < config.steps and any(key in ("steps", *RATES) for key, *_ in changes):
-        before = {key: config.optimizer[key] for key in config.optimizer}
-        steps = config.steps
-        for key, old, _ in changes:
-            before[key.removeprefix("optimizer.")] = old
-            steps = old if key == "steps" else steps
-        was = float(make_schedule(before, steps)(step - 1))
-        now = float(make_schedule(config.optimizer, config.steps)(step))
-        lines.append(
-            f"learning rate: {was:.3g} at step {step} as it was, {now:.3g} at step {step + 1}"
-        )
-    return lines
-
-
-def _usage(model: LanguageModelConfig, length: int, mesh: Mesh) -> float | None:
-    """Share of the devices' peak that one token a second is, for MFU; None if the peak is not known."""
-    peak = peak_flops(mesh.devices.flat[0].device_kind)
-    if peak is None:
-        return None
-    return useful_flops(model, length) / (peak * mesh.size)
-
-
-def _load_corpus(
-    config: ConfigDict, tokenizer: Tokenizer
-) -> tuple[Documents | None, list[TokenStream]]:
-    """The documents, where they are in memory, and the streams of the training and validation part."""
-    data = config.data
-    if not data.tokens:
-        documents = load_documents(
-            data.files, data.tfds, data.validation_fraction, data.source, data.arguments.to_dict()
-        )
-        return documents, [encode_documents(part, tokenizer) for part in documents]
-    return None, [read_tokens(data.tokens, part, tokenizer) for part in PARTS]
-
-
-def _corpus_record(streams: Sequence[TokenStream]) -> Record:
-    """What is noted of the corpus; all processes must see the same."""
-    record = describe_corpus(dict(zip(PARTS, streams, strict=True)))
-    if not all_see(zlib.crc32(json.dumps(record).encode())):
-        raise ValueError(
-            f"processes see different corpora, process {jax.process_index()} this: {record}; give every "
-            f"host the same files"
-        )
-    return record
-
-
-def _kept(config: ConfigDict, batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A batch without its resets, where the config wants documents to run into each other."""
-    if config.data.reset_documents:
-        return dict(batch)
-    return {name: value for name, value in batch.items() if name != "reset"}
+def _go_on(request: StopRequest) -> None:
+    if request.noted:
+        raise _Stopped
 
 
 def _take_steps(
@@ -260,56 +205,35 @@ def _take_steps(
     state: TrainState,
     batches: Any,
     train_step: Callable[[TrainState, dict[str, Any]], tuple[TrainState, Metrics]],
-    evaluate: Callable[[Any, int], float],
+    evaluate: Callable[..., float],
     checkpoints: CheckpointWriter,
     report: StepReport,
     request: StopRequest,
+    activity: Activity,
+    profiler: StepProfiler,
 ) -> TrainState:
     """Takes the steps that are left, or those until a stop is asked for, and saves the last."""
     first = step = int(state.step)
     while step < config.steps and not request.reached(step + 1):
-        state, values = train_step(state, next(batches))
         step += 1
+        with profiler.begin(step):
+            activity.begin("reading", step)
+            batch = next(batches)
+            activity.begin("compiling" if step == first + 1 else "stepping", step)
+            state, values = train_step(state, batch)
+        profiler.end(step, values)
         report.take(step, values)
-        save = step % config.checkpoint.every == 0
         if step % config.evaluate.every == 0 and step < config.steps:
             report.flush()
-            report.evaluation(step, evaluate(state.params, config.evaluate.batches))
-        if save:
+            measured = functools.partial(activity.begin, "evaluating", step)
+            report.evaluation(step, evaluate(state.params, config.evaluate.batches, measured))
+        if step % config.checkpoint.every == 0:
             report.flush()  # what is written of a step is there before its checkpoint
+            activity.begin("saving", step)
             checkpoints.save(step, state, batches.get_state())
     report.flush()
+    activity.begin("saving", step)
     if step > first:
         checkpoints.save(step, state, batches.get_state())
     checkpoints.wait()
     return state
-
-
-def _evaluation(
-    config: ConfigDict,
-    model: LanguageModel,
-    mesh: Mesh,
-    validation: Sequence[dict[str, np.ndarray]],
-) -> Callable[..., float]:
-    """Makes `evaluate(params, batches, request)`: mean validation loss in nats per token.
-
-    It is over so many batches, evenly spread; 0 is all. Where no token of them has a weight, it is no
-    number. If a request is given, it ends by `_Stopped` where that asks for it.
-    """
-    eval_step = make_eval_step(model, mesh)
-    rows = config.data.batch_size // jax.process_count()
-    own = slice(jax.process_index() * rows, (jax.process_index() + 1) * rows)
-
-    def evaluate(params: Any, batches: int, request: StopRequest | None = None) -> float:
-        total = weight = 0.0
-        count = min(batches or len(validation), len(validation))
-        for number in range(count):
-            if request is not None and request.noted:
-                raise _Stopped
-            batch = _kept(config, validation[number * len(validation) // count])
-            local = {name: value[own] for name, value in batch.items()}
-            loss, tokens = eval_step(params, put_batch(local, mesh))
-            total, weight = total + float(loss), weight + float(tokens)
-        return total / weight if weight else math.nan
-
-    return evaluate

@@ -91,6 +91,10 @@ class TrainingProgress:
         self._progress.update(self._bar, completed=step, description=f"loss {loss:.3f}{fast}")
         return speed
 
+    def say(self, line: str) -> None:
+        """Prints a line, above the bar where there is one."""
+        self._progress.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
     def evaluation(self, step: int, loss: float) -> None:
         """Tells of an evaluation, whose time is not that of a step."""
         if not self.console.is_terminal:

@@ -12,6 +12,7 @@ from hope_jax.runs.checkpoint_reader import read_other
 from hope_jax.runs.origin import Origin
 from hope_jax.runs.run_config import load_config
 from hope_jax.runs.run_tokenizer import tokenizer_of
+from hope_jax.training.bad_batches import no_batches
 from hope_jax.training.step import TrainState
 
 
@@ -53,8 +54,8 @@ def begin_from(
     def begin(read: Any) -> TrainState:
         zero = jnp.zeros((), jnp.int32)
         if origin.optimizer:
-            return TrainState(zero, read.params, restart_schedules(read.optimizer))
-        return TrainState(zero, read, optimizer.init(read))
+            return TrainState(zero, read.params, restart_schedules(read.optimizer), no_batches())
+        return TrainState(zero, read, optimizer.init(read), no_batches())
 
     places = jax.tree.map(lambda leaf: leaf.sharding, target)
     state = jax.jit(begin, out_shardings=places, donate_argnums=0)(read)

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 from hope_jax.models import LanguageModel
 from hope_jax.models.in_context import at_least_float32
 from hope_jax.optim.dense_inputs import apply_with_dense_inputs
+from hope_jax.training.bad_batches import SeenBatches, judge, no_batches
 from hope_jax.training.sharding import (
     RULES,
     batch_sharding,
@@ -32,11 +33,13 @@ class TrainState(NamedTuple):
       step: number of steps taken, int32.
       params: of the model.
       optimizer: the optimiser's state.
+      seen: what was seen of the batches; `()` in a checkpoint of before this was kept.
     """
 
     step: Int[Array, ""]
     params: Any
     optimizer: Any
+    seen: SeenBatches | tuple[()] = ()
 
 
 class Metrics(NamedTuple):
@@ -45,13 +48,17 @@ class Metrics(NamedTuple):
     Attributes:
       loss: mean cross-entropy in nats per token, before the step; 0 where no token has a weight.
       gradient_norm: global norm of the gradient, before clipping.
-      update_norm: global norm of what the optimiser adds to the parameters, in float32; 0 where no
-        token has a weight.
+      update_norm: global norm of what the optimiser adds to the parameters, in float32, or would
+        have added if the batch is skipped; 0 where no token has a weight.
+      skipped: batches of the run that were not learnt from, with this one.
+      in_a_row: of these, those since the last that was learnt from; 0 if this one was.
     """
 
     loss: Float[Array, ""]
     gradient_norm: Float[Array, ""]
     update_norm: Float[Array, ""]
+    skipped: Int[Array, ""] | int = 0
+    in_a_row: Int[Array, ""] | int = 0
 
 
 class OnMesh:
@@ -91,12 +98,14 @@ def abstract_state(
     params = nn.unbox(boxed)
     state = jax.eval_shape(optimizer.init, params)
     shardings = parameter_shardings(mesh, boxed)
+    everywhere, seen = NamedSharding(mesh, P()), jax.eval_shape(no_batches)
     places: Any = (
-        NamedSharding(mesh, P()),
+        everywhere,
         shardings,
         optimizer_shardings(mesh, state, params, shardings),
+        jax.tree.map(lambda _: everywhere, seen),
     )
-    shapes: Any = (jax.ShapeDtypeStruct((), jnp.int32), params, state)
+    shapes: Any = (jax.ShapeDtypeStruct((), jnp.int32), params, state, seen)
     leaves = jax.tree.map(
         lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         shapes,
@@ -116,11 +125,24 @@ def init_state(
     def init(key):
         tokens = jnp.zeros((1, 1), jnp.int32)
         params = nn.unbox(model.init(key, tokens)["params"])
-        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+        return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), no_batches())
 
     places = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, optimizer, mesh))
     with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
         return jax.jit(init, out_shardings=places)(jax.random.key(seed))
+
+
+def with_seen(state: TrainState, target: TrainState) -> TrainState:
+    """A state of which `seen` begins, where a checkpoint of before did not hold it.
+
+    Args:
+      state: with `seen` or without.
+      target: shapes and shardings of a state.
+    """
+    if state.seen:
+        return state
+    places = jax.tree.map(lambda leaf: leaf.sharding, target.seen)
+    return state._replace(seen=jax.jit(no_batches, out_shardings=places)())
 
 
 def make_train_step(
@@ -129,13 +151,16 @@ def make_train_step(
     mesh: Mesh,
     accumulate: int = 1,
     layer_inputs: bool = False,
+    skip_above: float = 0.0,
 ) -> "OnMesh":
     """Compiles a step on first use; the state it is given is donated.
 
     The gradient is that of the whole batch's mean loss, however many micro-batches it is formed in.
     It is summed and given to the optimiser in float32, or wider, whatever the parameters' dtype; they
     and the optimiser's state keep theirs. A batch in which no token has a weight has no mean: of such
-    a step nothing but the count of steps is left, neither decay nor momentum.
+    a step nothing but the count of steps is left, neither decay nor momentum. Nor is there of a bad
+    batch (see `judge`), besides that it is counted; the optimiser's own counts, and with them the
+    schedule, stand still.
 
     Args:
       model: to train.
@@ -144,6 +169,7 @@ def make_train_step(
       accumulate: micro-batches a step, one after the other.
       layer_inputs: whether the optimiser's update takes `inputs`, what went into each Dense layer
         at every position of the batch (see `hope_jax.optim.delta_gradient_descent`).
+      skip_above: see `judge`.
 
     Returns:
       `step(state, batch) -> (state, metrics)`; the batch has `tokens`, `targets` and `weights`, and
@@ -196,21 +222,24 @@ def make_train_step(
             gradients, state.optimizer, state.params, **extra
         )
         changed = (optax.apply_updates(state.params, updates), optimizer_state)
-        kept = jax.tree.map(
-            lambda new, old: jnp.where(empty, old, new.astype(old.dtype)),
-            changed,
-            (state.params, state.optimizer),
-        )
         # The squares of bfloat16 updates would not add up in bfloat16.
         moved = optax.tree.norm(jax.tree.map(at_least_float32, updates))
-        return TrainState(state.step + 1, *kept), Metrics(
-            loss, optax.tree.norm(gradients), jnp.where(empty, 0.0, moved)
-        )
+        moved, norm = jnp.where(empty, 0.0, moved), optax.tree.norm(gradients)
+        bad, seen = judge(state.seen, loss, norm, moved, skip_above)
+        kept = _unless(bad | empty, changed, (state.params, state.optimizer))
+        seen = _unless(empty, seen, state.seen)
+        skipped = seen.skipped, jnp.where(bad, seen.in_a_row, 0)
+        return TrainState(state.step + 1, *kept, seen), Metrics(loss, norm, moved, *skipped)
 
     compiled = jax.jit(
         step, in_shardings=(places, rows), out_shardings=(places, None), donate_argnums=0
     )
     return OnMesh(compiled, mesh)
+
+
+def _unless(without: Array, new: Any, old: Any) -> Any:
+    """What is new, in the dtypes of what is old, or all that is old."""
+    return jax.tree.map(lambda new, old: jnp.where(without, old, new.astype(old.dtype)), new, old)
 
 
 def make_eval_step(model: LanguageModel, mesh: Mesh) -> Callable[[Any, Batch], tuple[Array, Array]]:

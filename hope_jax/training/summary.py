@@ -14,6 +14,8 @@ from hope_jax.data.token_stream import TokenStream
 from hope_jax.models import LanguageModelConfig
 from hope_jax.models.own_layer import is_own
 from hope_jax.optim.matrices import leaf_name
+from hope_jax.runs.origin import Origin, said_of
+from hope_jax.runs.run_config import Change
 from hope_jax.training.optimizer import make_schedule, split_leaves
 
 # Parts of a model by the path of a parameter; the first pattern that is found counts.
@@ -23,6 +25,14 @@ _PARTS = (
     ("norms", r"norm/"),
     ("levels (MLPs)", r"continuum/|^log_step|level_shares"),
     ("sequence layers", r"^blocks/"),
+)
+
+# What the learning rate of a step depends on.
+_SCHEDULE = (
+    "steps",
+    "optimizer.learning_rate",
+    "optimizer.warmup_steps",
+    "optimizer.final_fraction",
 )
 
 
@@ -48,10 +58,48 @@ def summarize_run(
         "optimiser": _optimizer(config, params),
         "steps": f"{config.steps:,} of {tokens:,} tokens ({count(config.data.batch_size, 'sequence')} of "
         f"{config.data.sequence_length}), {config.steps * tokens:,} in all",
-        "folder": f"{workdir} ({every}, the newest {config.checkpoint.keep} kept)",
+        "folder": f"{workdir} ({every}, {_kept(config.checkpoint)} kept)",
     }
     width = max(map(len, rows))
     return [f"{name:<{width}}  {text}" for name, text in rows.items()]
+
+
+def summarize_changes(
+    config: ConfigDict, workdir: str, step: int, changes: Sequence[Change], origin: Origin | None
+) -> list[str]:
+    """Lines that say from where a run goes on, and what has changed.
+
+    Args:
+      config: whole, of the run.
+      workdir: its folder.
+      step: that it has taken.
+      changes: settings that differ from before, with both values.
+      origin: where its first weights came from, if from another run.
+    """
+    begun = "" if origin is None else f" (begun from {said_of(origin)})"
+    lines = [f"continuing {workdir} from step {step}{begun}"]
+    if changes:
+        said = ", ".join(f"{key} {new!r} in place of {old!r}" for key, old, new in changes)
+        lines.append(f"with other settings: {said}")
+    if 0 < step < config.steps and any(key in _SCHEDULE for key, *_ in changes):
+        before = {key: config.optimizer[key] for key in config.optimizer}
+        steps = config.steps
+        for key, old, _ in changes:
+            before[key.removeprefix("optimizer.")] = old
+            steps = old if key == "steps" else steps
+        was = float(make_schedule(before, steps)(step - 1))
+        now = float(make_schedule(config.optimizer, config.steps)(step))
+        lines.append(
+            f"learning rate: {was:.3g} at step {step} as it was, {now:.3g} at step {step + 1}"
+        )
+    return lines
+
+
+def _kept(checkpoint: ConfigDict) -> str:
+    kept = [f"the newest {checkpoint.keep}"]
+    kept += [f"all of every {checkpoint.keep_every:,} steps"] * bool(checkpoint.keep_every)
+    kept += [f"the best {checkpoint.keep_best}"] * bool(checkpoint.keep_best)
+    return ", ".join(kept)
 
 
 def parameters_by_part(params: Any) -> dict[str, int]:

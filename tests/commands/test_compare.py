@@ -15,7 +15,7 @@ from hope_jax.memory.kernels.scan import scan_in_vmem
 from hope_jax.models.flops import count_flops
 from hope_jax.models.parameter_count import parameter_count
 from hope_jax.runs.config_file import load_config_file
-from hope_jax.training.loop import NonFiniteLossError
+from hope_jax.training.loop import DivergedError
 from tests.commands.in_process import hope
 from tests.training.runs import QUICKSTART, tiny_config
 
@@ -117,7 +117,7 @@ def test_a_run_that_diverges_is_a_row_too(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def diverges(config, workdir, may_change):
-        raise NonFiniteLossError("step 1: loss nan")
+        raise DivergedError("step 1: loss nan")
 
     monkeypatch.setattr(trial, "train", diverges)
     plan = Plan({"one": tiny_config(tmp_path)}, {}, 1, 1, "one", tmp_path / "runs")

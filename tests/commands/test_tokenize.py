@@ -2,11 +2,13 @@
 
 import gzip
 import json
+import os
 
 import numpy as np
 import pytest
 
 from hope_jax.commands.tokenize import tokenize
+from hope_jax.data import token_writer
 from hope_jax.data.corpus import read_documents
 from hope_jax.data.pipeline import PackedWindows
 from hope_jax.data.token_stream import (
@@ -14,10 +16,10 @@ from hope_jax.data.token_stream import (
     TokenFile,
     encode_documents,
     read_tokens,
-    write_tokens,
 )
 from hope_jax.data.tokenizers import ByteTokenizer
 from hope_jax.training.loop import train
+from tests.data.tokens import write_tokens
 from tests.training.runs import tiny_config
 
 
@@ -103,6 +105,16 @@ def test_training_from_files_is_training_from_text(tmp_path, monkeypatch):
     from_files = tiny_config(tmp_path, **padded)
     from_files.data.files, from_files.data.tokens = "", "tokens"
     assert train(from_files, str(tmp_path / "b")) == expected
+    mixed = from_files.copy_and_resolve_references()
+    mixed.data.update(tokens="", mixture=("tokens=2",))
+    assert train(mixed, str(tmp_path / "m")) == expected
+    tokenize(["text/*.txt"], "bytes", "more=tokens", validation_fraction=0.5)
+    mixed.data.update(mixture=("tokens=2", "more=tokens=1"), packing="first_fit")
+    mixed.data.reset_documents = True
+    assert train(mixed, str(tmp_path / "n"))["bits_per_byte"] < 9
+    mixed.data.mixture = ("more=tokens=1", "tokens=2")
+    with pytest.raises(ValueError, match="data.mixture: .*tokens=2"):
+        train(mixed, str(tmp_path / "n"))
     from_files.data.files = "text/*.txt"
     with pytest.raises(ValueError, match="leave out the others"):
         train(from_files, str(tmp_path / "c"))
@@ -128,3 +140,68 @@ def test_what_does_not_fit_is_refused(corpus, tmp_path):
     other.digest = "another"
     with pytest.raises(ValueError, match="another tokenizer"):
         read_tokens("out2", "train", other)
+
+
+def numbered(count):
+    """A source of documents, one of which is empty."""
+    return (f"text number {i} " * (i % 5) for i in range(count))
+
+
+class Stopped(BaseException):
+    """The end of a process."""
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_what_was_stopped_goes_on_where_it_was(tmp_path, monkeypatch, capsys, processes):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(token_writer, "_EVERY", 300)
+    name, given = f"{__name__}.numbered", {"count": 400}
+    settings = {"validation_fraction": 0.2, "source": name, "arguments": given}
+    whole = tokenize([], "bytes", "whole", **settings)
+    real, written = token_writer.TokenWriter.write, []
+
+    def stop(self, *document):
+        if len(written) == 250:
+            raise Stopped
+        written.append(document)
+        real(self, *document)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(token_writer.TokenWriter, "write", stop)
+        with pytest.raises(Stopped):
+            tokenize([], "bytes", "cut", **settings)
+    assert not os.path.exists("cut")
+    with open(".cut.unfinished/train.tokens", "ab") as file:
+        file.write(b"half a docu")  # what a kill leaves behind the last note
+    kept = (tmp_path / ".cut.unfinished" / "progress.json").read_text()
+    for other in ({"validation_fraction": 0.3}, {"arguments": {"count": 401}}):
+        with pytest.raises(
+            ValueError, match="cut.unfinished holds what was begun with other settings"
+        ):
+            tokenize([], "bytes", "cut", **{**settings, **other})
+    with monkeypatch.context() as patch:
+        patch.setitem(globals(), "numbered", lambda count: (str(i) for i in range(count)))
+        with pytest.raises(
+            ValueError, match="holds tokens of other documents than those that come"
+        ):
+            tokenize([], "bytes", "cut", **settings)
+    assert kept == (tmp_path / ".cut.unfinished" / "progress.json").read_text()
+    written.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            token_writer.TokenWriter,
+            "write",
+            lambda self, *document: written.append(document) or real(self, *document),
+        )
+        assert tokenize([], "bytes", "cut", processes=processes, **settings) == whole
+    assert 70 < len(written) < 100
+    assert f"going on after {320 - len(written)} documents\n" in capsys.readouterr().out
+    for path in (tmp_path / "whole").iterdir():
+        assert (tmp_path / "cut" / path.name).read_bytes() == path.read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {"whole", "cut"}
+
+
+def test_files_or_a_source(tmp_path):
+    for files, source in (([], ""), (["*.txt"], f"{__name__}.numbered")):
+        with pytest.raises(ValueError, match="give --files=PATTERN or --source="):
+            tokenize(files, "bytes", str(tmp_path / "out"), source=source)

@@ -7,16 +7,17 @@ import pytest
 
 from hope_jax.data.corpus import load_documents
 from hope_jax.data.ngram import witten_bell_bits_per_byte
-from hope_jax.data.pipeline import ValidationBatches, train_iterator
+from hope_jax.data.pipeline import PackedWindows, ValidationBatches, train_iterator
 from hope_jax.data.token_stream import encode_documents
 from hope_jax.data.tokenizers import ByteTokenizer, load_tokenizer
 
 DOCUMENTS = [bytes([65 + i] * (5 + 3 * i)) + b"\n" for i in range(12)]
 
 
-def batches(seed=0, **settings):
-    settings = {"sequence_length": 8, "batch_size": 4, **settings}
-    return train_iterator(encode_documents(DOCUMENTS, ByteTokenizer()), seed=seed, **settings)
+def batches(seed=0, sequence_length=8, **settings):
+    settings = {"batch_size": 4, **settings}
+    stream = encode_documents(DOCUMENTS, ByteTokenizer())
+    return train_iterator([PackedWindows(stream, sequence_length)], seed=seed, **settings)
 
 
 def test_standard_library_is_a_corpus():
@@ -118,7 +119,7 @@ def test_windows_follow_each_other_and_mark_documents():
     """Every token but the first is a target once; resets and weights lie at document starts."""
     text = b"".join(DOCUMENTS)
     stream = encode_documents(DOCUMENTS, ByteTokenizer())
-    found = list(ValidationBatches(stream, sequence_length=8, batch_size=4))
+    found = list(ValidationBatches(PackedWindows(stream, 8), batch_size=4))
     rows = {name: np.concatenate([batch[name] for batch in found]) for name in found[0]}
     count = (len(text) - 1) // 8
     np.testing.assert_array_equal(rows["tokens"][:count].ravel(), list(text[: count * 8]))

@@ -12,7 +12,7 @@ import tokenizers
 
 from hope_jax.commands.tokenize import tokenize
 from hope_jax.data.pipeline import PackedWindows
-from hope_jax.data.token_stream import encode_documents, read_tokens, write_tokens
+from hope_jax.data.token_stream import encode_documents, read_tokens
 from hope_jax.data.tokenizers import (
     ByteTokenizer,
     check_vocabulary,
@@ -20,6 +20,7 @@ from hope_jax.data.tokenizers import (
     load_tokenizer,
     tokenizer_file,
 )
+from tests.data.tokens import write_tokens
 
 TEXT = "the cat sat on the mat. " * 40
 

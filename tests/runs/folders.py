@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from hope_jax.runs.checkpoint_writer import CheckpointWriter
+from hope_jax.runs.keep import Keep
 
 
 class Moments(NamedTuple):
@@ -56,7 +57,7 @@ def target_of(state: State) -> State:
 
 def write_run(workdir: Path, steps=(1, 2), keep: int = 3) -> Path:
     """Writes a run with checkpoints of these steps."""
-    writer = CheckpointWriter(str(workdir), make_config(), keep)
+    writer = CheckpointWriter(str(workdir), make_config(), Keep(keep))
     for step in steps:
         writer.save(step, make_state(step), place_after(step))
     writer.close()

@@ -1,6 +1,7 @@
 """Checkpoints that are written, rotated, damaged, refused by the system, or of another state."""
 
 import errno
+import json
 import os
 import pathlib
 import shutil
@@ -15,6 +16,7 @@ from hope_jax.runs import checkpoint_reader, checkpoint_writer
 from hope_jax.runs.checkpoint_reader import checkpoint_steps, find_damage, read_params, read_state
 from hope_jax.runs.checkpoint_writer import CheckpointWriter
 from hope_jax.runs.folder_error import RunFolderError
+from hope_jax.runs.keep import Keep, superfluous
 from tests.runs.folders import (
     State,
     files_in,
@@ -40,7 +42,7 @@ def run(written, tmp_path):
 
 
 def restore(workdir, target=None):
-    writer = CheckpointWriter(str(workdir), make_config(), 3)
+    writer = CheckpointWriter(str(workdir), make_config(), Keep(3))
     try:
         return writer.restore(target or target_of(make_state(0)))
     finally:
@@ -68,8 +70,32 @@ def test_the_newest_stay(tmp_path):
     assert checkpoint_steps(write_run(tmp_path / "run", range(1, 6), keep=2)) == [5, 4]
     assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == {"5", "4"}
     with pytest.raises(ValueError, match="keep=0 would keep none"):
-        CheckpointWriter(str(tmp_path / "other"), make_config(), 0)
+        CheckpointWriter(str(tmp_path / "other"), make_config(), Keep(0))
     assert not (tmp_path / "other").exists()
+
+
+def test_the_newest_those_of_every_so_many_steps_and_the_best_stay(tmp_path):
+    """By a count of ranks; a loss that is no number, or is not known, is none of the best."""
+    draw = np.random.default_rng(0)
+    steps = list(range(5, 200, 5))
+    losses = {step: float(draw.normal()) for step in steps[:-6]} | {165: float("nan")}
+    for keep in (Keep(3), Keep(1, 50), Keep(2, 0, 4), Keep(2, 25, 3)):
+        ranked = sorted(set(losses) - {165}, key=losses.get)[: keep.best]
+        stays = {*steps[-keep.newest :], *ranked}
+        stays |= {step for step in steps if keep.every and step % keep.every == 0}
+        assert superfluous(draw.permutation(steps), keep, losses) == sorted({*steps} - stays)
+    writer = CheckpointWriter(str(tmp_path / "run"), make_config(), Keep(1, 4, 1))
+    lines = [{"step": 2, "validation_loss": 1.0}, {"step": 3, "validation_loss": 2.0}]
+    (tmp_path / "run" / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    for step in range(1, 7):
+        writer.save(step, make_state(step), place_after(step))
+    writer.close()
+    assert checkpoint_steps(tmp_path / "run") == [6, 4, 2]
+    target = target_of(make_state(0)).params
+    params = read_params(tmp_path / "run" / "checkpoints" / "2", target)
+    np.testing.assert_array_equal(params["down"], make_state(2).params["down"])
+    with pytest.raises(ValueError, match="has no checkpoint of step 3; there are 6, 4, 2"):
+        read_params(tmp_path / "run" / "checkpoints" / "3", target)
 
 
 def test_damage_of_every_file_is_found_or_harmless(run):
@@ -110,7 +136,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_taken(run, capl
     assert "step 2 is damaged" in caplog.text and "another checksum" in caplog.text
     assert files_in(run / "damaged" / "2") == before
     # One of the same step, written anew and damaged again, does not take its place.
-    writer = CheckpointWriter(str(run), make_config(), 3)
+    writer = CheckpointWriter(str(run), make_config(), Keep(3))
     writer.save(2, make_state(2), place_after(2))
     writer.close()
     (run / "checkpoints" / "2" / "data" / "metadata").unlink()
@@ -194,7 +220,7 @@ def test_a_reader_looks_again_when_a_checkpoint_goes(run, monkeypatch):
 
     def rotate():
         if checkpoint_steps(run)[0] == 2:
-            writer = CheckpointWriter(str(run), make_config(), 1)
+            writer = CheckpointWriter(str(run), make_config(), Keep(1))
             writer.save(3, make_state(3), {})
             writer.close()
 
@@ -237,7 +263,7 @@ def test_a_kill_while_an_old_checkpoint_is_deleted_leaves_no_half_of_it(run, mon
         remove(pathlib.Path(folder) / "params")
         raise KeyboardInterrupt
 
-    writer = CheckpointWriter(str(run), make_config(), 1)
+    writer = CheckpointWriter(str(run), make_config(), Keep(1))
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint_writer.shutil, "rmtree", delete_half)
         with pytest.raises(KeyboardInterrupt):
@@ -255,7 +281,7 @@ def test_a_kill_before_the_checkpoint_has_its_name_leaves_the_one_before(run, mo
     def die(folder):
         raise full
 
-    writer = CheckpointWriter(str(run), make_config(), 3)
+    writer = CheckpointWriter(str(run), make_config(), Keep(3))
     monkeypatch.setattr(checkpoint_writer, "write_checksums", die)
     writer.save(3, make_state(3), {})
     with pytest.raises(RunFolderError) as error:
@@ -269,7 +295,7 @@ def test_a_kill_before_the_checkpoint_has_its_name_leaves_the_one_before(run, mo
 
 
 def test_a_folder_that_goes_is_noticed_at_the_next_checkpoint(run):
-    writer = CheckpointWriter(str(run), make_config(), 3)
+    writer = CheckpointWriter(str(run), make_config(), Keep(3))
     os.rename(run, run.with_name("moved"))
     with pytest.raises(RunFolderError, match=f"{run} was removed, moved or replaced"):
         writer.save(3, make_state(3), {})
@@ -280,7 +306,7 @@ def test_a_folder_that_goes_is_noticed_at_the_next_checkpoint(run):
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
     (tmp_path / "file").write_text("text")
     with pytest.raises(ValueError, match=r"--workdir=.*file cannot be written"):
-        CheckpointWriter(str(tmp_path / "file"), make_config(), 3)
+        CheckpointWriter(str(tmp_path / "file"), make_config(), Keep(3))
 
 
 def test_other_settings_are_named_and_the_folder_is_free_again(run):
@@ -288,7 +314,7 @@ def test_other_settings_are_named_and_the_folder_is_free_again(run):
     config.model.width = 32
     config.steps = 10
     with pytest.raises(ValueError, match=r"model\.width: 4 there, 32 here; steps"):
-        CheckpointWriter(str(run), config, 3)
+        CheckpointWriter(str(run), config, Keep(3))
     assert_is_step(restore(run), 2)
 
 
@@ -310,7 +336,7 @@ def earlier(tmp_path):
 def test_a_run_of_before_is_read_and_goes_on(earlier):
     params = read_params(earlier, target_of(make_state(0)).params)
     np.testing.assert_array_equal(params["down"], make_state(2).params["down"])
-    writer = CheckpointWriter(str(earlier), make_config(), 2)
+    writer = CheckpointWriter(str(earlier), make_config(), Keep(2))
     assert_is_step(writer.restore(target_of(make_state(0))), 2)
     writer.save(3, make_state(3), place_after(3))
     writer.close()

@@ -1,6 +1,7 @@
 """Lines of metrics that are torn, doubled, or replaced."""
 
 import json
+import time
 
 import pytest
 
@@ -48,6 +49,20 @@ def test_a_line_is_on_disk_when_it_is_written(tmp_path):
     writer.write(3, loss=7.0)
     writer.close()
     assert read_board(tmp_path) == {("loss", 1): [1.0], ("loss", 2): [2.0], ("loss", 3): [7.0]}
+
+
+def test_a_clock_that_is_set_back_hides_nothing(tmp_path, monkeypatch):
+    """Of a run that was killed after step 3 and goes on from step 2, a day before."""
+    killed = MetricsWriter(str(tmp_path), 0)
+    for step in (1, 2, 3):
+        killed.write(step, loss=float(step))
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now - 86_400)
+    writer = MetricsWriter(str(tmp_path), 2)
+    writer.write(3, loss=7.0)
+    writer.close()
+    assert read_board(tmp_path) == {("loss", 1): [1.0], ("loss", 2): [2.0], ("loss", 3): [7.0]}
+    assert [line["loss"] for line in read_metrics(tmp_path)] == [1.0, 2.0, 7.0]
 
 
 def test_final_lines_are_replaced(tmp_path):

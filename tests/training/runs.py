@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from hope_jax.runs.config_file import load_config_file
 from hope_jax.runs.metrics import read_metrics
-from hope_jax.training import loop
+from hope_jax.training import feed
 
 QUICKSTART = pathlib.Path(__file__).parents[2] / "experiments" / "quickstart.py"
 
@@ -49,7 +49,7 @@ def losses(workdir):
 
 def change_batch(monkeypatch, count, action):
     """Does something to the run when it asks for batch number `count + 1`."""
-    real = loop.put_batch
+    real = feed.put_batch
     calls = []
 
     def put(batch, mesh):
@@ -58,4 +58,4 @@ def change_batch(monkeypatch, count, action):
             batch = action(batch) or batch
         return real(batch, mesh)
 
-    monkeypatch.setattr(loop, "put_batch", put)
+    monkeypatch.setattr(feed, "put_batch", put)

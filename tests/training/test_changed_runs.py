@@ -13,7 +13,7 @@ from hope_jax.data.tokenizers import copy_tokenizer, load_tokenizer
 from hope_jax.runs.checkpoint_reader import read_other
 from hope_jax.runs.metrics import SPEEDS, read_metrics
 from hope_jax.runs.run_config import load_config
-from hope_jax.training import assembly, loop
+from hope_jax.training import assembly, feed, loop, usage
 from hope_jax.training.optimizer import make_schedule
 from hope_jax.training.step import Metrics
 from tests.commands.in_process import hope
@@ -39,7 +39,7 @@ def no_mathematics(tmp_path, monkeypatch):
         return jax.tree.map(lambda x: x + jnp.ones((), x.dtype), state), values
 
     monkeypatch.setattr(assembly, "make_train_step", lambda *_: step)
-    monkeypatch.setattr(loop, "make_eval_step", lambda *_: lambda *_: (jnp.ones(()), jnp.ones(())))
+    monkeypatch.setattr(feed, "make_eval_step", lambda *_: lambda *_: (jnp.ones(()), jnp.ones(())))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config.py").write_text(CONFIG)
 
@@ -229,7 +229,7 @@ def test_quiet_is_one_line(capfd):
 
 
 def test_use_of_the_chip_is_told_where_its_peak_is_known(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "peak_flops", lambda kind: 1e9)
+    monkeypatch.setattr(usage, "peak_flops", lambda kind: 1e9)
     # Steps that follow each other: a time of one alone tells no speed.
     changes = {"evaluate.sample_tokens": 0, "evaluate.every": 50, "checkpoint.every": 50}
     loop.train(tiny_config(tmp_path, **changes), "run")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hope_jax.training.fit import fit
-from hope_jax.training.report import NonFiniteLossError
+from hope_jax.training.report import DivergedError
 from hope_jax.training.step import Metrics, TrainState
 
 
@@ -58,5 +58,5 @@ def test_it_keeps_what_did_best_and_looks_after_the_last_step():
 
 
 def test_a_loss_that_is_no_number_ends_it():
-    with pytest.raises(NonFiniteLossError, match="of steps 3 to 4 is no number; lower"):
+    with pytest.raises(DivergedError, match="of steps 3 to 4 is no number; lower"):
         run([0.5] * 9, losses=[1, 1, np.nan, 1])

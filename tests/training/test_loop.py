@@ -15,7 +15,7 @@ import pytest
 
 from hope_jax.runs.checkpoint_reader import find_damage
 from hope_jax.runs.metrics import SPEEDS, read_metrics
-from hope_jax.training import assembly, loop
+from hope_jax.training import assembly, feed, loop
 from hope_jax.training.step import Metrics
 from tests.runs.folders import read_board
 from tests.training.runs import change_batch, losses, tiny_config
@@ -153,14 +153,35 @@ def test_another_corpus_is_refused(tmp_path, whole):
         loop.train(config, str(tmp_path / "run"))
 
 
-def test_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
-    run = tmp_path / "run"
-    change_batch(
-        monkeypatch, 2, lambda batch: {**batch, "weights": np.full_like(batch["weights"], np.nan)}
-    )
-    with pytest.raises(loop.NonFiniteLossError, match="step 3"):
-        loop.train(tiny_config(tmp_path), str(run))
-    assert saved_steps(run) == [2]
+def test_bad_batches_are_skipped_until_they_are_too_many_in_a_row(tmp_path, monkeypatch, capsys):
+    """Those of steps 3, 5 and 6, where one in a row is let go by; the evaluations have none."""
+    run, calls, real = tmp_path / "run", [], feed.put_batch
+
+    def put(batch, mesh):
+        calls.append(None)
+        if len(calls) in (3, 6, 7):
+            batch = {**batch, "weights": np.full_like(batch["weights"], np.nan)}
+        return real(batch, mesh)
+
+    monkeypatch.setattr(feed, "put_batch", put)
+    config = tiny_config(tmp_path, **{"optimizer.skips": 1})
+    with pytest.raises(loop.DivergedError, match="step 6: loss nan.*, after 1 skipped batch; the"):
+        loop.train(config, str(run))
+    assert saved_steps(run) == [2, 4]
+    said = capsys.readouterr().out
+    assert "\nstep 3  batch skipped: loss nan, gradient norm nan, " in said
+    assert "update norm nan (2 skipped in all)\n" in said
+    lines = [line for line in read_metrics(str(run)) if "skipped" in line]
+    assert [line["skipped"] for line in lines] == [0, 0, 1, 1, 2]
+    assert ["loss" in line for line in lines] == [True, True, False, True, False]
+    rates = [line["learning_rate"] for line in lines]
+    assert rates[2] == rates[3] and len(set(rates)) == 4  # the schedule has stood still
+    # At 0, the first is one too many, and nothing of it is saved.
+    calls.clear()
+    config.optimizer.skips = 0
+    with pytest.raises(loop.DivergedError, match="step 3: loss nan, .*update norm nan; the last"):
+        loop.train(config, str(tmp_path / "other"))
+    assert saved_steps(tmp_path / "other") == [2]
 
 
 @pytest.mark.parametrize("apart", [True, False])
@@ -177,13 +198,40 @@ def test_documents_are_kept_apart_as_the_config_says(tmp_path, monkeypatch, apar
         return jnp.zeros(()), jnp.zeros(())
 
     monkeypatch.setattr(assembly, "make_train_step", lambda *_: train_step)
-    monkeypatch.setattr(loop, "make_eval_step", lambda *_: eval_step)
+    monkeypatch.setattr(feed, "make_eval_step", lambda *_: eval_step)
     changes = {"data.reset_documents": apart, "evaluate.sample_tokens": 0}
     result = loop.train(tiny_config(tmp_path, **changes), str(tmp_path / "run"))
     assert math.isnan(result["validation_loss"])
     for kind, seen in resets.items():
         assert len(seen) > 1, kind
         assert any(flags is not None and np.any(flags) for flags in seen) == apart, kind
+
+
+def test_chosen_steps_are_profiled_and_good_time_is_told(tmp_path, monkeypatch):
+    """Steps 2 and 3 as one profile, and 5."""
+
+    @jax.jit
+    def step(state, batch):
+        return state._replace(step=state.step + 1), Metrics(*[jnp.ones(())] * 3)
+
+    monkeypatch.setattr(assembly, "make_train_step", lambda *_: step)
+    monkeypatch.setattr(feed, "make_eval_step", lambda *_: lambda *_: (jnp.ones(()),) * 2)
+    changes = {"log.profile_steps": (2, 3, 5), "evaluate.sample_tokens": 0}
+    run = tmp_path / "run"
+    monkeypatch.setattr(jax.profiler, "start_trace", traced := [].append)
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: traced("end"))
+    numbers = []
+    monkeypatch.setattr(
+        jax.profiler,
+        "StepTraceAnnotation",
+        lambda name, step_num: numbers.append(step_num) or contextlib.nullcontext(),
+    )
+    loop.train(tiny_config(tmp_path, **changes), str(run))
+    assert numbers == [2, 3, 5]
+    assert traced.__self__ == [run / "profile", "end"] * 2
+    shares = [line["goodput"] for line in read_metrics(run) if "goodput" in line]
+    assert len(shares) == 6 and shares[-1] > 0
+    assert all(0 <= share < 1 for share in shares)
 
 
 def test_settings_that_do_not_fit_are_refused_before_compilation(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
@@ -14,17 +15,20 @@ import numpy as np
 import pytest
 from jax.experimental import multihost_utils
 
+from hope_jax.exit_codes import LOST
 from hope_jax.runs.checkpoint_reader import find_damage
 from hope_jax.training import loop
-from hope_jax.training.processes import join_processes, watch_processes
+from hope_jax.training.processes import join_processes
+from hope_jax.training.watch import watch_processes
 from tests.runs.folders import files_in, flip_bit
 from tests.training.runs import QUICKSTART, change_batch, losses, tiny_config
 
 STEPS = 16
 
 
-def config_of(folder, processes):
-    return tiny_config(folder, **{"steps": STEPS, "mesh.processes": processes, "mesh.fsdp": 2})
+def config_of(folder, processes, **changes):
+    mesh = {"mesh.processes": processes, "mesh.fsdp": 2}
+    return tiny_config(folder, **{"steps": STEPS, **mesh, **changes})
 
 
 def member(folder: str, interrupted: bool) -> None:
@@ -42,28 +46,40 @@ def member(folder: str, interrupted: bool) -> None:
     print("result", result and result["validation_loss"])
 
 
+FEW = {"steps": 8, "evaluate.every": 100, "evaluate.sample_tokens": 0}
+
+
+def doomed(folder: str, processes: int, victim: int) -> None:
+    """Trains as one of several processes, of which one is killed in its sixth step."""
+    os.chdir(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        if os.environ["JAX_PROCESS_ID"] == str(victim):
+            change_batch(patch, 5, lambda batch: os.kill(os.getpid(), signal.SIGKILL))
+        loop.train(config_of(pathlib.Path(folder), processes, **FEW), "run")
+
+
 def watched(folder: str) -> None:
     """Joins, and waits for another process that does not answer."""
     join_processes(2)
-    with watch_processes():
+    with watch_processes(folder):
         pathlib.Path(folder, f"joined_{jax.process_index()}").touch()
         if jax.process_index() == 0:
             time.sleep(100)
         multihost_utils.process_allgather(np.int32(1))
 
 
-def start(folder, code):
-    """Starts two processes that run some code, printing to files."""
+def start(folder, code, count=2, devices=2):
+    """Starts processes that run some code, printing to files."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
     started = []
-    for number in (0, 1):
+    for number in range(count):
         environment = {
             **os.environ,
             "JAX_COORDINATOR_ADDRESS": address,
             "JAX_PROCESS_ID": str(number),
-            "JAX_NUM_CPU_DEVICES": "2",
+            "JAX_NUM_CPU_DEVICES": str(devices),
             "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
         }
         with (folder / f"printed_{number}").open("w") as printed:
@@ -79,14 +95,18 @@ def start(folder, code):
     return started
 
 
-def launch(folder, interrupted):
-    started = start(folder, f"member({str(folder)!r}, {interrupted})")
+def ends(folder, started):
+    """Exit codes and outputs, once all have ended."""
     try:
         codes = [process.wait(timeout=300) for process in started]
     finally:
         for process in started:
             process.kill()
-    texts = [(folder / f"printed_{number}").read_text() for number in (0, 1)]
+    return codes, [(folder / f"printed_{n}").read_text() for n in range(len(started))]
+
+
+def launch(folder, interrupted):
+    codes, texts = ends(folder, start(folder, f"member({str(folder)!r}, {interrupted})"))
     assert codes == [0, 0], "\n".join(text[-3000:] for text in texts)
     return [text.split("result ")[1].split()[0] for text in texts]
 
@@ -117,9 +137,9 @@ def test_two_processes_train_as_one_and_stop_together(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", [0, 1])
-def test_the_death_of_one_ends_the_other_with_one_line(tmp_path, victim):
-    """Either is killed while the second waits in a collective, and the first in nothing at all."""
+@pytest.mark.parametrize("victim, end", [(0, signal.SIGKILL), (1, signal.SIGSTOP)])
+def test_one_that_dies_or_stands_still_ends_the_other_with_one_line(tmp_path, victim, end):
+    """Either, while the second waits in a collective, and the first in nothing at all."""
     started = start(tmp_path, f"watched({str(tmp_path)!r})")
     try:
         deadline = time.time() + 120
@@ -127,17 +147,49 @@ def test_the_death_of_one_ends_the_other_with_one_line(tmp_path, victim):
             assert time.time() < deadline
             time.sleep(0.1)
         time.sleep(1)
-        started[victim].kill()
+        os.kill(started[victim].pid, end)
         begun = time.time()
-        assert started[1 - victim].wait(timeout=60) == 1
+        assert started[1 - victim].wait(timeout=60) == LOST
     finally:
         for process in started:
             process.kill()
     lines = (tmp_path / f"printed_{1 - victim}").read_text().splitlines()
     said = [line for line in lines if line.startswith("hope: ")]
-    assert len(said) == 1 and f"process {victim} of 2 has died" in said[0], lines
+    assert len(said) == 1 and f"process {victim} of 2 (" in said[0], lines
+    assert (
+        ") has died or is cut off. " in said[0] and "or its beginning if there is none" in said[0]
+    )
     assert not any("Traceback" in line or "stack trace" in line for line in lines), lines
     assert time.time() - begun < 60
+
+
+@pytest.mark.slow
+def test_of_four_one_is_killed_in_a_step_and_half_of_them_go_on(tmp_path):
+    """The others name it and the last checkpoint; with two the run ends as with a single process."""
+    four, one = tmp_path / "four", tmp_path / "one"
+    for folder in (four, one):
+        folder.mkdir()
+    begun = start(four, f"doomed({str(four)!r}, 4, victim=2)", count=4, devices=1)
+    assert begun[2].wait(timeout=300) == -signal.SIGKILL
+    died = time.time()
+    codes, texts = ends(four, begun)
+    assert time.time() - died < 60
+    assert codes == [LOST, LOST, -signal.SIGKILL, LOST], "\n".join(text[-3000:] for text in texts)
+    for text in texts[:2] + texts[3:]:
+        (line,) = [line for line in text.splitlines() if line.startswith("hope: ")]
+        assert line.startswith(
+            f"hope: process 2 of 4 ({socket.gethostname()}) has died or is cut off"
+        )
+        # That of step 4 may not be whole yet.
+        assert re.search("goes on from its last checkpoint, of step [24] in run$", line), line
+        assert "Traceback" not in text
+    codes, texts = ends(four, start(four, f"doomed({str(four)!r}, 2, victim=-1)", 2, devices=1))
+    assert codes == [0, 0], "\n".join(text[-3000:] for text in texts)
+    with contextlib.chdir(one):
+        loop.train(config_of(one, 1, **FEW), "run")
+    found, wanted = losses(four / "run"), losses(one / "run")
+    assert [step for step, _ in found] == [1, 2, 3, 4, 5, 6, 7, 8]
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 
 def test_another_number_of_processes_is_refused(monkeypatch):

@@ -136,13 +136,30 @@ def test_a_batch_without_weights_changes_nothing_but_the_count(accumulate):
     moved = jax.tree.map(np.array, step(state, put_batch(ROWS, one_device()))[0])
     assert np.any(moved.params["embedding"] != state.params["embedding"])
     after, metrics = step(moved, put_batch(none, one_device()))
-    assert [int(after.step), *map(float, metrics)] == [2, 0, 0, 0]
+    assert [int(after.step), *map(float, metrics)] == [2, 0, 0, 0, 0, 0]
     assert metrics.gradient_norm.dtype == jnp.float32
     jax.tree.map(
         np.testing.assert_array_equal, (after.params, after.optimizer), (moved[1], moved[2])
     )
+    jax.tree.map(np.testing.assert_array_equal, after.seen, moved.seen)
     evaluate = make_eval_step(BFLOAT16, one_device())
     assert [float(x) for x in evaluate(after.params, put_batch(none, one_device()))] == [0, 0]
+
+
+def test_a_bad_batch_changes_nothing_but_what_is_counted():
+    state, step = bfloat16_step(1)
+    bad = {**ROWS, "weights": np.where(ROWS["tokens"] == 3, np.nan, ROWS["weights"])}
+    moved = jax.tree.map(np.array, step(state, put_batch(ROWS, one_device()))[0])
+    after, metrics = step(moved, put_batch(bad, one_device()))
+    after = jax.tree.map(np.array, after)
+    jax.tree.map(
+        np.testing.assert_array_equal, (after.params, after.optimizer), (moved[1], moved[2])
+    )
+    assert (int(after.step), int(metrics.skipped), int(metrics.in_a_row)) == (2, 1, 1)
+    assert np.isnan(metrics.loss) and np.isfinite(after.seen.norms).sum() == 1
+    good, metrics = step(after, put_batch(ROWS, one_device()))
+    assert np.any(np.asarray(good.params["embedding"]) != after.params["embedding"])
+    assert (int(metrics.skipped), int(metrics.in_a_row), int(good.seen.learnt)) == (1, 0, 2)
 
 
 def test_delta_gradient_descent_forgets_along_the_inputs_of_the_levels(parts):
