@@ -2093,4 +2093,10 @@ FAULTS = [
         "    own =",
         "tests/training/test_processes.py::test_two_processes_train_as_one_and_stop_together",
     ),
+    Fault(
+        "hope_jax/inference/sampling.py",
+        "        step_key = jax.random.fold_in(key, index)\n        token, after",
+        "        step_key = jax.random.fold_in(key, index + 1)\n        token, after",
+        "tests/inference/test_sampling.py::test_a_scan_draws_what_generate_draws",
+    ),
 ]
