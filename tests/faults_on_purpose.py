@@ -2099,4 +2099,28 @@ FAULTS = [
         "        step_key = jax.random.fold_in(key, index + 1)\n        token, after",
         "tests/inference/test_sampling.py::test_a_scan_draws_what_generate_draws",
     ),
+    Fault(
+        "hope_jax/sleep/divergence.py",
+        "    by_q = jnp.exp(log_q) - jnp.exp(log_p)\n",
+        "    by_q = jnp.exp(log_p) - jnp.exp(log_q)\n",
+        "tests/sleep/test_divergence.py::test_values_and_gradients_are_those_of_the_definition",
+    ),
+    Fault(
+        "hope_jax/sleep/divergence.py",
+        "jnp.where(above > 0, beta, 1 - beta)",
+        "jnp.where(above > 0, 1 - beta, beta)",
+        "tests/sleep/test_divergence.py::test_values_and_gradients_are_those_of_the_definition",
+    ),
+    Fault(
+        "hope_jax/sleep/divergence.py",
+        "close = (p > 0) & (jnp.abs(less) < 1)",
+        "close = (p > 0) & (less > 1e9)",
+        "tests/sleep/test_divergence.py::test_float32_is_enough_far_from_each_other_and_close",
+    ),
+    Fault(
+        "hope_jax/sleep/divergence.py",
+        "less = jnp.where(p > 0, less, 0)  #",
+        "less = 1.0 * less  #",
+        "tests/sleep/test_divergence.py::test_what_cannot_come_counts_for_nothing",
+    ),
 ]
