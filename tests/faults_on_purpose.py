@@ -2123,4 +2123,22 @@ FAULTS = [
         "less = 1.0 * less  #",
         "tests/sleep/test_divergence.py::test_what_cannot_come_counts_for_nothing",
     ),
+    Fault(
+        "hope_jax/sleep/levenshtein.py",
+        "jax.lax.cummin(ended - place, axis=1)",
+        "ended - place",
+        "tests/sleep/test_levenshtein.py::test_distances_are_those_of_the_table",
+    ),
+    Fault(
+        "hope_jax/sleep/levenshtein.py",
+        "jnp.where(index < rows[:, None], row, above)",
+        "row",
+        "tests/sleep/test_levenshtein.py::test_distances_are_those_of_the_table",
+    ),
+    Fault(
+        "hope_jax/sleep/levenshtein.py",
+        "jnp.take_along_axis(last, columns[:, None], axis=1)[:, 0]",
+        "last[:, -1]",
+        "tests/sleep/test_levenshtein.py::test_what_lies_beyond_the_lengths_does_not_count",
+    ),
 ]
