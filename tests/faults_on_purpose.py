@@ -2141,4 +2141,34 @@ FAULTS = [
         "last[:, -1]",
         "tests/sleep/test_levenshtein.py::test_what_lies_beyond_the_lengths_does_not_count",
     ),
+    Fault(
+        "hope_jax/sleep/imitation.py",
+        "jnp.where(distance <= z0, near, 0)",
+        "jnp.where(distance < z0, near, 0)",
+        "tests/sleep/test_imitation.py::test_rewards_are_those_of_the_definition",
+    ),
+    Fault(
+        "hope_jax/sleep/imitation.py",
+        "gam * same + (1 - gam) * near",
+        "gam * same + near",
+        "tests/sleep/test_imitation.py::test_rewards_are_those_of_the_definition",
+    ),
+    Fault(
+        "hope_jax/sleep/imitation.py",
+        "jax.lax.stop_gradient(rewards - others)",
+        "jax.lax.stop_gradient(rewards - rewards.mean(1, keepdims=True))",
+        "tests/sleep/test_imitation.py::test_the_estimate_is_on_average_the_exact_gradient",
+    ),
+    Fault(
+        "hope_jax/sleep/imitation.py",
+        "jax.lax.stop_gradient(rewards - others)",
+        "jax.lax.stop_gradient(rewards)",
+        "tests/sleep/test_imitation.py::test_a_baseline_leaves_nothing_where_all_are_rewarded_alike",
+    ),
+    Fault(
+        "hope_jax/sleep/imitation.py",
+        "jnp.mean(advantage * log_probability)",
+        "jnp.mean(advantage * jnp.exp(log_probability))",
+        "tests/sleep/test_imitation.py::test_the_estimate_is_on_average_the_exact_gradient",
+    ),
 ]
