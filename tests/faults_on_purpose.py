@@ -2171,4 +2171,58 @@ FAULTS = [
         "jnp.mean(advantage * jnp.exp(log_probability))",
         "tests/sleep/test_imitation.py::test_the_estimate_is_on_average_the_exact_gradient",
     ),
+    Fault(
+        "hope_jax/evaluation/world.py",
+        "listed = sorted(some - {fact.value})",
+        "listed = sorted(some)",
+        "tests/evaluation/test_world.py::test_every_question_has_one_answer_and_the_wrong_ones_are_wrong",
+    ),
+    Fault(
+        "hope_jax/evaluation/world.py",
+        "for some in (near, rest - near):",
+        "for some in (rest,):",
+        "tests/evaluation/test_world.py::test_every_question_has_one_answer_and_the_wrong_ones_are_wrong",
+    ),
+    Fault(
+        "hope_jax/evaluation/world.py",
+        "[_PEOPLE * number :][: days * people]",
+        "[days * people * number :][: days * people]",
+        "tests/evaluation/test_world.py::test_no_two_worlds_share_a_name",
+    ),
+    Fault(
+        "hope_jax/evaluation/world.py",
+        "near = names[: max(1, day) * people]",
+        "near = names",
+        "tests/evaluation/test_world.py::test_facts_of_two_days_are_joined",
+    ),
+    Fault(
+        "hope_jax/evaluation/world.py",
+        "if link.kind == _FRIEND and link.value == fact.name",
+        "if link.kind == _FRIEND and link.name == fact.name",
+        "tests/evaluation/test_world.py::test_facts_of_two_days_are_joined",
+    ),
+    Fault(
+        "hope_jax/evaluation/world.py",
+        'yield text.ljust(length, "\\n")',
+        "yield text",
+        "tests/evaluation/test_world.py::test_documents_tell_before_they_ask",
+    ),
+    Fault(
+        "hope_jax/evaluation/world.py",
+        "Kyoto, ",
+        "Havre, ",
+        "tests/evaluation/test_world.py::test_answers_of_a_kind_begin_with_different_letters",
+    ),
+    Fault(
+        "hope_jax/evaluation/choices.py",
+        "loss[len(row) - 1 - count : len(row) - 1]",
+        "loss[len(row) - count : len(row)]",
+        "tests/evaluation/test_choices.py::test_likelihoods_are_those_of_each_answer_alone",
+    ),
+    Fault(
+        "hope_jax/evaluation/choices.py",
+        "targets[None], state, method",
+        "targets[None], None, method",
+        "tests/evaluation/test_choices.py::test_likelihoods_are_those_of_each_answer_alone",
+    ),
 ]
