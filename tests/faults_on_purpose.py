@@ -2225,4 +2225,46 @@ FAULTS = [
         "targets[None], None, method",
         "tests/evaluation/test_choices.py::test_likelihoods_are_those_of_each_answer_alone",
     ),
+    Fault(
+        "hope_jax/sleep/dreaming.py",
+        "(after > before).astype",
+        "(after >= before - 1).astype",
+        "tests/sleep/test_dreaming.py::test_trials_are_those_of_copies_trained_one_after_the_other",
+    ),
+    Fault(
+        "hope_jax/sleep/dreaming.py",
+        "jnp.where(finite, -norms, jnp.inf)",
+        "-norms",
+        "tests/sleep/test_dreaming.py::test_the_best_are_chosen_and_others_at_random",
+    ),
+    Fault(
+        "hope_jax/sleep/dreaming.py",
+        "weights = reward / jnp.where(total > 0, total, 1)",
+        "weights = reward / reward.shape[0]",
+        "tests/sleep/test_dreaming.py::test_what_helped_is_learnt_and_nothing_else",
+    ),
+    Fault(
+        "hope_jax/sleep/dreaming.py",
+        "jnp.where(total > 0, new, old)",
+        "new",
+        "tests/sleep/test_dreaming.py::test_what_helped_is_learnt_and_nothing_else",
+    ),
+    Fault(
+        "hope_jax/sleep/dreaming.py",
+        "rest[jnp.argsort(drawn)[:others]]",
+        "rest[:others]",
+        "tests/sleep/test_dreaming.py::test_the_best_are_chosen_and_others_at_random",
+    ),
+    Fault(
+        "hope_jax/sleep/low_rank.py",
+        "alpha / down.shape[-1] * (down @ up)",
+        "alpha * (down @ up)",
+        "tests/sleep/test_low_rank.py::test_changes_are_products_along_the_named_axes",
+    ),
+    Fault(
+        "hope_jax/sleep/low_rank.py",
+        "        key, own = jax.random.split(key)\n",
+        "        own = key\n",
+        "tests/sleep/test_low_rank.py::test_inputs_of_any_width_give_changes_of_a_size",
+    ),
 ]
