@@ -2185,8 +2185,8 @@ FAULTS = [
     ),
     Fault(
         "hope_jax/evaluation/world.py",
-        "[_PEOPLE * number :][: days * people]",
-        "[days * people * number :][: days * people]",
+        "_SAME * number + turn",
+        "number + turn",
         "tests/evaluation/test_world.py::test_no_two_worlds_share_a_name",
     ),
     Fault(
@@ -2266,5 +2266,11 @@ FAULTS = [
         "        key, own = jax.random.split(key)\n",
         "        own = key\n",
         "tests/sleep/test_low_rank.py::test_inputs_of_any_width_give_changes_of_a_size",
+    ),
+    Fault(
+        "hope_jax/evaluation/world.py",
+        "initial = int(initials[place])",
+        "initial = int(initials[person % 7])",
+        "tests/evaluation/test_world.py::test_names_of_a_day_begin_with_different_letters",
     ),
 ]

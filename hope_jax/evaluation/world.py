@@ -3,10 +3,11 @@
 A world has a number. People of different worlds have different names, so that no fact of one is a fact of
 another: a model that was trained on some worlds knows how facts are told and asked, and nothing of the
 others. What can be said of people is a small vocabulary, and answers of one kind begin with different
-letters; names are new.
+letters. Names are new, and so that small models of bytes find them, in capitals, those of a day with
+different first letters.
 
 Facts come day by day. A friend was told of on an earlier day, so that questions such as "Where does the
-friend of Tavomi live?" need facts of two days.
+friend of TAVOMI live?" need facts of two days.
 """
 
 import functools
@@ -19,8 +20,11 @@ from hope_jax.evaluation.haystack import words
 
 _FRIEND = "friend"
 _PEOPLE = 64  # names that are kept for each world
-_SYLLABLES = [consonant + vowel for consonant in "bcdfghjklmnprstvwxz" for vowel in "aeiou"]
-WORLDS = len(_SYLLABLES) ** 3 // _PEOPLE
+_INITIALS, _VOWELS = "bcdfghjklmnprstvwxz", "aeiou"
+_SYLLABLES = [consonant + vowel for consonant in _INITIALS for vowel in _VOWELS]
+_TAILS = len(_VOWELS) * len(_SYLLABLES) ** 2  # names that begin with the same letter
+_SAME = -(-_PEOPLE // len(_INITIALS))  # people of a world who may have it in common
+WORLDS = _TAILS // _SAME
 
 
 class Kind(NamedTuple):
@@ -169,7 +173,7 @@ def make_world(
 
     Example:
       >>> make_world(3, people=1, kinds=["home"])
-      ((Fact(name='Masivo', kind='home', value='Istanbul'),),)
+      ((Fact(name='JAGEZE', kind='home', value='Oslo'),),)
     """
     if not 0 <= number < WORLDS:
         raise ValueError(f"number must lie between 0 and {WORLDS - 1}, got {number}")
@@ -184,8 +188,7 @@ def make_world(
             "a person alone has no friend: give at least 2 people, or kinds without it"
         )
     random = np.random.default_rng([seed, number])
-    numbers = _order(seed)[_PEOPLE * number :][: days * people]
-    names = [_name(int(one)) for one in numbers]
+    names = _names(number, seed, random)[: days * people]
     told = []
     for day in range(days):
         facts = []
@@ -201,23 +204,33 @@ def make_world(
     return tuple(told)
 
 
+def _names(number: int, seed: int, random: np.random.Generator) -> list[str]:
+    """Names of a world, of which no nineteen in a row have two that begin with the same letter."""
+    initials = random.permutation(len(_INITIALS))
+    names = []
+    for person in range(_PEOPLE):
+        turn, place = divmod(person, len(_INITIALS))
+        initial = int(initials[place])
+        tail = int(_orders(seed)[initial, _SAME * number + turn])
+        tail, last = divmod(tail, len(_SYLLABLES))
+        vowel, middle = divmod(tail, len(_SYLLABLES))
+        parts = _INITIALS[initial], _VOWELS[vowel], _SYLLABLES[middle], _SYLLABLES[last]
+        names.append("".join(parts).upper())
+    return names
+
+
 @functools.lru_cache(maxsize=4)
-def _order(seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).permutation(WORLDS * _PEOPLE)
-
-
-def _name(number: int) -> str:
-    count = len(_SYLLABLES)
-    parts = (_SYLLABLES[number // count**place % count] for place in range(3))
-    return "".join(parts).capitalize()
+def _orders(seed: int) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    return np.stack([random.permutation(_TAILS) for _ in _INITIALS])
 
 
 def tell(fact: Fact, phrasing: int) -> str:
     """A fact as a sentence.
 
     Example:
-      >>> tell(Fact("Tavomi", "home", "Oslo"), 1)
-      'The home of Tavomi is Oslo.'
+      >>> tell(Fact("TAVOMI", "home", "Oslo"), 1)
+      'The home of TAVOMI is Oslo.'
     """
     return KINDS[fact.kind].told[phrasing].format(name=fact.name, value=fact.value)
 
@@ -235,9 +248,9 @@ def ask(facts: Sequence[Fact], random: np.random.Generator, wrong: int = 3) -> l
       ValueError: if there are fewer of a kind.
 
     Example:
-      >>> (question,) = ask([Fact("Tavomi", "home", "Oslo")], np.random.default_rng(0))
+      >>> (question,) = ask([Fact("TAVOMI", "home", "Oslo")], np.random.default_rng(0))
       >>> question[:3]
-      ('Where is the home of Tavomi?', ' Oslo.', (' Cairo.', ' Lisbon.', ' Dublin.'))
+      ('Where is the home of TAVOMI?', ' Oslo.', (' Cairo.', ' Lisbon.', ' Dublin.'))
     """
     return [_question(fact.name, (fact,), facts, random, wrong) for fact in facts]
 
@@ -257,9 +270,9 @@ def ask_joined(
       wrong: as for `ask`.
 
     Example:
-      >>> later, earlier = [Fact("Rulebo", "friend", "Tavomi")], [Fact("Tavomi", "home", "Oslo")]
+      >>> later, earlier = [Fact("RULEBO", "friend", "TAVOMI")], [Fact("TAVOMI", "home", "Oslo")]
       >>> ask_joined(later, earlier, np.random.default_rng(0))[0].prompt
-      'Where is the home of the friend of Rulebo?'
+      'Where is the home of the friend of RULEBO?'
     """
     return [
         _question(f"the friend of {link.name}", (link, fact), facts, random, wrong)
@@ -317,9 +330,9 @@ def documents(
 
     Example:
       >>> print(next(documents(length=120, people=(2,), kinds=(1,))).strip())
-      The work of Fineju is sailing.
-      The work of Rolanu is nursing.
-      How does Rolanu earn a living? nursing.
+      The work of DIJIBU is logging.
+      The work of NANAME is baking.
+      How does NANAME earn a living? baking.
     """
     for number in range(first, first + count):
         random = np.random.default_rng([seed, number, 1])

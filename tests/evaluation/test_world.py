@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 
 from hope_jax.evaluation.world import KINDS, WORLDS, ask, ask_joined, documents, make_world, tell
+from hope_jax.models import LanguageModelConfig
+from hope_jax.runs.config_file import load_config_file
+from tests.evaluation.scripts import FOLDER
 
 TOLD = {
     "home": r"(\w+) lives in (\w+)|The home of (\w+) is (\w+)|(\w+) has a house in (\w+)",
@@ -113,6 +116,13 @@ def test_no_two_worlds_share_a_name():
     assert len(set().union(*worlds)) == sum(map(len, worlds)) > 91 * 4
 
 
+def test_names_of_a_day_begin_with_different_letters():
+    for number in range(20):
+        for day in make_world(number, days=3, people=19):
+            names = {fact.name for fact in day}
+            assert len({name[0] for name in names}) == len({name[1:] for name in names}) == 19
+
+
 def test_a_seed_makes_a_world():
     assert make_world(7, days=2) == make_world(7, days=2)
     assert make_world(7, days=2) != make_world(7, days=2, seed=1)
@@ -159,3 +169,13 @@ def test_documents_tell_before_they_ask():
 def test_what_cannot_be_made_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_the_facts_model_is_trained_on_whole_documents_of_old_worlds():
+    module = load_config_file(FOLDER / "sleep" / "facts_pretrain.py")
+    config = module.get_config()
+    arguments = config.data.arguments.to_dict()
+    assert config.data.source.endswith("world.documents")
+    last = next(documents(**{**arguments, "first": arguments["count"] - 1}))
+    assert len(last) == config.data.sequence_length and arguments["count"] == module.FIRST_NEW
+    assert LanguageModelConfig.from_config_dict(config.model).in_context_config is not None
