@@ -1,0 +1,164 @@
+"""Dreams: which are worth a trial, whether one helped, and training on those that did.
+
+A dream is whatever a model can be trained on, such as a row of tokens it has sampled. The functions know
+of losses and scores alone. What is trained in a trial, the caller says by what is started from: all
+parameters, or low-rank changes of some (`hope_jax.sleep.low_rank`).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int
+
+from hope_jax.models.in_context import at_least_float32
+
+Loss = Callable[[Any, Any], Float[Array, ""]]
+Score = Callable[[Any], Float[Array, ""]]
+
+
+class Trials(NamedTuple):
+    """What came of training on each dream alone.
+
+    Attributes:
+      before: score without any of it.
+      after: score of each.
+      reward: 1 where it is higher than before, else 0.
+    """
+
+    before: Float[Array, ""]
+    after: Float[Array, " n"]
+    reward: Float[Array, " n"]
+
+
+def gradient_norms(loss: Loss, chosen: Any, dreams: Any) -> Float[Array, " m"]:
+    """The norm of each dream's gradient: how much it would change what is chosen.
+
+    Args:
+      loss: `(chosen, dream) -> loss`.
+      chosen: parameters by which it is differentiated. There are m gradients of them at one time.
+      dreams: m of them along the first axes of arrays.
+
+    Returns:
+      Norms, float32 or wider.
+    """
+
+    def norm(dream: Any) -> Array:
+        gradient = jax.grad(loss)(chosen, dream)
+        return optax.tree.norm(jax.tree.map(at_least_float32, gradient))
+
+    return jax.vmap(norm)(dreams)
+
+
+def choose_dreams(
+    key: Array, norms: Float[Array, " m"], best: int, others: int
+) -> Int[Array, " best+others"]:
+    """Which dreams are tried: those of the largest norms, and random ones of the rest.
+
+    Args:
+      key: random key.
+      norms: of all dreams. One that is no finite number is taken only where there are too few others.
+      best: k, how many of the largest.
+      others: b, how many of the rest, each as likely as any other.
+
+    Returns:
+      Indices, no two alike, the largest norm first.
+
+    Raises:
+      ValueError: if there are fewer dreams.
+
+    Example:
+      >>> norms = jnp.array([0.1, 5.0, 0.3, jnp.nan, 2.0])
+      >>> choose_dreams(jax.random.key(0), norms, best=2, others=0).tolist()
+      [1, 4]
+    """
+    if min(best, others) < 0 or best + others > norms.shape[0]:
+        raise ValueError(
+            f"best={best} and others={others} of {norms.shape[0]} dreams cannot be chosen; each must be "
+            f"at least 0, and both together at most their number"
+        )
+    finite = jnp.isfinite(norms)
+    order = jnp.argsort(jnp.where(finite, -norms, jnp.inf))
+    rest = order[best:]
+    drawn = jnp.where(finite[rest], jax.random.uniform(key, rest.shape), 2.0)
+    return jnp.concatenate([order[:best], rest[jnp.argsort(drawn)[:others]]])
+
+
+def try_dreams(
+    loss: Loss,
+    score: Score,
+    start: Any,
+    dreams: Any,
+    optimizer: optax.GradientTransformation,
+    *,
+    steps: int,
+) -> Trials:
+    """Trains a copy on each dream alone, all at once, and sees whether the score has risen.
+
+    Args:
+      loss: `(trained, dream) -> loss`.
+      score: `trained -> score`, higher where better (tau).
+      start: what each copy begins with; it stays as it is.
+      dreams: n of them along the first axes of arrays.
+      optimizer: of the copies, each with a state of its own.
+      steps: of each copy.
+
+    Returns:
+      `Trials`; a score that is no number has no reward.
+    """
+    before = score(start)
+
+    def one(dream: Any) -> Array:
+        return score(_descend(lambda trained: loss(trained, dream), start, optimizer, steps))
+
+    after = jax.vmap(one)(dreams)
+    return Trials(before, after, (after > before).astype(jnp.float32))
+
+
+def learn_from(
+    loss: Loss,
+    params: Any,
+    dreams: Any,
+    reward: Float[Array, " n"],
+    optimizer: optax.GradientTransformation,
+    *,
+    steps: int,
+) -> Any:
+    """Trains on the dreams that helped: supervised training on rewarded samples (ReST-EM).
+
+    Args:
+      loss: `(params, dream) -> loss`, of which the mean weighted by the rewards is descended.
+      params: to begin with.
+      dreams: n of them along the first axes of arrays.
+      reward: of each; 0 leaves a dream out.
+      optimizer: of the parameters.
+      steps: to take.
+
+    Returns:
+      New parameters; where no dream helped, those to begin with, whatever the optimiser does.
+    """
+    total = jnp.sum(reward)
+    weights = reward / jnp.where(total > 0, total, 1)
+
+    def mean(params: Any) -> Array:
+        return weights @ jax.vmap(loss, (None, 0))(params, dreams)
+
+    learnt = _descend(mean, params, optimizer, steps)
+    return jax.tree.map(lambda new, old: jnp.where(total > 0, new, old), learnt, params)
+
+
+def _descend(
+    loss: Callable[[Any], Array],
+    params: Any,
+    optimizer: optax.GradientTransformation,
+    steps: int,
+) -> Any:
+    def step(carry: tuple[Any, Any], _: None) -> tuple[tuple[Any, Any], None]:
+        params, state = carry
+        updates, state = optimizer.update(jax.grad(loss)(params), state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), None, length=steps)
+    return params
