@@ -11,7 +11,7 @@ from jaxtyping import Array
 from hope_jax.layers.continuum import ContinuumState
 from hope_jax.layers.level_learning import start_over
 from hope_jax.models.config import LanguageModelConfig
-from hope_jax.models.in_context import AdaptingState, slow_weights
+from hope_jax.models.in_context import AdaptingState, levels_of, slow_weights
 from hope_jax.models.language_model import LanguageModel, ModelState
 
 
@@ -119,4 +119,4 @@ def _places(config: LanguageModelConfig, chunk_index: int) -> np.ndarray:
             f"there is no level {chunk_index}: {count} chunk sizes learn in context here, counted "
             f"from 0, the fastest"
         )
-    return learning.chunk_of_each(config.adapting_blocks, config.cms_levels) == chunk_index
+    return learning.chunk_of_each(*levels_of(config)) == chunk_index
