@@ -25,6 +25,7 @@ _SUBPACKAGES = (
     "models",
     "optim",
     "runs",
+    "sleep",
     "training",
 )
 

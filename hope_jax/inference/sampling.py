@@ -184,6 +184,18 @@ def decode_step(
     Returns:
       The token, and the context that has read it.
     """
+    return _draw_and_read(model, params, context, key, temperature, top_p, vocab_size)
+
+
+def _draw_and_read(
+    model: LanguageModel,
+    params: Any,
+    context: Context,
+    key: Array,
+    temperature: float,
+    top_p: float,
+    vocab_size: int | None,
+) -> tuple[Int[Array, " B"], Context]:
     token = sample_token(key, context.logits, temperature, top_p, vocab_size)
     return token, _read(model, params, token[:, None], context.state)
 
@@ -208,7 +220,10 @@ def generate(
     end_ids: Collection[int] = (),
     on_token: Callable[[np.ndarray], None] = lambda token: None,
 ) -> tuple[np.ndarray, Context]:
-    """Samples a continuation of whatever `context` has read.
+    """Samples a continuation of whatever `context` has read, a call a token.
+
+    For text that is shown as it comes, or that ends where the model ends it. `sample` is one compiled
+    call, and many times as fast where many sequences are wanted.
 
     Args:
       model: that speaks.
@@ -251,3 +266,62 @@ def generate(
         look()
     ids = np.stack(made, axis=1) if made else np.zeros((context.logits.shape[0], 0))
     return ids.astype(np.int32), context
+
+
+@functools.partial(
+    jax.jit, static_argnames=("model", "num_tokens", "temperature", "top_p", "vocab_size")
+)
+def sample(
+    model: LanguageModel,
+    params: Any,
+    context: Context,
+    key: Array,
+    *,
+    num_tokens: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    vocab_size: int | None = None,
+) -> tuple[Int[Array, "B N"], Context]:
+    """Samples a continuation of whatever `context` has read, all of it in one compiled scan.
+
+    The tokens are those of `generate` with the same key. Nothing comes back to the host before the last
+    of them, so that sequences cannot be shown or ended early; it is made for whole batches, and for use
+    inside functions that are compiled or mapped themselves. Under `jax.vmap`, levels that learn in
+    context go through a chunk again at every token: give it a batch instead.
+
+    Args:
+      model: that speaks.
+      params: of the model.
+      context: from `read` or an earlier call; it stays usable.
+      key: random key.
+      num_tokens: N, how many to draw for each sequence; each number is compiled once.
+      temperature: see `sample_token`.
+      top_p: see `sample_token`.
+      vocab_size: see `sample_token`.
+
+    Returns:
+      Ids, int32, and the context that has read all of them.
+
+    Example:
+      >>> from hope_jax import LanguageModel, LanguageModelConfig
+      >>> sizes = dict(vocab_size=16, width=8, num_layers=1, num_heads=2, mlp_width=8)
+      >>> config = LanguageModelConfig(**sizes, sequence_layer="attention")
+      >>> model, prompts = LanguageModel(config), jnp.ones((32, 3), jnp.int32)
+      >>> params = jax.jit(model.init)(jax.random.key(0), prompts)["params"]
+      >>> context = read(model, params, prompts)
+      >>> tokens, context = sample(model, params, context, jax.random.key(0), num_tokens=5)
+      >>> tokens.shape
+      (32, 5)
+    """
+
+    def step(context: Context, index: Array) -> tuple[Context, Array]:
+        step_key = jax.random.fold_in(key, index)
+        token, after = _draw_and_read(
+            model, params, context, step_key, temperature, top_p, vocab_size
+        )
+        # A prompt of another integer type leaves its own in the open chunk.
+        after = jax.tree.map(lambda new, old: new.astype(old.dtype), after, context)
+        return after, token.astype(jnp.int32)
+
+    context, tokens = jax.lax.scan(step, context, jnp.arange(num_tokens))
+    return jnp.moveaxis(tokens, 0, 1), context

@@ -1,9 +1,11 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax.inference.sampling import decode_step, generate, read, sample_token
+from hope_jax.inference.sampling import decode_step, generate, read, sample, sample_token
 from hope_jax.models import LanguageModel, LanguageModelConfig
 
 MODEL = LanguageModel(
@@ -138,3 +140,55 @@ def test_generation_ends_where_every_sequence_has_had_an_end(params):
     # The context has read the end and nothing more.
     rest, _ = sample(context, 9 - made.shape[1])
     np.testing.assert_array_equal(rest, whole[:, made.shape[1] :])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {
+            "sequence_layer": "titans",
+            "titans": {
+                "adaptive": ("k",),
+                "network": "matrix",
+                "momentum": "none",
+                "memory_chunk": 2,
+                "generator_chunk": 4,
+            },
+        },
+        {"in_context": {"chunks": (2,), "step_size": 1.0}},
+    ],
+    ids=["attention", "hope", "levels_in_context"],
+)
+def test_a_scan_draws_what_generate_draws(changes):
+    model = LanguageModel(dataclasses.replace(MODEL.config, num_layers=1, **changes))
+    params = jax.jit(model.init)(jax.random.key(0), PROMPT[:, :1])["params"]
+    params = jax.tree.map(lambda p: 3 * p, params)
+    settings = {"temperature": 0.7, "top_p": 0.95, "vocab_size": 9}
+    key = jax.random.key(2)
+    context = read(model, params, PROMPT)
+    made, after = sample(model, params, context, key, num_tokens=7, **settings)
+    expected, last = generate(model, params, context, key, num_tokens=7, **settings)
+    assert made.dtype == jnp.int32
+    np.testing.assert_array_equal(made, expected)
+    assert len(np.unique(made)) > 3
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), after, last)
+
+
+def test_a_scan_works_within_compiled_and_mapped_functions(params):
+    scaled = jax.tree.map(lambda p: jnp.stack([p, 0.9 * p]), params)
+    keys = jax.random.split(jax.random.key(3), 2)
+
+    def both(params, key):
+        context = read(MODEL, params, PROMPT)
+        first, context = sample(MODEL, params, context, key, num_tokens=3)
+        return first, sample(MODEL, params, context, key, num_tokens=2)[0]
+
+    first, second = jax.jit(jax.vmap(both))(scaled, keys)
+    assert first.shape == (2, 2, 3) and second.shape == (2, 2, 2)
+    for row in range(2):
+        one = jax.tree.map(lambda p, row=row: p[row], scaled)
+        context = read(MODEL, one, PROMPT)
+        for made, count in ((first, 3), (second, 2)):
+            expected, context = generate(MODEL, one, context, keys[row], num_tokens=count)
+            np.testing.assert_array_equal(made[row], expected)
