@@ -132,19 +132,19 @@ def put(
             place.reshape(*place.shape, *(1,) * (old.ndim - 3)), new[:, None, None], old
         )
 
-    arrays = (chosen(*pair) for pair in zip(experts[:3], expert, strict=True))
-    return Experts(*arrays, experts.active | place)
+    down, up, router = (chosen(*pair) for pair in zip(experts[:3], expert, strict=True))
+    return Experts(down, up, router, experts.active | place)
 
 
 def take(experts: Experts, here: Bool[np.ndarray, "A P"], slot: Int[Array, ""]) -> Expert:
     """The expert that `put` has set; zero in blocks that have none."""
     place = here[..., None] & (jnp.arange(experts.active.shape[-1]) == slot)
-    return Expert(
-        *(
-            jnp.sum(jnp.where(place.reshape(*place.shape, *(1,) * (w.ndim - 3)), w, 0), axis=(1, 2))
-            for w in experts[:3]
-        )
-    )
+
+    def chosen(leaf: Array) -> Array:
+        mine = place.reshape(*place.shape, *(1,) * (leaf.ndim - 3))
+        return jnp.sum(jnp.where(mine, leaf, 0), axis=(1, 2))
+
+    return Expert(*map(chosen, experts[:3]))
 
 
 def free_experts(model: LanguageModel, state: ModelState, level: int) -> ModelState:
@@ -155,8 +155,7 @@ def free_experts(model: LanguageModel, state: ModelState, level: int) -> ModelSt
     mine = jnp.asarray(pools_for(model.config, level - 1))[:, None, :, None]
 
     def cleared(leaf: Array) -> Array:
-        return jnp.where(
-            mine.reshape(*mine.shape, *(1,) * (leaf.ndim - 4)), jnp.zeros((), leaf.dtype), leaf
-        )
+        gone = mine.reshape(*mine.shape, *(1,) * (leaf.ndim - 4))
+        return jnp.where(gone, jnp.zeros_like(leaf), leaf)
 
     return with_experts(state, jax.tree.map(cleared, experts))

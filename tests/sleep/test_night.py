@@ -14,7 +14,7 @@ from hope_jax.inference.level_tools import learnt_in
 from hope_jax.inference.sampling import Context, read
 from hope_jax.sleep import cycle
 from hope_jax.sleep.cycle import sleep
-from hope_jax.sleep.expansion import experts_of, make_room
+from hope_jax.sleep.expansion import expand, experts_of, make_room
 from hope_jax.sleep.seeding import (
     Lesson,
     SeedingStep,
@@ -23,7 +23,7 @@ from hope_jax.sleep.seeding import (
     seed_step,
     with_expert,
 )
-from hope_jax.sleep.student import expand, student_of
+from hope_jax.sleep.student import student_of
 from tests.sleep.reader import OPTIMIZER, READERS, SETTINGS, TEXT, assert_same, made
 
 KEYS = jax.random.split(jax.random.key(5), READERS)
