@@ -193,7 +193,7 @@ def run() -> None:
     if not given.workdir:
         raise ValueError("give the folder of the run as --workdir=DIR")
     if not given.state_in or bool(given.state_out) == bool(given.merge):
-        raise ValueError("give --state_in, and one of --state_out and --merge")
+        raise ValueError("give --state-in, and one of --state-out and --merge")
     check_states(given.state_in, given.state_out)
     if given.merge:
         check_no_run(given.merge, "--merge")
