@@ -45,8 +45,8 @@ from hope_jax.inference.context_file import load_context, save_context
 from hope_jax.inference.sampling import Context, read
 from hope_jax.layers.experts import Experts
 from hope_jax.models.language_model import LanguageModel, ModelState
-from hope_jax.named import find
-from hope_jax.settings import as_values, located, read_settings, setting
+from hope_jax.named import calling, find
+from hope_jax.settings import as_values, read_settings, setting
 from hope_jax.sleep.config import SleepConfig
 from hope_jax.sleep.cycle import Night, sleep
 from hope_jax.sleep.expansion import experts_of, last_active, pools_for
@@ -197,7 +197,7 @@ def run() -> None:
     check_states(given.state_in, given.state_out)
     if given.merge:
         check_no_run(given.merge, "--merge")
-    with located("optimizer"):
+    with calling(str(settings.optimizer)):
         optimizer = find(str(settings.optimizer))(settings.learning_rate)
     text = None if given.text is None else read_text(given.text)
     model, params, tokenizer = load_model(given.workdir)

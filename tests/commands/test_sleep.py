@@ -108,10 +108,10 @@ def test_a_night_becomes_a_run_for_everyone(workdir, capsys):
         ([], "give --state-in, and one of --state-out and --merge"),
         (["--state_in=read"], "give --state-in, and one of --state-out and --merge"),
         (["--state_in=nowhere", "--state_out=a"], "--state_in=nowhere is no file"),
-        (["--config.lam=2"], "lam=2.0 must be a number at least 0 and at most 1"),
+        (["--config.lam=2"], "lam=2 must be a number at least 0 and at most 1"),
         (["--config.gam=0.5"], "gam=0.5 is the share of a judge; give judge, or gam=0"),
         (["--config.step=2"], "step is no setting; nearest: steps"),
-        (["--config.optimizer=optax.adan"], "optax.adan"),
+        (["--config.optimizer=optax.adamm"], "optimizer='optax.adamm'"),
     ],
 )
 def test_bad_input_is_refused_in_one_line(workdir, capsys, monkeypatch, given, said):
