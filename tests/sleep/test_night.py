@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from hope_jax.inference import context_file
 from hope_jax.inference.context_file import load_context, save_context
 from hope_jax.inference.level_tools import learnt_in
 from hope_jax.inference.sampling import Context, read
@@ -165,9 +166,26 @@ def test_a_night_with_a_loss_that_is_no_number_is_dropped(fake):
         assert len(night.lessons) == len(report.steps.loss) == taken
 
 
+def test_a_state_file_of_before_there_were_experts_is_read(tmp_path, monkeypatch):
+    model, params, _ = made()
+    alone = read(model, params, TEXT[:1])
+    settings = context_file._settings
+
+    def of_before(config):
+        known = settings(config)
+        for name in ("experts", "expert_width"):
+            del known["in_context"][name]
+        return known
+
+    with monkeypatch.context() as patch:
+        patch.setattr(context_file, "_settings", of_before)
+        save_context(tmp_path / "state", alone, model, params)
+    assert_same(load_context(tmp_path / "state", model, params), alone)
+
+
 def test_state_files_with_experts_come_back(tmp_path):
     model, params, context = made()
-    alone = jax.tree.map(lambda x: x, read(model, params, TEXT[:1]))
+    alone = read(model, params, TEXT[:1])
     state = expand(model, make_room(model, alone.state, 2, 3), 0, KEYS[:1])
     for kept in (Context(state, alone.logits), alone):
         save_context(tmp_path / "state", kept, model, params)
