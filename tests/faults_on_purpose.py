@@ -2285,4 +2285,22 @@ FAULTS = [
         "        if settings.keep_context:\n",
         "tests/commands/test_sleep.py::test_a_state_sleeps_and_is_taken_up_like_any_other",
     ),
+    Fault(
+        "hope_jax/sleep/seeding.py",
+        "(1 - settings.lam) * of_teacher + settings.lam * of_student",
+        "settings.lam * of_teacher + (1 - settings.lam) * of_student",
+        "tests/sleep/test_loss.py::test_the_loss_mixes_distillation_on_both_and_reward",
+    ),
+    Fault(
+        "hope_jax/sleep/seeding.py",
+        "log_probability[size:] * mine, 1)",
+        "log_probability[size:], 1)",
+        "tests/sleep/test_loss.py::test_the_loss_mixes_distillation_on_both_and_reward",
+    ),
+    Fault(
+        "hope_jax/sleep/seeding.py",
+        "said.rewards.shape[0], said.counted[:, 1:]",
+        "said.rewards.shape[0], said.counted[:, :-1]",
+        "tests/sleep/test_loss.py::test_the_loss_mixes_distillation_on_both_and_reward",
+    ),
 ]

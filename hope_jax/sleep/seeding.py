@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
@@ -120,57 +121,24 @@ def seed_step(
       optimizer: the one that `begin_seeding` was given; another object is compiled anew.
       vocab_size: only ids below are spoken, where a model has more than its tokenizer; None for all.
     """
-    prompts = lesson.prompts
-    here = pools_for(model.config, settings.level)
-    size = settings.samples
+    prompts, here = lesson.prompts, pools_for(model.config, settings.level)
 
     def one(
         teacher: Reader, student: Reader, expert: Expert, state: Any, key: Array
     ) -> tuple[Expert, Any, SeedingStep]:
         key = jax.random.fold_in(key, seeding.step)
-        for_samples, for_prefixes, for_imitations = jax.random.split(key, 3)
-        slot = last_active(student.experts.active, here)
-        given = lambda expert: student._replace(experts=put(student.experts, expert, here, slot))
-        original = _teach(model, params, teacher, for_samples, settings, prompts, vocab_size)
-        opening = 0 if prompts is None else prompts.shape[1]
-        spoken = jnp.broadcast_to(jnp.arange(original.shape[1]) >= opening, original.shape)
-        rewards, said, counted = jnp.zeros((size, 1)), original, spoken
-        if settings.student_speaks:
-            least, most = max(opening, 1), original.shape[1]
-            starts = jax.random.randint(for_prefixes, (size,), least, most)
-            starts = jnp.repeat(starts, settings.continuations)
-            imitation = _imitate(
-                model, params, given(expert), original, starts, for_imitations, vocab_size
-            )
-            again = jnp.repeat(original, settings.continuations, 0)
-            rewards = reward(
-                imitation,
-                again,
-                gam=settings.gam,
-                z0=settings.largest_distance,
-                judge=settings.judge_function,
-            ).reshape(size, settings.continuations)
-            said = jnp.concatenate([original, imitation])
-            its_own = jnp.arange(original.shape[1]) >= starts[:, None]
-            counted = jnp.concatenate([spoken, its_own])
+        equipped = lambda expert: _equipped(student, expert, here)
+        said = _speak(model, params, teacher, equipped(expert), key, settings, prompts, vocab_size)
 
-        def loss_of(expert: Expert) -> tuple[Array, Array]:
-            divergence, log_probability = _compare(
-                model, params, teacher, given(expert), said, settings, vocab_size
+        def loss(expert: Expert) -> tuple[Array, Array]:
+            compared = _compare(
+                model, params, teacher, equipped(expert), said.tokens, settings, vocab_size
             )
-            of_teacher = _mean(divergence[:size], counted[:size, 1:])
-            if not settings.student_speaks:
-                return of_teacher, of_teacher
-            mine = counted[size:, 1:]
-            distilled = (1 - settings.lam) * of_teacher
-            distilled += settings.lam * _mean(divergence[size:], mine)
-            summed = jnp.sum(log_probability[size:] * mine, 1).reshape(rewards.shape)
-            imitated = policy_gradient_loss(summed, rewards)
-            return settings.a * distilled + (1 - settings.a) * imitated, of_teacher
+            return _loss(said, *compared, settings)
 
-        (loss, divergence), gradient = jax.value_and_grad(loss_of, has_aux=True)(expert)
+        (value, divergence), gradient = jax.value_and_grad(loss, has_aux=True)(expert)
         updates, state = optimizer.update(gradient, state, expert)
-        found = SeedingStep(loss, divergence, jnp.mean(rewards))
+        found = SeedingStep(value, divergence, jnp.mean(said.rewards))
         return optax.apply_updates(expert, updates), state, found
 
     mapped = jax.vmap(one, in_axes=(axes(model), axes(model), 0, 0, 0))
@@ -203,17 +171,14 @@ def measure(
     Returns:
       Divergences, in nats per token.
     """
-    prompts = lesson.prompts
-    here = pools_for(model.config, settings.level)
+    prompts, here = lesson.prompts, pools_for(model.config, settings.level)
 
     def one(teacher: Reader, student: Reader, expert: Expert, key: Array) -> Array:
         key = jax.random.fold_in(key, _UNSEEN)
-        said = _teach(model, params, teacher, key, settings, prompts, vocab_size)
-        slot = last_active(student.experts.active, here)
-        student = student._replace(experts=put(student.experts, expert, here, slot))
-        divergence, _ = _compare(model, params, teacher, student, said, settings, vocab_size)
-        opening = 0 if prompts is None else prompts.shape[1]
-        return jnp.mean(divergence[:, max(opening - 1, 0) :])
+        tokens = _teach(model, params, teacher, key, settings, prompts, vocab_size)
+        student = _equipped(student, expert, here)
+        divergence, _ = _compare(model, params, teacher, student, tokens, settings, vocab_size)
+        return _mean(divergence, _spoken(tokens, prompts)[:, 1:])
 
     mapped = jax.vmap(one, in_axes=(axes(model), axes(model), 0, 0))
     return mapped(*_readers(lesson), expert, lesson.keys)
@@ -241,6 +206,91 @@ def _readers(lesson: Lesson) -> tuple[Reader, Reader]:
     # The student's samples begin with what the teacher has said; its first logits are never read.
     student = Context(lesson.student, lesson.teacher.logits)
     return readers_of(lesson.teacher), readers_of(student)
+
+
+class _Said(NamedTuple):
+    """What both have said in a step: the teacher's samples, then their imitations, if there are any.
+
+    Attributes:
+      tokens: ids, prompts and prefixes included.
+      counted: which of them the speaker has drawn.
+      rewards: of each sample's imitations.
+    """
+
+    tokens: Int[Array, "m T"]
+    counted: Bool[Array, "m T"]
+    rewards: Float[Array, "n K"]
+
+
+def _speak(
+    model: LanguageModel,
+    params: Any,
+    teacher: Reader,
+    student: Reader,
+    key: Array,
+    settings: SleepConfig,
+    prompts: Array | None,
+    vocab_size: int | None,
+) -> _Said:
+    """What the teacher says, and how the student goes on from random prefixes of it."""
+    for_samples, for_prefixes, for_imitations = jax.random.split(key, 3)
+    original = _teach(model, params, teacher, for_samples, settings, prompts, vocab_size)
+    size, length = original.shape
+    spoken = _spoken(original, prompts)
+    if not settings.student_speaks:
+        return _Said(original, spoken, jnp.zeros((size, 1)))
+    least = max(length - settings.tokens, 1)  # behind the prompt, and after a token at least
+    starts = jax.random.randint(for_prefixes, (size,), least, length)
+    original_of_each, starts = (
+        jnp.repeat(x, settings.continuations, 0) for x in (original, starts)
+    )
+    imitation = _imitate(
+        model, params, student, original_of_each, starts, for_imitations, vocab_size
+    )
+    rewards = reward(
+        imitation,
+        original_of_each,
+        gam=settings.gam,
+        z0=settings.largest_distance,
+        judge=settings.judge_function,
+    )
+    its_own = jnp.arange(length) >= starts[:, None]
+    return _Said(
+        jnp.concatenate([original, imitation]),
+        jnp.concatenate([spoken, its_own]),
+        rewards.reshape(size, settings.continuations),
+    )
+
+
+def _loss(
+    said: _Said,
+    divergence: Float[Array, "m T-1"],
+    log_probability: Float[Array, "m T-1"],
+    settings: SleepConfig,
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """The loss of a step, and the mean divergence on the teacher's samples."""
+    size, counted = said.rewards.shape[0], said.counted[:, 1:]
+    of_teacher = _mean(divergence[:size], counted[:size])
+    if not settings.student_speaks:
+        return of_teacher, of_teacher
+    mine = counted[size:]
+    of_student = _mean(divergence[size:], mine)
+    distilled = (1 - settings.lam) * of_teacher + settings.lam * of_student
+    summed = jnp.sum(log_probability[size:] * mine, 1).reshape(said.rewards.shape)
+    imitated = policy_gradient_loss(summed, said.rewards)
+    return settings.a * distilled + (1 - settings.a) * imitated, of_teacher
+
+
+def _equipped(student: Reader, expert: Expert, here: Bool[np.ndarray, "A P"]) -> Reader:
+    """The student with such a newest expert."""
+    slot = last_active(student.experts.active, here)
+    return student._replace(experts=put(student.experts, expert, here, slot))
+
+
+def _spoken(tokens: Int[Array, "n T"], prompts: Array | None) -> Bool[Array, "n T"]:
+    """Which of a teacher's tokens are no prompt."""
+    opening = 0 if prompts is None else prompts.shape[1]
+    return jnp.broadcast_to(jnp.arange(tokens.shape[1]) >= opening, tokens.shape)
 
 
 def _teach(
@@ -277,12 +327,12 @@ def _imitate(
     model: LanguageModel,
     params: Any,
     student: Reader,
-    original: Int[Array, "n T"],
+    original: Int[Array, "m T"],
     starts: Int[Array, " m"],
     key: Array,
     vocab_size: int | None,
 ) -> Int[Array, "m T"]:
-    """How the student goes on from the first tokens of each original, `m / n` times each."""
+    """How the student goes on from the first tokens of each original."""
     context = as_batch(model, student, starts.shape[0])
     tokens, _ = sample(
         model,
@@ -291,7 +341,7 @@ def _imitate(
         key,
         num_tokens=original.shape[1],
         vocab_size=vocab_size,
-        given=jnp.repeat(original, starts.shape[0] // original.shape[0], 0),
+        given=original,
         given_length=starts,
     )
     return tokens
