@@ -2241,7 +2241,7 @@ FAULTS = [
         "hope_jax/sleep/expansion.py",
         "        return jnp.sum(jnp.where(mine, leaf, 0), axis=(1, 2))\n",
         "        return jnp.sum(leaf, axis=(1, 2))\n",
-        "tests/sleep/test_night.py::test_the_next_night_compiles_nothing_and_leaves_older_experts_as_they_are",
+        "tests/sleep/test_student.py::test_what_is_put_is_taken_and_only_where_the_receiver_is",
     ),
     Fault(
         "hope_jax/sleep/cycle.py",

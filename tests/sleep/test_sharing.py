@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from hope_jax.layers.experts import Experts
 from hope_jax.models import LanguageModel, init_state
 from hope_jax.sleep.expansion import expand, experts_of, make_room, with_experts
 from hope_jax.sleep.sharing import share
@@ -17,9 +18,10 @@ def test_everyone_says_what_the_reader_would_say_with_nothing_read():
     state = expand(model, make_room(model, context.state, 3, 3), 1, keys)
     state = expand(model, expand(model, state, 0, keys), 0, keys)
     random = np.random.default_rng(0)
-    loud = jax.tree.map(lambda w: w + random.normal(size=w.shape), experts_of(state)[:3])
+    held = experts_of(state)
+    loud = (jnp.asarray(random.normal(size=w.shape), jnp.float32) for w in held[:3])
     # What is switched off is never heard, whatever it holds.
-    state = with_experts(state, experts_of(state)._replace(up=jnp.asarray(loud[1], jnp.float32)))
+    state = with_experts(state, Experts(*loud, held.active))
     config, theirs = share(model, params, state, reader=1)
     assert config.in_context["experts"] == 2 and config.in_context["expert_width"] == 3
     assert theirs["expert_down"].shape == (1, 2, 2, 4, 3)
