@@ -20,7 +20,8 @@ def test_equations_name_functions_and_tests_that_exist():
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "docs/learning.md", "docs/from_optax.md", "docs/suites.md"]
+    "page",
+    ["README.md", "docs/learning.md", "docs/sleep.md", "docs/from_optax.md", "docs/suites.md"],
 )
 def test_examples_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -12,18 +12,22 @@ from hope_jax.training.optimizer import make_optimizer
 from hope_jax.training.step import TrainState
 
 
-def check_no_run(workdir: str) -> None:
+def check_no_run(workdir: str, flag: str = "--workdir") -> None:
     """Refuses a folder that holds a run.
+
+    Args:
+      workdir: folder.
+      flag: that gave it, for the error.
 
     Raises:
       ValueError: if it does.
     """
     if (Path(workdir) / "config.json").exists():
-        raise _holds_a_run(workdir)
+        raise _holds_a_run(workdir, flag)
 
 
-def _holds_a_run(workdir: str) -> ValueError:
-    return ValueError(f"--workdir={workdir} holds a run already; give another folder")
+def _holds_a_run(workdir: str, flag: str = "--workdir") -> ValueError:
+    return ValueError(f"{flag}={workdir} holds a run already; give another folder")
 
 
 def write_first_checkpoint(workdir: str, config: ConfigDict, params: Any) -> None:

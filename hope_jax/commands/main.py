@@ -35,6 +35,10 @@ COMMANDS = {
         "--workdir=runs/a --text=FILE",
     ),
     "inspect": ("show what levels learn while they read", "--workdir=runs/a --text=FILE"),
+    "sleep": (
+        "move what a reader's fast levels have learned into slower ones",
+        "--workdir=runs/a --state-in=alice.msgpack --state-out=alice.msgpack",
+    ),
     "convert": (
         "make a run of a Llama checkpoint, or such a checkpoint of a run",
         "--workdir=runs/a --to_llama=FOLDER",
@@ -144,7 +148,8 @@ def help_of(name: str, command: object) -> str:
         texts.append(f"  --{flag.name:<20} {one_line(flag.help)}{default}")
     if "config" in flags.FLAGS:
         texts += ["", "All settings, with their meaning and range:"]
-        texts.append("  hope train --config=FILE.py --print_config")
+        teller = name if "print_config" in flags.FLAGS else "train"
+        texts.append(f"  hope {teller} --config=FILE.py --print_config")
     return "\n".join(texts) + "\n"
 
 

@@ -15,6 +15,8 @@ from flax import serialization
 
 from hope_jax.data.whole_file import write_whole
 from hope_jax.inference.sampling import Context, read
+from hope_jax.layers.experts import Experts
+from hope_jax.models.config import LanguageModelConfig
 from hope_jax.models.language_model import LanguageModel
 
 _FORMAT = "hope_jax context 1"
@@ -38,7 +40,7 @@ def save_context(path: str | Path, context: Context, model: LanguageModel, param
     path = Path(path)
     content = {
         "format": _FORMAT,
-        "config": _config_text(model),
+        "config": json.dumps(_settings(model.config), sort_keys=True),
         "parameters": _fingerprint(params),
         "arrays": {name: np.asarray(leaf) for name, leaf in _named_leaves(context).items()},
     }
@@ -72,11 +74,11 @@ def load_context(path: str | Path, model: LanguageModel, params: Any) -> Context
         content: Any = serialization.msgpack_restore(_checked(path.read_bytes()))
         if content["format"] != _FORMAT:
             raise ValueError(f"format {content['format']!r} where {_FORMAT!r} is read")
-        theirs, arrays = json.loads(content["config"]), content["arrays"]
+        theirs, arrays = _completed(json.loads(content["config"])), content["arrays"]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path} is no state file, or a damaged one ({error})") from error
 
-    ours = json.loads(_config_text(model))
+    ours = _settings(model.config)
     if theirs != ours:
         changed = [
             f"{name} is {theirs.get(name)!r} there and {ours.get(name)!r} here"
@@ -91,6 +93,7 @@ def load_context(path: str | Path, model: LanguageModel, params: Any) -> Context
         )
     one_token = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     expected = jax.eval_shape(lambda tokens: read(model, params, tokens), one_token)
+    expected = _with_experts(expected, arrays)
     if arrays.keys() != _named_leaves(expected).keys():
         raise ValueError(f"{path} was written by another version of hope_jax; its arrays differ")
     leaves = [jnp.asarray(arrays[name]) for name in _named_leaves(expected)]
@@ -111,8 +114,26 @@ def _named_leaves(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
 
 
-def _config_text(model: LanguageModel) -> str:
-    return json.dumps(dataclasses.asdict(model.config), default=dict, sort_keys=True)
+def _with_experts(expected: Context, arrays: dict[str, Any]) -> Context:
+    """What the file should hold: experts too, if who has read it has slept."""
+    held = {field: arrays.get(f".state.adapting.experts.{field}") for field in Experts._fields}
+    if any(array is None for array in held.values()):
+        return expected
+    state: Any = expected.state
+    adapting = state.adapting._replace(experts=Experts(**held))
+    return expected._replace(state=state._replace(adapting=adapting))
+
+
+def _settings(config: LanguageModelConfig) -> dict[str, Any]:
+    return json.loads(json.dumps(dataclasses.asdict(config), default=dict))
+
+
+def _completed(settings: dict[str, Any]) -> dict[str, Any]:
+    """A model's settings with the defaults of those that are newer than the file."""
+    try:
+        return _settings(LanguageModelConfig.from_config_dict(settings))
+    except ValueError:  # one of another version, or no config
+        return settings
 
 
 def _fingerprint(params: Any) -> str:

@@ -11,7 +11,7 @@ from jaxtyping import Array
 from hope_jax.layers.continuum import ContinuumState
 from hope_jax.layers.level_learning import start_over
 from hope_jax.models.config import LanguageModelConfig
-from hope_jax.models.in_context import AdaptingState, slow_weights
+from hope_jax.models.in_context import AdaptingState, levels_of, slow_weights
 from hope_jax.models.language_model import LanguageModel, ModelState
 
 
@@ -42,7 +42,7 @@ def reset_level(
       >>> _, state = jax.jit(model.apply)({"params": params}, tokens)
       >>> state = reset_level(model, params, state, 0)
     """
-    mine = _places(model.config, chunk_index)
+    mine = places_of(model.config, chunk_index)
     adapting, continuum = learnt_in(state)
     initial = slow_weights(model.config, nn.unbox(params))
     levels = []
@@ -80,7 +80,7 @@ def merge_level(
       ValueError: if the model has no such level that learns in context.
     """
     config = model.config
-    mine = _places(config, chunk_index)
+    mine = places_of(config, chunk_index)
     _, continuum = learnt_in(state)
     new = nn.unbox(params)
     first = config.num_layers - config.adapting_blocks
@@ -110,8 +110,12 @@ def learnt_in(state: ModelState) -> tuple[AdaptingState, ContinuumState]:
     return adapting, adapting.blocks.continuum
 
 
-def _places(config: LanguageModelConfig, chunk_index: int) -> np.ndarray:
-    """Which levels of which adapting blocks have that chunk size, (A, L)."""
+def places_of(config: LanguageModelConfig, chunk_index: int) -> np.ndarray:
+    """Which levels of which adapting blocks have that chunk size, (A, L).
+
+    Raises:
+      ValueError: if there is none.
+    """
     learning = config.in_context_config
     count = 0 if learning is None else len(learning.chunks)
     if learning is None or not 0 <= chunk_index < count:
@@ -119,4 +123,4 @@ def _places(config: LanguageModelConfig, chunk_index: int) -> np.ndarray:
             f"there is no level {chunk_index}: {count} chunk sizes learn in context here, counted "
             f"from 0, the fastest"
         )
-    return learning.chunk_of_each(config.adapting_blocks, config.cms_levels) == chunk_index
+    return learning.chunk_of_each(*levels_of(config)) == chunk_index

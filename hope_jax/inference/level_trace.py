@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from hope_jax.counts import count
 from hope_jax.inference.level_tools import learnt_in
 from hope_jax.inference.sampling import score, score_segment
-from hope_jax.models.in_context import slow_weights
+from hope_jax.models.in_context import levels_of, slow_weights
 from hope_jax.models.language_model import LanguageModel
 
 
@@ -88,7 +88,7 @@ def _norms(model, params, state, before):
     """Distance from the slow weights, and from `before`, of each frequency."""
     config = model.config
     initial = slow_weights(config, nn.unbox(params))
-    frequency = config.in_context_config.chunk_of_each(config.adapting_blocks, config.cms_levels)
+    frequency = config.in_context_config.chunk_of_each(*levels_of(config))
     levels, old_levels = (learnt_in(s)[1].levels for s in (state, before))
     squares = lambda tree: sum(
         jnp.sum(jnp.square(x.astype(jnp.float32)), axis=range(1, x.ndim)) for x in tree

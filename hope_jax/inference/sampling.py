@@ -184,18 +184,6 @@ def decode_step(
     Returns:
       The token, and the context that has read it.
     """
-    return _draw_and_read(model, params, context, key, temperature, top_p, vocab_size)
-
-
-def _draw_and_read(
-    model: LanguageModel,
-    params: Any,
-    context: Context,
-    key: Array,
-    temperature: float,
-    top_p: float,
-    vocab_size: int | None,
-) -> tuple[Int[Array, " B"], Context]:
     token = sample_token(key, context.logits, temperature, top_p, vocab_size)
     return token, _read(model, params, token[:, None], context.state)
 
@@ -281,6 +269,8 @@ def sample(
     temperature: float = 1.0,
     top_p: float = 1.0,
     vocab_size: int | None = None,
+    given: Int[Array, "B N"] | None = None,
+    given_length: Int[Array, " B"] | int = 0,
 ) -> tuple[Int[Array, "B N"], Context]:
     """Samples a continuation of whatever `context` has read, all of it in one compiled scan.
 
@@ -298,6 +288,8 @@ def sample(
       temperature: see `sample_token`.
       top_p: see `sample_token`.
       vocab_size: see `sample_token`.
+      given: tokens that are read in the place of drawn ones, such as prefixes of different lengths.
+      given_length: how many of each row of `given`, from its start.
 
     Returns:
       Ids, int32, and the context that has read all of them.
@@ -316,9 +308,10 @@ def sample(
 
     def step(context: Context, index: Array) -> tuple[Context, Array]:
         step_key = jax.random.fold_in(key, index)
-        token, after = _draw_and_read(
-            model, params, context, step_key, temperature, top_p, vocab_size
-        )
+        token = sample_token(step_key, context.logits, temperature, top_p, vocab_size)
+        if given is not None:
+            token = jnp.where(index < given_length, given[:, index], token)
+        after = _read(model, params, token[:, None], context.state)
         # A prompt of another integer type leaves its own in the open chunk.
         after = jax.tree.map(lambda new, old: new.astype(old.dtype), after, context)
         return after, token.astype(jnp.int32)

@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from hope_jax.layers.chunk_stream import OpenChunk, read_in_chunks
+from hope_jax.layers.experts import Experts, level_of_pool, read_experts
 from hope_jax.layers.level_learning import (
     Adaptation,
     FastWeights,
@@ -78,6 +79,7 @@ class ContinuumMemory(nn.Module):
         state: ContinuumState | None = None,
         adaptation: Adaptation | None = None,
         learning: InContextConfig | None = None,
+        experts: tuple[Experts, ...] = (),
     ) -> tuple[Float[Array, "B T D"], Any]:
         """Passes `x` through the levels.
 
@@ -88,6 +90,7 @@ class ContinuumMemory(nn.Module):
           state: where levels learn the local objective: what an earlier call returned, if any.
           adaptation: for such learning.
           learning: its settings.
+          experts: everyone's and those of each sequence, as far as there are any.
 
         Returns:
           The output, and: of a call with `fast`, what each map of each level has read; of one that
@@ -115,7 +118,12 @@ class ContinuumMemory(nn.Module):
         if self.connection == "independent":
             even: Callable[..., Any] = nn.initializers.constant(1 / self.levels)
             shares = self.param("level_shares", even, (self.levels,), self.param_dtype)
-        plain = lambda: self._connect(x, shares, lambda level, x: mlps[level](norms[level](x)))
+
+        def slow(level: int, x: Array) -> Array:
+            x = norms[level](x)
+            return self._with_experts(level, x, mlps[level](x), experts)
+
+        plain = lambda: self._connect(x, shares, slow)
         if fast is None and adaptation is None:
             return plain(), ()
 
@@ -129,9 +137,11 @@ class ContinuumMemory(nn.Module):
             return cast(Array, norm.apply({"params": {"scale": scales[level]}}, x))
 
         if fast is not None:
-            return self._read(x, shares, normed, fast)
+            return self._read(x, shares, normed, fast, experts)
         assert adaptation is not None and learning is not None
-        y, learnt = self._learn_locally(x, reset, shares, normed, state, adaptation, learning)
+        y, learnt = self._learn_locally(
+            x, reset, shares, normed, state, adaptation, learning, experts
+        )
         # Before anything is learnt the parameters themselves are read, to the same bits.
         return (plain() if state is None and x.shape[1] <= learning.chunks[0] else y), learnt
 
@@ -145,12 +155,20 @@ class ContinuumMemory(nn.Module):
             x = x + branch(level, x)
         return x
 
+    def _with_experts(self, level: int, x: Array, y: Array, experts: tuple[Experts, ...]) -> Array:
+        for home in experts:
+            for pool in range(home.active.shape[-2]):
+                if level_of_pool(pool, self.levels) == level:
+                    y = y + read_experts(x, home, pool, self.dtype)
+        return y
+
     def _read(
         self,
         x: Array,
         shares: Array | None,
         normed: Callable[[int, Array], Array],
         fast: tuple[FastWeights, ...],
+        experts: tuple[Experts, ...],
     ) -> tuple[Array, tuple[MLPWeights, ...]]:
         inputs: dict[int, MLPWeights] = {}
 
@@ -160,7 +178,7 @@ class ContinuumMemory(nn.Module):
             y, inputs[level] = swiglu(x, after, self.dtype)
             if is_after is not None:
                 y = jnp.where(is_after[..., None], y, swiglu(x, before, self.dtype)[0])
-            return y
+            return self._with_experts(level, x, y, experts)
 
         y = self._connect(x, shares, branch)
         return y, tuple(inputs[level] for level in range(self.levels))
@@ -174,6 +192,7 @@ class ContinuumMemory(nn.Module):
         state: ContinuumState | None,
         adaptation: Adaptation,
         config: InContextConfig,
+        experts: tuple[Experts, ...],
     ) -> tuple[Array, ContinuumState]:
         initial = adaptation.initial
         if state is None:
@@ -191,7 +210,7 @@ class ContinuumMemory(nn.Module):
             counted = jnp.ones(reset.shape, bool)
             if flags:
                 counted = counted_tokens(reset, following[1])
-            y, inputs = self._read(x, shares, normed, fast)
+            y, inputs = self._read(x, shares, normed, fast, experts)
             learnt = []
             for level in range(self.levels):
                 weights = started[level].weights
@@ -214,7 +233,7 @@ class ContinuumMemory(nn.Module):
 
         def read(carry: Any, part: Any) -> tuple[Array, None]:
             fast, _ = open_levels(carry[0], initial, part[1] if resets else None)
-            return self._read(part[0], shares, normed, fast)[0], None
+            return self._read(part[0], shares, normed, fast, experts)[0], None
 
         items = (x, jnp.zeros(x.shape[:2], bool) if reset is None else reset)
         (levels, chunks), open_chunk, y, _ = read_in_chunks(

@@ -75,6 +75,11 @@ class InContextConfig:
         None,
         least=0,
     )
+    # Of everyone who reads with these parameters; a reader's own are in the state (hope_jax.sleep).
+    experts: int = setting(
+        "low-rank experts in the parameters for what each frequency has learned", 0, least=0
+    )
+    expert_width: int = setting("of those experts", 64, least=1)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -127,6 +132,20 @@ class InContextConfig:
             f"a chain (cms_levels) or, where cms_levels is 1, at most one for each of the {blocks} "
             f"blocks that adapt (in_context.blocks)"
         )
+
+    def sender_of_each(self, blocks: int, levels: int) -> np.ndarray:
+        """Whose knowledge each pool of experts takes in, (blocks, pools): an index into `chunks`.
+
+        Knowledge of a frequency goes to the levels of the next slower one, and of the slowest to what
+        lies below it, beside the same MLPs. It is -1 where a block has no use of a pool.
+        """
+        frequency = self.chunk_of_each(blocks, levels)
+        slowest = len(self.chunks) - 1
+        if len(self.chunks) == levels:
+            return frequency  # a pool for each level
+        to_level = frequency[:, 0] - 1
+        to_base = np.where(frequency[:, 0] == slowest, slowest, -1)
+        return np.stack([to_level, to_base], axis=1)
 
 
 class Adaptation(NamedTuple):

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float
 
 from hope_jax.layers.attention import Attention
 from hope_jax.layers.continuum import ContinuumMemory, ContinuumState
+from hope_jax.layers.experts import Experts
 from hope_jax.layers.level_learning import Adaptation, FastWeights
 from hope_jax.layers.memory_and_attention import MemoryAsGate, MemoryAsLayer
 from hope_jax.layers.memory_as_context import MemoryAsContext
@@ -83,9 +84,10 @@ class BlockGroup(nn.Module):
         reset: Bool[Array, "B T"] | None = None,
         fast: None = None,
         adaptation: None = None,
+        experts: tuple[()] = (),
     ) -> tuple[Float[Array, "B T D"], tuple[BlockState, ...]]:
         """Reads tokens; arguments as those of `Block`, states one for each block."""
-        del fast, adaptation
+        del fast, adaptation, experts
         states = []
         for index, layer in enumerate(self.config.pattern):
             config = dataclasses.replace(
@@ -118,6 +120,7 @@ class Block(nn.Module):
         reset: Bool[Array, "B T"] | None = None,
         fast: tuple[FastWeights, ...] | None = None,
         adaptation: Adaptation | None = None,
+        experts: tuple[Experts, ...] = (),
     ) -> tuple[Float[Array, "B T D"], BlockState]:
         """Reads tokens.
 
@@ -127,6 +130,7 @@ class Block(nn.Module):
           reset: True where a token starts a new document.
           fast: weights of the MLP levels in place of the parameters, within a chunk.
           adaptation: for levels that learn the local objective.
+          experts: beside the levels, see `ContinuumMemory`.
 
         Returns:
           Output and state; with `fast`, what the maps of the levels have read is in the place of the
@@ -159,6 +163,7 @@ class Block(nn.Module):
             state=continuum_state if isinstance(continuum_state, ContinuumState) else None,
             adaptation=adaptation,
             learning=config.in_context_config,
+            experts=experts,
         )
         x = nn.with_logical_constraint(x, ("batch", "length", "activation_embed"))
         return x, BlockState(sequence_state, continuum_state)

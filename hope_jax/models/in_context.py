@@ -18,6 +18,7 @@ from hope_jax.layers.continuum import (
     lay_out,
     open_levels,
 )
+from hope_jax.layers.experts import Experts
 from hope_jax.layers.level_learning import (
     Adaptation,
     FastWeights,
@@ -41,11 +42,15 @@ class AdaptingState(NamedTuple):
         local objective.
       open_chunk: inputs of the adapting blocks that have not been learnt from; `()` with the local
         objective, where each level keeps its own.
+      experts: of each sequence, (blocks, batch, pools, E, ...), or of all of a batch together, (blocks,
+        pools, E, ...); `()` where nobody has slept. They belong to who reads, not to what is read, and
+        outlast a reset.
     """
 
     blocks: BlockState
     chunk_start: PyTree[Array]
     open_chunk: OpenChunk | tuple[()]
+    experts: Experts | tuple[()] = ()
 
 
 class Head(NamedTuple):
@@ -63,6 +68,11 @@ class Head(NamedTuple):
 def at_least_float32(x: Array) -> Array:
     """An array in float32, or in its own dtype where that is wider."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def levels_of(config: LanguageModelConfig) -> tuple[int, int]:
+    """How many blocks adapt, and how many levels each of them has."""
+    return config.adapting_blocks, config.cms_levels
 
 
 def make_adaptation(
@@ -86,7 +96,7 @@ def make_adaptation(
     """
     learning = config.in_context_config
     assert learning is not None
-    chunk = learning.chunk_of_each(config.adapting_blocks, config.cms_levels)
+    chunk = learning.chunk_of_each(*levels_of(config))
     period = jnp.array(learning.chunks)[chunk] // learning.chunks[0]
     restart = jnp.zeros_like(period)
     if config.cms_connection == "nested":

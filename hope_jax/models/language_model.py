@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
+from hope_jax.layers.experts import Experts
+from hope_jax.layers.level_learning import InContextConfig
 from hope_jax.layers.normalization import RMSNorm
 from hope_jax.models.blocks import Block, BlockGroup, BlockState
 from hope_jax.models.config import LanguageModelConfig
@@ -16,6 +18,7 @@ from hope_jax.models.in_context import (
     AdaptingState,
     Head,
     at_least_float32,
+    levels_of,
     make_adaptation,
     read_adapting,
 )
@@ -75,9 +78,10 @@ class LanguageModel(nn.Module):
     def _setup_adaptation(self) -> None:
         config, learning = self.config, self.config.in_context_config
         self.log_step = self.local_keys = self.local_values = None
+        self.experts: tuple[Experts, ...] = ()
         if learning is None:
             return
-        levels = (config.adapting_blocks, config.cms_levels)
+        levels = levels_of(config)
         param_dtype = jnp.dtype(config.param_dtype)
         if learning.learned_step:
             zero: Callable[..., Any] = nn.with_logical_partitioning(
@@ -92,6 +96,28 @@ class LanguageModel(nn.Module):
             shape = (*levels, config.width, config.width)
             self.local_keys = self.param("local_keys", init, shape, param_dtype)
             self.local_values = self.param("local_values", init, shape, param_dtype)
+        if learning.experts:
+            self.experts = (self._setup_experts(learning),)
+
+    def _setup_experts(self, learning: InContextConfig) -> Experts:
+        """Everyone's. As B = 0 they change nothing, so that none need be switched off."""
+        width, rank = self.config.width, learning.expert_width
+        pools = learning.sender_of_each(*levels_of(self.config))
+        shape = (*pools.shape, learning.experts)
+        normal = nn.initializers.lecun_normal(batch_axis=(0, 1, 2))
+        zeros = nn.initializers.zeros_init()
+
+        def made(name: str, init: Any, *axes: tuple[int, str | None]) -> Array:
+            sizes, names = zip(*axes, strict=True)
+            init = nn.with_logical_partitioning(init, ("layers", None, None, *names))
+            return self.param(name, init, (*shape, *sizes), jnp.dtype(self.config.param_dtype))
+
+        return Experts(
+            made("expert_down", normal, (width, "embed"), (rank, None)),
+            made("expert_up", zeros, (rank, None), (width, "embed")),
+            made("expert_router", zeros, (width, "embed")),
+            jnp.ones(shape, bool),
+        )
 
     def __call__(
         self,
@@ -109,8 +135,17 @@ class LanguageModel(nn.Module):
         Returns:
           Logits in float32, and the state after the last token.
         """
-        hidden, state = self._advance(tokens, state, reset)
-        return self._logits(hidden), state
+        hidden, state = self.hidden(tokens, state, reset)
+        return self.logits(hidden), state
+
+    def hidden(
+        self,
+        tokens: Int[Array, "B T"],
+        state: ModelState | None = None,
+        reset: Bool[Array, "B T"] | None = None,
+    ) -> tuple[Float[Array, "B T D"], ModelState]:
+        """As a call, but with the normed final activations, of which `logits` are made."""
+        return self._advance(tokens, state, reset)
 
     def next_logits(
         self,
@@ -120,7 +155,7 @@ class LanguageModel(nn.Module):
     ) -> tuple[Float[Array, "B V"], ModelState]:
         """As a call, but with the logits after the last token only, and at least one token."""
         hidden, state = self._advance(tokens, state, reset)
-        return self._logits(hidden[:, -1:])[:, 0], state
+        return self.logits(hidden[:, -1:])[:, 0], state
 
     def token_losses(
         self,
@@ -178,7 +213,8 @@ class LanguageModel(nn.Module):
             x = x * config.width**0.5
         x = nn.with_logical_constraint(x, ("batch", "length", "activation_embed"))
         if not self._adapts:
-            x, blocks = self.blocks(x, None if state is None else state.blocks, reset, None, None)
+            held = None if state is None else state.blocks
+            x, blocks = self.blocks(x, held, reset, None, None, ())
             return self.norm(x), ModelState(blocks)
 
         # Within the gradients of the inner loop, blocks are functions of their parameters.
@@ -201,14 +237,17 @@ class LanguageModel(nn.Module):
 
         blocks = BlockState((), ())
         if still:
-            x, blocks = stack(lower, x, None if state is None else state.blocks, reset, None, None)
+            held = None if state is None else state.blocks
+            x, blocks = stack(lower, x, held, reset, None, None, ())
         norm = self.norm.clone(parent=None, name=None)
         normed = lambda x: cast(Array, norm.apply({"params": norm_params}, x))
         head = Head(normed, lambda hidden, targets: self._losses(hidden, targets, table))
         adapting: Any = () if state is None else state.adapting
+        own = () if adapting == () else adapting.experts
+        experts = self.experts if own == () else (*self.experts, own)
         output, adapting = read_adapting(
             config,
-            lambda *inputs: stack(upper, *inputs),
+            lambda *inputs: stack(upper, *inputs, experts),
             head,
             make_adaptation(config, upper, self.log_step, self.local_keys, self.local_values),
             x,
@@ -217,7 +256,7 @@ class LanguageModel(nn.Module):
             reset,
             targets,
         )
-        return output, ModelState(blocks, adapting)
+        return output, ModelState(blocks, adapting._replace(experts=own))
 
     def _losses(self, hidden: Array, targets: Array, table: Array) -> Array:
         return chunked_cross_entropy(
@@ -228,7 +267,8 @@ class LanguageModel(nn.Module):
             dtype=jnp.dtype(self.config.dtype),
         )
 
-    def _logits(self, hidden: Array) -> Array:
+    def logits(self, hidden: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        """Logits, float32 or wider, of what `hidden` has returned."""
         return logits_of(hidden, self._output_table(), jnp.dtype(self.config.dtype))
 
     def _output_table(self) -> Array:
@@ -248,7 +288,7 @@ def _block_stack(config: LanguageModelConfig, length: int) -> Callable[..., nn.M
         # The second is filled only by `hope_jax.optim.dense_inputs`.
         variable_axes={"params": 0, "dense_inputs": 0},
         split_rngs={"params": True},
-        in_axes=(0, nn.broadcast, 0, 0),
+        in_axes=(0, nn.broadcast, 0, 0, 0),
         out_axes=0,
         metadata_params={nn.PARTITION_NAME: "layers"},
     )

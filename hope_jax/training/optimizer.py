@@ -34,6 +34,8 @@ _MATRICES = optim.dimension_numbers_by_path(
             r"|log_step|level_shares|persistent",
             None,
         ),
+        (r"expert_router$", None),
+        (r"expert_(down|up)$", MuonDimensionNumbers(reduction_axis=3, output_axis=4)),
         (r"local_(keys|values)$", MuonDimensionNumbers(reduction_axis=2, output_axis=3)),
         (r"(first|second)$", MuonDimensionNumbers(reduction_axis=2, output_axis=3)),
         (r"(out|recalled)/kernel$", MuonDimensionNumbers(reduction_axis=(1, 2), output_axis=3)),

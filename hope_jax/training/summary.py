@@ -23,7 +23,7 @@ _PARTS = (
     ("embedding", r"^embedding"),
     ("head", r"^unembedding"),
     ("norms", r"norm/"),
-    ("levels (MLPs)", r"continuum/|^log_step|level_shares"),
+    ("levels (MLPs)", r"continuum/|^log_step|^expert|level_shares"),
     ("sequence layers", r"^blocks/"),
 )
 

@@ -175,6 +175,27 @@ def test_a_scan_draws_what_generate_draws(changes):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), after, last)
 
 
+def test_a_scan_begins_with_what_is_given(params):
+    context = read(MODEL, params, PROMPT)
+    lengths = np.arange(len(PROMPT)) % 2 * 3
+    given = (np.asarray(PROMPT[:, :1]) + np.arange(5)) % MODEL.config.vocab_size
+    made, _ = sample(
+        MODEL,
+        params,
+        context,
+        jax.random.key(0),
+        num_tokens=5,
+        temperature=0,
+        given=jnp.asarray(given),
+        given_length=jnp.asarray(lengths),
+    )
+    logits, _ = MODEL.apply({"params": params}, np.concatenate([PROMPT, made], axis=1))
+    drawn = np.argmax(logits[:, PROMPT.shape[1] - 1 : -1], axis=-1)
+    wanted = np.where(np.arange(5) < lengths[:, None], given, drawn)
+    np.testing.assert_array_equal(made, wanted)
+    assert (given != drawn)[lengths > 0, :3].any()
+
+
 def test_a_scan_works_within_compiled_and_mapped_functions(params):
     scaled = jax.tree.map(lambda p: jnp.stack([p, 0.9 * p]), params)
     keys = jax.random.split(jax.random.key(3), 2)

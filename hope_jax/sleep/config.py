@@ -1,0 +1,103 @@
+"""Settings of a night."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax.numpy as jnp
+
+from hope_jax.inference.sampling import check_sampling
+from hope_jax.named import find
+from hope_jax.settings import check_fields, setting
+from hope_jax.sleep.divergence import forward_kl, jensen_shannon, reverse_kl
+from hope_jax.sleep.imitation import Judge
+
+DIVERGENCES: dict[str, Callable[..., Any]] = {
+    "forward_kl": forward_kl,
+    "reverse_kl": reverse_kl,
+    "jensen_shannon": jensen_shannon,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class SleepConfig:
+    """How a night goes: what is moved, by how much of what, and where room for it is.
+
+    Raises:
+      SettingError: on construction, for values that are out of range or do not fit each other.
+
+    Example:
+      >>> SleepConfig(steps=20, lam=0.5).continuations
+      2
+    """
+
+    level: int = setting(
+        "whose knowledge moves on, an index into in_context.chunks; 0 for the fastest", 0, least=0
+    )
+    # The paper's update is "pending"; "slow" also drops what earlier chunks have left.
+    new_weights: Literal["slow", "pending"] = setting(
+        "what this level wakes with: its slow weights, or its own ones after the change that it has "
+        "gathered gradients for",
+        "slow",
+    )
+    keep_context: bool = setting(
+        "whether what attention and memories hold is kept, for a night within a text; else it is "
+        "forgotten, and learned as far as the teacher's samples speak of it",
+        False,
+    )
+    experts: int = setting("room for experts beside each level, for each reader", 5, least=1)
+    expert_width: int = setting("rank of an expert", 64, least=1)
+    steps: int = setting("of the optimiser", 100, least=0)
+    samples: int = setting("sequences that the teacher makes for each step", 16, least=1)
+    tokens: int = setting("of each sequence", 64, least=2)
+    temperature: float = setting("of the teacher's samples; 0 is greedy", 1.0, least=0)
+    top_p: float = setting(
+        "the teacher draws from the likeliest tokens that hold this probability",
+        1.0,
+        above=0,
+        most=1,
+    )
+    # One's own is a function of teacher's and student's logits, (B, T, V) -> (B, T).
+    divergence: Literal["forward_kl", "reverse_kl", "jensen_shannon"] | Callable[..., Any] = (
+        setting("of the student from the teacher", "forward_kl")
+    )
+    lam: float = setting(
+        "share of the student's own continuations in the distillation", 0.5, least=0, most=1
+    )
+    a: float = setting(
+        "share of the distillation in the objective; the rest is reward", 0.9, above=0, most=1
+    )
+    gam: float = setting("share of the judge in the reward", 0.0, least=0, most=1)
+    z0: float | None = setting(
+        "largest edit distance that is rewarded; None for any", None, least=0
+    )
+    # (imitation, original, their lengths) -> (B,), compiled with the step.
+    judge: Callable[..., Any] | None = setting("tells which have the same meaning", None)
+    continuations: int = setting("of each prefix, by the student", 2, least=2)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        check_sampling(self.temperature, self.top_p)
+        if self.gam and self.judge is None:
+            raise ValueError(f"gam={self.gam} is the share of a judge; give judge, or gam=0")
+
+    @property
+    def divergence_function(self) -> Callable[[Any, Any], Any]:
+        """Of teacher's and student's logits."""
+        name = str(self.divergence)
+        return DIVERGENCES[name] if name in DIVERGENCES else find(name)
+
+    @property
+    def judge_function(self) -> Judge | None:
+        """The judge, if there is one."""
+        return None if self.judge is None else find(str(self.judge))
+
+    @property
+    def student_speaks(self) -> bool:
+        """Whether anything is learned from what the student says."""
+        return self.lam > 0 or self.a < 1
+
+    @property
+    def largest_distance(self) -> float:
+        """z0 as a number."""
+        return jnp.inf if self.z0 is None else self.z0

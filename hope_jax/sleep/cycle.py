@@ -1,0 +1,155 @@
+"""A night: compute, consolidate, update, in that order."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int
+
+from hope_jax.inference.sampling import Context
+from hope_jax.layers.experts import Experts
+from hope_jax.models.language_model import LanguageModel, ModelState, init_state
+from hope_jax.sleep.config import SleepConfig
+from hope_jax.sleep.expansion import expand, experts_of, make_room, with_experts
+from hope_jax.sleep.seeding import (
+    Lesson,
+    Seeding,
+    SeedingStep,
+    begin_seeding,
+    measure,
+    seed_step,
+    with_expert,
+)
+from hope_jax.sleep.student import student_of
+
+OnStep = Callable[[int, SeedingStep], None]
+
+
+class Night(NamedTuple):
+    """What a night has done, for each reader.
+
+    Attributes:
+      kept: False if a loss was no finite number; then the night is dropped, for all readers of the batch.
+      steps: what each step has found, arrays (steps, B).
+      before: divergence before the first step, on samples that no step has seen.
+      after: the same after the last, on the same samples.
+      held_out_before: mean loss of the held-out texts, read without context; None if there are none.
+      held_out_after: likewise.
+    """
+
+    kept: bool
+    steps: SeedingStep
+    before: Float[np.ndarray, " B"]
+    after: Float[np.ndarray, " B"]
+    held_out_before: Float[np.ndarray, " B"] | None = None
+    held_out_after: Float[np.ndarray, " B"] | None = None
+
+
+def sleep(
+    model: LanguageModel,
+    params: Any,
+    context: Context,
+    keys: Array,
+    settings: SleepConfig,
+    optimizer: optax.GradientTransformation,
+    *,
+    prompts: Int[Array, "N P"] | None = None,
+    texts: Int[Array, "N T"] | None = None,
+    vocab_size: int | None = None,
+    on_step: OnStep = lambda step, found: None,
+) -> tuple[ModelState, Night]:
+    """Lets every reader of a batch sleep, each by itself.
+
+    Args:
+      model: whose levels learn in context.
+      params: of the model; they do not change.
+      context: what the readers have read.
+      keys: random keys, one for each reader.
+      settings: of the night.
+      optimizer: of the new experts, any of Optax's or `hope_jax.optim`. Keep one object for all nights:
+        another is compiled anew.
+      prompts: see `seed_step`.
+      texts: held-out ids whose loss is measured before and after, each from a fresh context.
+      vocab_size: see `seed_step`.
+      on_step: called after each step with its number, from 1, and what it has found.
+
+    Returns:
+      The readers' state as they wake, in which nothing has been read unless the settings keep the
+      context; and what happened. Of a night that is dropped, the state that was given.
+
+    Raises:
+      ValueError: if the model has no such level, or there is no room for another expert.
+    """
+    state = make_room(model, context.state, settings.experts, settings.expert_width)
+    lesson_keys, expert_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+    # Compute: the new weights, applied to the student alone.
+    student = student_of(model, params, state, settings)
+    student = expand(model, student, settings.level, expert_keys)
+    # Consolidate: the teacher is still whole.
+    lesson = Lesson(Context(state, context.logits), student, lesson_keys, prompts)
+    look = functools.partial(
+        measure, model, params, lesson, settings=settings, vocab_size=vocab_size
+    )
+    seeding = begin_seeding(model, lesson, settings, optimizer)
+    before = np.asarray(look(expert=seeding.expert))
+    seeding, steps, finite = seed_knowledge(
+        model, params, lesson, seeding, settings, optimizer, vocab_size, on_step
+    )
+    after = np.asarray(look(expert=seeding.expert)) if len(steps.loss) else before
+    # Update: the student, with what it has learned, is who wakes.
+    woken = with_expert(model, student, seeding.expert, settings.level)
+    kept = finite and bool(np.isfinite(after).all())
+    night = Night(kept, steps, before, after)
+    if texts is not None:
+        losses = (
+            np.asarray(_held_out(model, params, experts_of(s), texts)) for s in (state, woken)
+        )
+        night = night._replace(held_out_before=next(losses), held_out_after=next(losses))
+    return (woken if kept else context.state), night
+
+
+def seed_knowledge(
+    model: LanguageModel,
+    params: Any,
+    lesson: Lesson,
+    seeding: Seeding,
+    settings: SleepConfig,
+    optimizer: optax.GradientTransformation,
+    vocab_size: int | None = None,
+    on_step: OnStep = lambda step, found: None,
+) -> tuple[Seeding, SeedingStep, bool]:
+    """Takes the steps of a night that are left; arguments are those of `seed_step` and `sleep`.
+
+    Returns:
+      The seeding after the last step; what the steps have found, arrays (steps, B); and whether all
+      losses were finite. The step of the first that was not is the last.
+    """
+    none = jnp.zeros((0, len(lesson.keys)))
+    found = [SeedingStep(none, none, none)]
+    finite = True
+    while finite and int(seeding.step) < settings.steps:
+        seeding, step = seed_step(model, params, lesson, seeding, settings, optimizer, vocab_size)
+        finite = bool(np.isfinite(np.asarray(step.loss)).all())
+        found.append(jax.tree.map(lambda x: np.asarray(x)[None], step))
+        on_step(int(seeding.step), step)
+    return seeding, jax.tree.map(lambda *parts: np.concatenate(parts), *found), finite
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def _held_out(
+    model: LanguageModel, params: Any, experts: Experts, texts: Int[Array, "N T"]
+) -> Float[Array, " B"]:
+    """Mean loss of texts under each reader's experts, with nothing read before."""
+    fresh = init_state(model, params, texts.shape[0])
+
+    def one(experts: Experts) -> Array:
+        state = with_experts(fresh, experts)
+        inputs = texts[:, :-1], texts[:, 1:], state
+        losses, _ = model.apply({"params": params}, *inputs, method="score")
+        return jnp.mean(losses)
+
+    return jax.vmap(one, in_axes=1)(experts)

@@ -1,0 +1,395 @@
+"""Knowledge seeding: one new expert learns from what its reader would have said before the night.
+
+Teacher and student say the same things from two states. The teacher's is that of before, fast weights
+included; the student's lacks what its level has given up, and has one expert more. Nothing but that
+expert changes. With F a divergence, d the teacher's samples and d' the student's continuations of random
+prefixes of them,
+
+    loss = a ((1 - lam) mean F(d) + lam mean F(d')) - (1 - a) E r(d', d)
+
+where F(d') is taken of what the student has said, and the last term is descended by a policy gradient.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+from hope_jax.inference.sampling import Context, read, sample
+from hope_jax.models.language_model import LanguageModel, ModelState
+from hope_jax.sleep.config import SleepConfig
+from hope_jax.sleep.expansion import (
+    Expert,
+    experts_of,
+    last_active,
+    pools_for,
+    put,
+    take,
+    with_experts,
+)
+from hope_jax.sleep.imitation import policy_gradient_loss, reward
+from hope_jax.sleep.readers import Reader, as_batch, axes, readers_of
+
+_UNSEEN = 2**31  # no step has that number
+
+
+class Lesson(NamedTuple):
+    """Who teaches whom in a night, arrays throughout.
+
+    Attributes:
+      teacher: what the readers were before, with room for experts.
+      student: the state they will wake with, from `student_of` and `expand`.
+      keys: random keys, one for each reader.
+      prompts: openings of the teacher's samples, equally long, of which each takes one at random; None
+        for samples that go on from what the teacher has read.
+    """
+
+    teacher: Context
+    student: ModelState
+    keys: Array
+    prompts: Int[Array, "N P"] | None = None
+
+
+class Seeding(NamedTuple):
+    """A night so far; with its lesson, all that is needed to go on with it.
+
+    Attributes:
+      expert: the new one of each reader.
+      optimizer: its state, of each reader by itself.
+      step: steps taken.
+    """
+
+    expert: Expert
+    optimizer: Any
+    step: Int[Array, ""]
+
+
+class SeedingStep(NamedTuple):
+    """What one step has found.
+
+    Attributes:
+      loss: that was descended; the value of its policy gradient says nothing.
+      divergence: on the teacher's samples, nats per token.
+      reward: mean of the student's continuations; 0 where it makes none.
+    """
+
+    loss: Float[Array, " B"]
+    divergence: Float[Array, " B"]
+    reward: Float[Array, " B"]
+
+
+def begin_seeding(
+    model: LanguageModel,
+    lesson: Lesson,
+    settings: SleepConfig,
+    optimizer: optax.GradientTransformation,
+) -> Seeding:
+    """A night of which no step has been taken.
+
+    Args:
+      model: that sleeps.
+      lesson: whose student's newest expert is to be trained.
+      settings: of the night.
+      optimizer: that trains it, for each reader by itself.
+    """
+    expert = _newest(model, lesson.student, settings.level)
+    return Seeding(expert, jax.jit(jax.vmap(optimizer.init))(expert), jnp.zeros((), jnp.int32))
+
+
+@functools.partial(jax.jit, static_argnames=("model", "settings", "optimizer", "vocab_size"))
+def seed_step(
+    model: LanguageModel,
+    params: Any,
+    lesson: Lesson,
+    seeding: Seeding,
+    settings: SleepConfig,
+    optimizer: optax.GradientTransformation,
+    vocab_size: int | None = None,
+) -> tuple[Seeding, SeedingStep]:
+    """One step of the night of each reader, compiled once for all steps of all nights.
+
+    Args:
+      model: that sleeps.
+      params: of the model.
+      lesson: of the night.
+      seeding: so far.
+      settings: of the night.
+      optimizer: the one that `begin_seeding` was given; another object is compiled anew.
+      vocab_size: only ids below are spoken, where a model has more than its tokenizer; None for all.
+    """
+    prompts, here = lesson.prompts, pools_for(model.config, settings.level)
+
+    def one(
+        teacher: Reader, student: Reader, expert: Expert, state: Any, key: Array
+    ) -> tuple[Expert, Any, SeedingStep]:
+        key = jax.random.fold_in(key, seeding.step)
+        equipped = lambda expert: _equipped(student, expert, here)
+        said = _speak(model, params, teacher, equipped(expert), key, settings, prompts, vocab_size)
+
+        def loss(expert: Expert) -> tuple[Array, Array]:
+            compared = _compare(
+                model, params, teacher, equipped(expert), said.tokens, settings, vocab_size
+            )
+            return _loss(said, *compared, settings)
+
+        (value, divergence), gradient = jax.value_and_grad(loss, has_aux=True)(expert)
+        updates, state = optimizer.update(gradient, state, expert)
+        found = SeedingStep(value, divergence, jnp.mean(said.rewards))
+        return optax.apply_updates(expert, updates), state, found
+
+    mapped = jax.vmap(one, in_axes=(axes(model), axes(model), 0, 0, 0))
+    inputs = *_readers(lesson), seeding.expert, seeding.optimizer, lesson.keys
+    expert, state, found = mapped(*inputs)
+    return Seeding(expert, state, seeding.step + 1), found
+
+
+@functools.partial(jax.jit, static_argnames=("model", "settings", "vocab_size"))
+def measure(
+    model: LanguageModel,
+    params: Any,
+    lesson: Lesson,
+    expert: Expert,
+    settings: SleepConfig,
+    vocab_size: int | None = None,
+) -> Float[Array, " B"]:
+    """How far each student with such an expert is from its teacher, on samples that no step sees.
+
+    They are the same for every expert.
+
+    Args:
+      model: that sleeps.
+      params: of the model.
+      lesson: of the night.
+      expert: of each reader.
+      settings: of the night.
+      vocab_size: see `seed_step`.
+
+    Returns:
+      Divergences, in nats per token.
+    """
+    prompts, here = lesson.prompts, pools_for(model.config, settings.level)
+
+    def one(teacher: Reader, student: Reader, expert: Expert, key: Array) -> Array:
+        key = jax.random.fold_in(key, _UNSEEN)
+        tokens = _teach(model, params, teacher, key, settings, prompts, vocab_size)
+        student = _equipped(student, expert, here)
+        divergence, _ = _compare(model, params, teacher, student, tokens, settings, vocab_size)
+        return _mean(divergence, _spoken(tokens, prompts)[:, 1:])
+
+    mapped = jax.vmap(one, in_axes=(axes(model), axes(model), 0, 0))
+    return mapped(*_readers(lesson), expert, lesson.keys)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "level"))
+def with_expert(
+    model: LanguageModel, student: ModelState, expert: Expert, level: int
+) -> ModelState:
+    """The student's state with what its newest experts have become."""
+    here = pools_for(model.config, level)
+    one = lambda experts, expert: put(experts, expert, here, last_active(experts.active, here))
+    experts = jax.vmap(one, in_axes=(1, 0), out_axes=1)(experts_of(student), expert)
+    return with_experts(student, experts)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "level"))
+def _newest(model: LanguageModel, student: ModelState, level: int) -> Expert:
+    here = pools_for(model.config, level)
+    one = lambda experts: take(experts, here, last_active(experts.active, here))
+    return jax.vmap(one, in_axes=1)(experts_of(student))
+
+
+def _readers(lesson: Lesson) -> tuple[Reader, Reader]:
+    # The student's samples begin with what the teacher has said; its first logits are never read.
+    student = Context(lesson.student, lesson.teacher.logits)
+    return readers_of(lesson.teacher), readers_of(student)
+
+
+class _Said(NamedTuple):
+    """What both have said in a step: the teacher's samples, then their imitations, if there are any.
+
+    Attributes:
+      tokens: ids, prompts and prefixes included.
+      counted: which of them the speaker has drawn.
+      rewards: of each sample's imitations.
+    """
+
+    tokens: Int[Array, "m T"]
+    counted: Bool[Array, "m T"]
+    rewards: Float[Array, "n K"]
+
+
+def _speak(
+    model: LanguageModel,
+    params: Any,
+    teacher: Reader,
+    student: Reader,
+    key: Array,
+    settings: SleepConfig,
+    prompts: Array | None,
+    vocab_size: int | None,
+) -> _Said:
+    """What the teacher says, and how the student goes on from random prefixes of it."""
+    for_samples, for_prefixes, for_imitations = jax.random.split(key, 3)
+    original = _teach(model, params, teacher, for_samples, settings, prompts, vocab_size)
+    size, length = original.shape
+    spoken = _spoken(original, prompts)
+    if not settings.student_speaks:
+        return _Said(original, spoken, jnp.zeros((size, 1)))
+    least = max(length - settings.tokens, 1)  # behind the prompt, and after a token at least
+    starts = jax.random.randint(for_prefixes, (size,), least, length)
+    original_of_each, starts = (
+        jnp.repeat(x, settings.continuations, 0) for x in (original, starts)
+    )
+    imitation = _imitate(
+        model, params, student, original_of_each, starts, for_imitations, vocab_size
+    )
+    rewards = reward(
+        imitation,
+        original_of_each,
+        gam=settings.gam,
+        z0=settings.largest_distance,
+        judge=settings.judge_function,
+    )
+    its_own = jnp.arange(length) >= starts[:, None]
+    return _Said(
+        jnp.concatenate([original, imitation]),
+        jnp.concatenate([spoken, its_own]),
+        rewards.reshape(size, settings.continuations),
+    )
+
+
+def _loss(
+    said: _Said,
+    divergence: Float[Array, "m T-1"],
+    log_probability: Float[Array, "m T-1"],
+    settings: SleepConfig,
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """The loss of a step, and the mean divergence on the teacher's samples."""
+    size, counted = said.rewards.shape[0], said.counted[:, 1:]
+    of_teacher = _mean(divergence[:size], counted[:size])
+    if not settings.student_speaks:
+        return of_teacher, of_teacher
+    mine = counted[size:]
+    of_student = _mean(divergence[size:], mine)
+    distilled = (1 - settings.lam) * of_teacher + settings.lam * of_student
+    summed = jnp.sum(log_probability[size:] * mine, 1).reshape(said.rewards.shape)
+    imitated = policy_gradient_loss(summed, said.rewards)
+    return settings.a * distilled + (1 - settings.a) * imitated, of_teacher
+
+
+def _equipped(student: Reader, expert: Expert, here: Bool[np.ndarray, "A P"]) -> Reader:
+    """The student with such a newest expert."""
+    slot = last_active(student.experts.active, here)
+    return student._replace(experts=put(student.experts, expert, here, slot))
+
+
+def _spoken(tokens: Int[Array, "n T"], prompts: Array | None) -> Bool[Array, "n T"]:
+    """Which of a teacher's tokens are no prompt."""
+    opening = 0 if prompts is None else prompts.shape[1]
+    return jnp.broadcast_to(jnp.arange(tokens.shape[1]) >= opening, tokens.shape)
+
+
+def _teach(
+    model: LanguageModel,
+    params: Any,
+    teacher: Reader,
+    key: Array,
+    settings: SleepConfig,
+    prompts: Array | None,
+    vocab_size: int | None,
+) -> Int[Array, "n P+T"]:
+    """What the teacher says, behind its prompts."""
+    for_prompts, for_tokens = jax.random.split(key)
+    context = as_batch(model, teacher, settings.samples)
+    opening = jnp.zeros((settings.samples, 0), jnp.int32)
+    if prompts is not None:
+        drawn = jax.random.randint(for_prompts, (settings.samples,), 0, prompts.shape[0])
+        opening = jnp.asarray(prompts, jnp.int32)[drawn]
+        context = read(model, params, opening, context)
+    tokens, _ = sample(
+        model,
+        params,
+        context,
+        for_tokens,
+        num_tokens=settings.tokens,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        vocab_size=vocab_size,
+    )
+    return jnp.concatenate([opening, tokens], 1)
+
+
+def _imitate(
+    model: LanguageModel,
+    params: Any,
+    student: Reader,
+    original: Int[Array, "m T"],
+    starts: Int[Array, " m"],
+    key: Array,
+    vocab_size: int | None,
+) -> Int[Array, "m T"]:
+    """How the student goes on from the first tokens of each original."""
+    context = as_batch(model, student, starts.shape[0])
+    tokens, _ = sample(
+        model,
+        params,
+        context,
+        key,
+        num_tokens=original.shape[1],
+        vocab_size=vocab_size,
+        given=original,
+        given_length=starts,
+    )
+    return tokens
+
+
+def _compare(
+    model: LanguageModel,
+    params: Any,
+    teacher: Reader,
+    student: Reader,
+    tokens: Int[Array, "m T"],
+    settings: SleepConfig,
+    vocab_size: int | None,
+) -> tuple[Float[Array, "m T-1"], Float[Array, "m T-1"]]:
+    """Divergence before each token but the first, and the student's log-probability of it.
+
+    Logits exist for `loss_chunk` tokens of each sequence at a time, as in the loss of training.
+    """
+    inputs, following = tokens[:, :-1], tokens[:, 1:]
+    apply: Any = functools.partial(model.apply, {"params": params})
+
+    def hidden(reader: Reader) -> Array:
+        state = as_batch(model, reader, tokens.shape[0]).state
+        return apply(inputs, state, method="hidden")[0]
+
+    def compared(part: Any) -> tuple[Array, Array]:
+        *both, following = part
+        theirs, mine = (apply(h, method="logits")[..., :vocab_size] for h in both)
+        log_probability = jax.nn.log_softmax(mine)
+        at_token = jnp.take_along_axis(log_probability, following[..., None], -1)[..., 0]
+        return settings.divergence_function(theirs, mine), at_token
+
+    parts = jax.lax.stop_gradient(hidden(teacher)), hidden(student), following
+    length, chunk = inputs.shape[1], model.config.loss_chunk
+    if length <= chunk:
+        return compared(parts)
+    pieces = -(-length // chunk)
+
+    def cut(x: Array) -> Array:
+        x = jnp.pad(x, ((0, 0), (0, pieces * chunk - length)) + ((0, 0),) * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(x.shape[0], pieces, chunk, *x.shape[2:]), 1, 0)
+
+    def joined(x: Array) -> Array:
+        return jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1)[:, :length]
+
+    found = jax.lax.map(jax.checkpoint(compared), tuple(cut(part) for part in parts))
+    return joined(found[0]), joined(found[1])
+
+
+def _mean(values: Float[Array, "m T"], counted: Bool[Array, "m T"]) -> Float[Array, ""]:
+    return jnp.sum(values * counted) / jnp.maximum(jnp.sum(counted), 1)

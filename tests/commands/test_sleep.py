@@ -1,0 +1,128 @@
+"""The command that lets a reader sleep."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from hope_jax.commands.first_checkpoint import write_first_checkpoint
+from hope_jax.commands.trained_model import load_model
+from hope_jax.inference.context_file import load_context
+from hope_jax.models import LanguageModel, LanguageModelConfig
+from hope_jax.sleep import cycle
+from hope_jax.sleep.expansion import experts_of
+from hope_jax.sleep.seeding import SeedingStep
+from tests.commands.in_process import hope
+from tests.training.runs import QUICKSTART, tiny_config
+
+SMALL = ("--config.experts=2", "--config.expert_width=3", "--config.steps=2")
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    """A run in which nothing has been trained, and what a reader has read."""
+    folder = tmp_path_factory.mktemp("sleep")
+    config = tiny_config(folder, **{"model.in_context": {"chunks": (4,), "blocks": 1}})
+    config.model.attention_window = 8
+    model = LanguageModel(LanguageModelConfig.from_config_dict(config.model))
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 2), jnp.int32))["params"]
+    write_first_checkpoint(str(folder / "run"), config, nn.unbox(params))
+    read = f"--state-out={folder / 'read.msgpack'}"
+    assert (
+        hope(
+            "generate", f"--workdir={folder / 'run'}", "--prompt=ten green", "--num-tokens=0", read
+        )
+        == 0
+    )
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def fake(monkeypatch):
+    """Steps that compile nothing; their loss is that of `losses`."""
+    losses = [0.5, 0.25]
+
+    def step(model, params, lesson, seeding, *_):
+        loss = jnp.full((1,), losses[int(seeding.step)])
+        expert = jax.tree.map(lambda w: w + 0.1, seeding.expert)
+        return seeding._replace(expert=expert, step=seeding.step + 1), SeedingStep(loss, loss, loss)
+
+    monkeypatch.setattr(cycle, "seed_step", step)
+    monkeypatch.setattr(cycle, "measure", lambda *_, **__: jnp.ones(1))
+    return losses
+
+
+def test_a_state_sleeps_and_is_taken_up_like_any_other(workdir, capsys):
+    run, state = f"--workdir={workdir / 'run'}", workdir / "alice.msgpack"
+    text = workdir / "text" / "0.txt"
+    given = f"--state-in={workdir / 'read.msgpack'}", f"--state-out={state}", f"--text={text}"
+    assert hope("sleep", run, *given, *SMALL) == 0
+    said = capsys.readouterr().out
+    assert "step 2/2  divergence 0.2500  reward 0.250" in said
+    assert "| divergence from the teacher, nats per token | 1.0000 | 1.0000 |" in said
+    assert "| loss of the held-out text |" in said and "level 0: 1 of 2" in said
+    assert (workdir / "alice.png").stat().st_size > 1000
+    assert (workdir / "alice.md").read_text() in said
+    model, params, _ = load_model(str(workdir / "run"))
+    context = load_context(state, model, params)
+    np.testing.assert_array_equal(experts_of(context.state).active, [[[[True, False]]]])
+    assert context.state.adapting.open_chunk.filled == 1  # a new line
+    again = f"--state-in={state}", f"--state-out={state}"
+    assert hope("generate", run, *again, "--prompt=bottles", "--num-tokens=1") == 0
+    assert hope("sleep", run, *again, *SMALL) == 0
+    capsys.readouterr()
+    assert hope("sleep", run, *again, *SMALL) == 2
+    assert "all 2 experts for what level 0 has learned are in use" in capsys.readouterr().err
+
+
+def test_a_dropped_night_writes_nothing(workdir, capsys, fake):
+    fake[1] = np.nan
+    out = workdir / "dropped.msgpack"
+    given = f"--state-in={workdir / 'read.msgpack'}", f"--state-out={out}"
+    assert hope("sleep", f"--workdir={workdir / 'run'}", *given, *SMALL) == 1
+    said = capsys.readouterr().err
+    assert "the loss of step 2 is no finite number, so the night is dropped" in said
+    assert not out.exists() and not out.with_suffix(".png").exists()
+
+
+def test_a_night_becomes_a_run_for_everyone(workdir, capsys):
+    run, merged = f"--workdir={workdir / 'run'}", workdir / "merged"
+    given = f"--state-in={workdir / 'read.msgpack'}", f"--merge={merged}"
+    assert hope("sleep", run, *given, *SMALL) == 0
+    model, params, _ = load_model(str(merged))
+    assert model.config.in_context["experts"] == 1
+    assert params["expert_up"].shape == (1, 1, 1, 3, 16) and params["expert_up"].any()
+    assert (merged / "sleep.png").exists() and (merged / "sleep.md").exists()
+    before = json.loads((workdir / "run" / "config.json").read_text())
+    assert before["model"]["in_context"].get("experts", 0) == 0
+    assert hope("sleep", run, *given, *SMALL) == 2
+    assert f"--merge={merged} holds a run already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        ([], "give --state-in, and one of --state-out and --merge"),
+        (["--state_in=read"], "give --state-in, and one of --state-out and --merge"),
+        (["--state_in=nowhere", "--state_out=a"], "--state_in=nowhere is no file"),
+        (["--config.lam=2"], "lam=2 must be a number at least 0 and at most 1"),
+        (["--config.gam=0.5"], "gam=0.5 is the share of a judge; give judge, or gam=0"),
+        (["--config.step=2"], "step is no setting; nearest: steps"),
+        (["--config.optimizer=optax.adamm"], "optimizer='optax.adamm'"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(workdir, capsys, monkeypatch, given, said):
+    monkeypatch.chdir(workdir)
+    assert hope("sleep", "--workdir=run", *given) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+
+
+def test_settings_are_told(capsys):
+    config = QUICKSTART.parent / "sleep" / "default.py"
+    assert hope("sleep", f"--config={config}", "--print_config") == 0
+    said = capsys.readouterr().out
+    assert "experts = 5 " in said and "learning_rate = 0.001" in said
