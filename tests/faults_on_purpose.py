@@ -2347,8 +2347,8 @@ FAULTS = [
     ),
     Fault(
         "hope_jax/inference/sampling.py",
-        "        step_key = jax.random.fold_in(key, index)\n        token, after",
-        "        step_key = jax.random.fold_in(key, index + 1)\n        token, after",
+        "        step_key = jax.random.fold_in(key, index)\n        token = sample_token(",
+        "        step_key = jax.random.fold_in(key, index + 1)\n        token = sample_token(",
         "tests/inference/test_sampling.py::test_a_scan_draws_what_generate_draws",
     ),
     Fault(
