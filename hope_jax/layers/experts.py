@@ -32,10 +32,10 @@ class Experts(NamedTuple):
       active: which are switched on.
     """
 
-    down: Float[Array, "*home P E D r"]
-    up: Float[Array, "*home P E r D"]
-    router: Float[Array, "*home P E D"]
-    active: Bool[Array, "*home P E"]
+    down: Float[Array, "... P E D r"]
+    up: Float[Array, "... P E r D"]
+    router: Float[Array, "... P E D"]
+    active: Bool[Array, "... P E"]
 
 
 def no_experts(*home: int, pools: int, experts: int, width: int, rank: int) -> Experts:
