@@ -304,7 +304,7 @@ ARGUMENTS = {
     f"train {CONFIG} --workdir={{}}/new --set=data.tokens={{}}/tokens": "tokens.json is damaged",
     f"train {CONFIG} --workdir={{}}/new --set=data.files={{}}/cut.jsonl": "cut.jsonl, line 2: this is no",
     f"train {CONFIG} --workdir={{}}/new --set=data.files=a --set=data.tfds=b": "are given together; keep",
-    "tokenize --output={}/new": "--files must have a value",
+    "tokenize --output={}/new": "give --files=PATTERN or --source=FILE.FUNCTION",
     "tokenize --files={}/good.txt --output={}/good.txt": "cannot be written (File exists)",
     "tokenize --files={}/good.txt --output={}/new --processes=0": "processes=0",
     "tokenize --files={}/good.txt --output={}/new --validation_fraction=1": "between 0 and 1",
