@@ -1753,7 +1753,7 @@ FAULTS = [
     ),
     Fault(
         "hope_jax/commands/evaluate_suite.py",
-        '"step": max(checkpoint_steps(workdir)),',
+        '"step": step,',
         '"step": 0,',
         "tests/evaluation/test_probe.py::test_a_command_goes_on_and_asks_a_new_checkpoint_anew",
     ),
@@ -2473,8 +2473,8 @@ FAULTS = [
     ),
     Fault(
         "hope_jax/evaluation/choices.py",
-        "targets[None], state, method",
-        "targets[None], None, method",
+        "targets[None], state)[0][0]",
+        "targets[None], None)[0][0]",
         "tests/evaluation/test_choices.py::test_likelihoods_are_those_of_each_answer_alone",
     ),
     Fault(
@@ -2656,5 +2656,11 @@ FAULTS = [
         "said.rewards.shape[0], said.counted[:, 1:]",
         "said.rewards.shape[0], said.counted[:, :-1]",
         "tests/sleep/test_loss.py::test_the_loss_mixes_distillation_on_both_and_reward",
+    ),
+    Fault(
+        "hope_jax/commands/evaluate_suite.py",
+        "Path(run) / name",
+        "Path(workdir) / name",
+        "tests/evaluation/test_probe.py::test_a_command_goes_on_and_asks_a_new_checkpoint_anew",
     ),
 ]

@@ -38,6 +38,7 @@ from hope_jax.data.tokenizers import (
 from hope_jax.data.whole_folder import check_writable, whole_folder
 from hope_jax.models import LanguageModel, LanguageModelConfig
 from hope_jax.models.llama import check_llama, read_llama, read_llama_config, write_llama
+from hope_jax.runs.checkpoint_reader import run_and_step
 from hope_jax.training.config import RunConfig, whole_config
 
 # Folder in a run of what the checkpoint held besides weights, its config first.
@@ -103,17 +104,18 @@ def export_llama(workdir: str, folder: str) -> None:
     """Writes a run's model, with its tokenizer, as a checkpoint in Hugging Face's format.
 
     Args:
-      workdir: folder of the run.
+      workdir: folder of the run, or of one of its checkpoints in place of the newest.
       folder: to write; it must be empty or not there.
 
     Raises:
       ValueError: if there is no run, its model is no Llama, or the folder cannot be written.
     """
-    config = load_run_config(workdir)
+    run, _ = run_and_step(workdir)
+    config = load_run_config(run)
     check_llama(LanguageModelConfig.from_config_dict(config.model))
     with whole_folder(folder, "--to_llama") as aside:
         model, params, tokenizer = load_model(workdir)
-        kept = Path(workdir) / KEPT
+        kept = Path(run) / KEPT
         like = kept if (kept / "config.json").is_file() else None
         write_llama(
             aside,

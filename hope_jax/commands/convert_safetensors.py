@@ -15,6 +15,7 @@ from hope_jax.data.whole_folder import check_writable, whole_folder
 from hope_jax.models import LanguageModel, LanguageModelConfig
 from hope_jax.models.parameter_count import parameter_shapes
 from hope_jax.models.safetensors_folder import read_params, write_params
+from hope_jax.runs.checkpoint_reader import run_and_step
 from hope_jax.runs.metrics import read_metrics
 from hope_jax.training.config import whole_config
 
@@ -25,7 +26,7 @@ def export_safetensors(workdir: str, folder: str, flag: str, card: bool = False)
     """Writes a run's model as model.safetensors, config.json and a tokenizer.
 
     Args:
-      workdir: folder of the run.
+      workdir: folder of the run, or of one of its checkpoints in place of the newest.
       folder: to write; it must be empty or not there.
       flag: that gave the folder, for the errors.
       card: whether to add a README.md that tells what the model is.
@@ -33,7 +34,7 @@ def export_safetensors(workdir: str, folder: str, flag: str, card: bool = False)
     Raises:
       ValueError: if there is no run, or the folder cannot be written.
     """
-    config = load_run_config(workdir)
+    config = load_run_config(run_and_step(workdir)[0])
     with whole_folder(folder, flag) as aside:
         _, params, _ = load_model(workdir)
         write_params(aside, params)

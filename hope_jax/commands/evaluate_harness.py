@@ -5,6 +5,7 @@ from pathlib import Path
 
 from hope_jax.commands.trained_model import load_model
 from hope_jax.data.whole_file import write_whole
+from hope_jax.runs.checkpoint_reader import run_and_step
 
 
 def run_harness(
@@ -20,7 +21,7 @@ def run_harness(
 
     Args:
       tasks: their names, with commas between them.
-      workdir: folder of the run.
+      workdir: folder of the run, or of one of its checkpoints in place of the newest.
       output: folder for `harness.json`; None for the run's.
       folder: of task files of your own.
       shots: worked examples in front of each question; None for the task's own number.
@@ -48,7 +49,7 @@ def run_harness(
     )
     assert results is not None  # as on a process that is not the first
     kept = {name: results[name] for name in ("results", "n-shot", "versions", "n-samples")}
-    path = Path(output or workdir) / "harness.json"
+    path = Path(output or run_and_step(workdir)[0]) / "harness.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(kept, indent=2, default=str) + "\n")
     print(f"{make_table(results)}\nkept in {path}")

@@ -8,7 +8,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from hope_jax.commands.config import change_settings, config_table
-from hope_jax.commands.trained_model import load_model
+from hope_jax.commands.trained_model import load_model_and_step
 from hope_jax.data.json_lines import add_json_line, read_json_lines
 from hope_jax.data.whole_file import write_whole
 from hope_jax.data.whole_folder import check_writable
@@ -21,18 +21,18 @@ from hope_jax.evaluation.probe import (
     questions_of,
 )
 from hope_jax.evaluation.probes import PROBES
-from hope_jax.runs.checkpoint_reader import checkpoint_steps
+from hope_jax.runs.checkpoint_reader import run_and_step
 from hope_jax.settings import as_values, read_settings
 
 
 def run_suite(
     name: str, workdir: str, output: str | None, text: str | None, changes: list[str]
 ) -> None:
-    """Asks what has not been asked of the newest checkpoint, and writes the table.
+    """Asks what has not been asked of a checkpoint, and writes the table.
 
     Args:
       name: of the suite.
-      workdir: folder of the run.
+      workdir: folder of the run, or of one of its checkpoints in place of the newest.
       output: folder of the answers; None for one of the suite's name in the run's.
       text: prose to hide things in; None for what the suite makes.
       changes: settings, such as `lengths=1024,4096`.
@@ -46,14 +46,15 @@ def run_suite(
     config = change_settings(ProbeSettings, ConfigDict(as_values(ProbeSettings())), changes)
     settings: ProbeSettings = read_settings(ProbeSettings, config.to_dict())
     questions = questions_of(probe, settings)
-    folder = Path(output or Path(workdir) / name)
+    run, _ = run_and_step(workdir)
+    folder = Path(output or Path(run) / name)
     path = folder / "answers.jsonl"
     if output is not None:
         check_writable(path, "--output")
-    model, params, tokenizer = load_model(workdir)
+    (model, params, tokenizer), step = load_model_and_step(workdir)
     # What was asked of another checkpoint, or in another text, is another answer.
     marks = {
-        "step": max(checkpoint_steps(workdir)),
+        "step": step,
         "text": zlib.crc32(text.encode()) if text else None,
         "seed": settings.seed,
     }
@@ -81,8 +82,6 @@ def run_suite(
     lines = [line for line in ours() if question_of(line) in set(questions)]
     table = answers_table(probe, settings, lines)
     shown = config_table(ProbeSettings, config).strip()
-    write_whole(
-        folder / "results.md", f"{table}\nStep {marks['step']} of {workdir}.\n\n```\n{shown}\n```\n"
-    )
+    write_whole(folder / "results.md", f"{table}\nStep {step} of {run}.\n\n```\n{shown}\n```\n")
     draw_heat_map(lines, probe.title, folder / "heat_map.png")
     print(f"{table}\nanswers in {path}, picture in {folder / 'heat_map.png'}")

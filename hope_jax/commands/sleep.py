@@ -40,12 +40,14 @@ from hope_jax.commands.first_checkpoint import check_no_run, write_first_checkpo
 from hope_jax.commands.generate import check_states
 from hope_jax.commands.trained_model import load_model, load_run_config
 from hope_jax.data.tokenizers import Tokenizer
+from hope_jax.data.whole_file import write_whole
 from hope_jax.data.whole_folder import check_writable
 from hope_jax.inference.context_file import load_context, save_context
 from hope_jax.inference.sampling import Context, read
 from hope_jax.layers.experts import Experts
 from hope_jax.models.language_model import LanguageModel, ModelState
 from hope_jax.named import calling, find
+from hope_jax.runs.checkpoint_reader import run_and_step
 from hope_jax.settings import as_values, read_settings, setting
 from hope_jax.sleep.config import SleepConfig
 from hope_jax.sleep.cycle import Night, sleep
@@ -236,7 +238,7 @@ def run() -> None:
         save_context(given.state_out, woken, model, params)
         report = Path(given.state_out).with_suffix("")
     draw(night, report.with_name(report.name + ".png"))
-    report.with_name(report.name + ".md").write_text(table(night))
+    write_whole(report.with_name(report.name + ".md"), table(night))
     print(table(night) + in_use(model, state))
 
 
@@ -252,7 +254,7 @@ def write_merged(
       params: of the model.
       state: of a reader who has slept.
     """
-    config = load_run_config(workdir)
+    config = load_run_config(run_and_step(workdir)[0])
     shared, params = share(model, params, state)
     config.model.in_context = ConfigDict(dict(shared.in_context))
     check_writable(Path(folder) / "config.json", "--merge")

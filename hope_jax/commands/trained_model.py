@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from hope_jax.data.tokenizers import Tokenizer, check_vocabulary, load_tokenizer
 from hope_jax.models import LanguageModel, LanguageModelConfig
 from hope_jax.models.parameter_count import parameter_shapes
-from hope_jax.runs.checkpoint_reader import read_params, run_and_step
+from hope_jax.runs.checkpoint_reader import read_params_and_step, run_and_step
 from hope_jax.runs.run_config import load_config
 from hope_jax.runs.run_tokenizer import tokenizer_of
 from hope_jax.training.config import whole_config
@@ -36,6 +36,15 @@ def load_run_config(workdir: str, flag: str = "--workdir") -> ConfigDict:
 
 
 def load_model(workdir: str) -> tuple[LanguageModel, Any, Tokenizer]:
+    """Loads a trained model, onto one device: see `load_model_and_step`.
+
+    Returns:
+      The model, its parameters, and its tokenizer.
+    """
+    return load_model_and_step(workdir)[0]
+
+
+def load_model_and_step(workdir: str) -> tuple[tuple[LanguageModel, Any, Tokenizer], int]:
     """Loads a trained model from a run's folder, onto one device; the run may go on meanwhile.
 
     Args:
@@ -43,7 +52,7 @@ def load_model(workdir: str) -> tuple[LanguageModel, Any, Tokenizer]:
         is changed.
 
     Returns:
-      The model, its parameters, and its tokenizer.
+      The model, its parameters, and its tokenizer; and the step of the checkpoint that was read.
 
     Raises:
       ValueError: if there is no run, or no checkpoint yet.
@@ -58,4 +67,5 @@ def load_model(workdir: str) -> tuple[LanguageModel, Any, Tokenizer]:
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
         parameter_shapes(model),
     )
-    return model, read_params(workdir, target), tokenizer
+    step, params = read_params_and_step(workdir, target)
+    return (model, params, tokenizer), step

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from hope_jax.data.tokenizers import Tokenizer
+from hope_jax.inference.sampling import score_segment
 from hope_jax.models.language_model import LanguageModel, ModelState
 
 
@@ -71,9 +72,8 @@ def _losses(
     targets: Int[Array, "B T"],
     state: ModelState | None,
 ) -> Float[Array, "B T"]:
-    def one(tokens: Array, targets: Array) -> Any:
-        output = model.apply({"params": params}, tokens[None], targets[None], state, method="score")
-        return output[0][0]
+    def one(tokens: Array, targets: Array) -> Array:
+        return score_segment(model, params, tokens[None], targets[None], state)[0][0]
 
     return jax.vmap(one)(tokens, targets)
 

@@ -1,5 +1,6 @@
 """Setting back what a level has learnt in context, and making it permanent."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ from flax import linen as nn
 from jaxtyping import Array
 
 from hope_jax.layers.continuum import ContinuumState
-from hope_jax.layers.level_learning import start_over
+from hope_jax.layers.level_learning import LevelState, start_over
 from hope_jax.models.config import LanguageModelConfig
 from hope_jax.models.in_context import AdaptingState, levels_of, slow_weights
 from hope_jax.models.language_model import LanguageModel, ModelState
@@ -43,13 +44,19 @@ def reset_level(
       >>> state = reset_level(model, params, state, 0)
     """
     mine = places_of(model.config, chunk_index)
-    adapting, continuum = learnt_in(state)
+    _, continuum = learnt_in(state)
     initial = slow_weights(model.config, nn.unbox(params))
     levels = []
     for index, (level, slow) in enumerate(zip(continuum.levels, initial, strict=True)):
         here = jnp.asarray(mine[:, index, None])
         rows = jnp.broadcast_to(here, level.weights.gate.shape[:2])
         levels.append(jax.vmap(start_over)(level, slow, rows))
+    return with_levels(state, levels)
+
+
+def with_levels(state: ModelState, levels: Iterable[LevelState]) -> ModelState:
+    """The state with other levels."""
+    adapting, continuum = learnt_in(state)
     blocks = adapting.blocks._replace(continuum=continuum._replace(levels=tuple(levels)))
     return state._replace(adapting=adapting._replace(blocks=blocks))
 

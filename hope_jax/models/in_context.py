@@ -119,8 +119,13 @@ def slow_weights(config: LanguageModelConfig, params: Any) -> tuple[MLPWeights, 
       config: of the model.
       params: of the model, without boxes.
     """
+    return _slow_weights(config, adapting_params(config, params))
+
+
+def adapting_params(config: LanguageModelConfig, params: Any) -> Any:
+    """Parameters of the adapting blocks, stacked, of a model's without boxes."""
     first = config.num_layers - config.adapting_blocks
-    return _slow_weights(config, jax.tree.map(lambda w: w[first:], params["blocks"]))
+    return jax.tree.map(lambda w: w[first:], params["blocks"])
 
 
 def _slow_weights(config: LanguageModelConfig, block_params: Any) -> tuple[MLPWeights, ...]:

@@ -100,14 +100,22 @@ def run_and_step(path: str | Path) -> tuple[str, int | None]:
 
 
 def read_params(workdir: str | Path, target: Any) -> Any:
+    """Reads the parameters of `read_params_and_step`."""
+    return read_params_and_step(workdir, target)[1]
+
+
+def read_params_and_step(workdir: str | Path, target: Any) -> tuple[int, Any]:
     """Reads the parameters of the newest checkpoint that is whole, and nothing else: see `read_newest`.
 
     Args:
       workdir: folder of the run, or of one of its checkpoints, which is then read.
       target: shapes and shardings of the parameters.
+
+    Returns:
+      The step, and the parameters.
     """
     run, only = run_and_step(workdir)
-    return read_newest(run, ("params",), lambda step: _read_params(run, step, target), only=only)[1]
+    return read_newest(run, ("params",), lambda step: _read_params(run, step, target), only=only)
 
 
 def read_other(workdir: str | Path, target: Any, whole: bool) -> tuple[int, Any]:

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from hope_jax.inference.level_tools import learnt_in, places_of, reset_level
+from hope_jax.inference.level_tools import learnt_in, places_of, reset_level, with_levels
 from hope_jax.layers.level_learning import LevelState, learn_level
-from hope_jax.models.in_context import AdaptingState, make_adaptation
+from hope_jax.models.in_context import AdaptingState, adapting_params, make_adaptation
 from hope_jax.models.language_model import LanguageModel, ModelState, init_state
 from hope_jax.sleep.config import SleepConfig
 from hope_jax.sleep.expansion import free_experts
@@ -53,14 +53,9 @@ def apply_pending(
     """
     config, params = model.config, nn.unbox(params)
     mine = jnp.asarray(places_of(config, chunk_index))
-    adapting, continuum = learnt_in(state)
-    first = config.num_layers - config.adapting_blocks
+    _, continuum = learnt_in(state)
     adaptation = make_adaptation(
-        config,
-        jax.tree.map(lambda w: w[first:], params["blocks"]),
-        params.get("log_step"),
-        None,
-        None,
+        config, adapting_params(config, params), params.get("log_step"), None, None
     )
 
     def change(level: LevelState, *learning: Any) -> LevelState:
@@ -81,9 +76,7 @@ def apply_pending(
             )
             level = jax.tree.map(choose, new, level)
         levels.append(level)
-    continuum = continuum._replace(levels=tuple(levels))
-    blocks = adapting.blocks._replace(continuum=continuum)
-    return state._replace(adapting=adapting._replace(blocks=blocks))
+    return with_levels(state, levels)
 
 
 def forget_context(model: LanguageModel, params: Any, state: ModelState) -> ModelState:

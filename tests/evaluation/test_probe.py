@@ -117,8 +117,8 @@ def test_texts_are_read_in_segments_as_in_one_call():
 
 def test_a_command_goes_on_and_asks_a_new_checkpoint_anew(said, tmp_path, monkeypatch, capsys):
     steps = [7]
-    monkeypatch.setattr(evaluate_suite, "load_model", lambda workdir: (None, None, ByteTokenizer()))
-    monkeypatch.setattr(evaluate_suite, "checkpoint_steps", lambda workdir: steps)
+    load = lambda workdir: ((None, None, ByteTokenizer()), steps[-1])
+    monkeypatch.setattr(evaluate_suite, "load_model_and_step", load)
     given = [f"--workdir={tmp_path}", "--suite=needles", "--set=lengths=900", "--set=items=1"]
     assert hope("evaluate", *given, "--set=kinds=S-1") == 0
     assert len(said) == 2
@@ -140,6 +140,12 @@ def test_a_command_goes_on_and_asks_a_new_checkpoint_anew(said, tmp_path, monkey
     assert [line["step"] for line in lines] == [7] * 10 + [9] * 10
     assert "Step 9 of" in (tmp_path / "needles" / "results.md").read_text()
     assert (tmp_path / "needles" / "heat_map.png").stat().st_size > 1000
+    # Of one checkpoint of the run: beside the others' answers, and nothing in its own folder.
+    given[0] = f"--workdir={tmp_path / 'checkpoints' / '7'}"
+    steps.append(7)
+    assert hope("evaluate", *given, "--set=kinds=S-2") == 0
+    assert "5 questions, 5 answered before" in capsys.readouterr().out
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_a_field_without_a_question_stays_empty(tmp_path):

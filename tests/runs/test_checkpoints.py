@@ -13,7 +13,13 @@ import orbax.checkpoint as ocp
 import pytest
 
 from hope_jax.runs import checkpoint_reader, checkpoint_writer
-from hope_jax.runs.checkpoint_reader import checkpoint_steps, find_damage, read_params, read_state
+from hope_jax.runs.checkpoint_reader import (
+    checkpoint_steps,
+    find_damage,
+    read_params,
+    read_params_and_step,
+    read_state,
+)
 from hope_jax.runs.checkpoint_writer import CheckpointWriter
 from hope_jax.runs.folder_error import RunFolderError
 from hope_jax.runs.keep import Keep, superfluous
@@ -94,6 +100,9 @@ def test_the_newest_those_of_every_so_many_steps_and_the_best_stay(tmp_path):
     target = target_of(make_state(0)).params
     params = read_params(tmp_path / "run" / "checkpoints" / "2", target)
     np.testing.assert_array_equal(params["down"], make_state(2).params["down"])
+    assert read_params_and_step(tmp_path / "run" / "checkpoints" / "2", target)[0] == 2
+    (tmp_path / "run" / "checkpoints" / "6" / "checksums.json").unlink()
+    assert read_params_and_step(tmp_path / "run", target)[0] == 4
     with pytest.raises(ValueError, match="has no checkpoint of step 3; there are 6, 4, 2"):
         read_params(tmp_path / "run" / "checkpoints" / "3", target)
 
