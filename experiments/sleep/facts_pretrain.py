@@ -7,11 +7,9 @@ world of its own, and then questions about them with answers. Worlds from `FIRST
 on.
 
 The levels of the last block learn while the model reads, which is most of what is known of a document:
-a loss of 0.36 nats a byte after 300 steps, where the same model without them is at 0.60, and at 0.56
-after 1,000. After 400 steps a name that was read is said again at 0.2 nats a letter (2.2 without the
-levels), and the first letter of an answer costs 1.8 nats (2.6 without). Of whom it is true is not told by
-then: with the facts in the text, the right answer wins against that of another person no more often than
-by chance. A whole run has not been made.
+a validation loss of 0.32 nats a byte after 500 steps, where the same model without them
+(`--config.model.in_context=none`) is at 0.56 after 1,000. Of whom a fact is true was not told after 400
+steps: the right answer was no likelier than that of another person in the text.
 """
 
 from ml_collections import ConfigDict
