@@ -5,7 +5,7 @@
 
 FAILED = 1  # the run has failed, or this package has
 BAD_INPUT = 2  # the input cannot be used as it is; nothing was begun
-DIVERGED = 3  # too many batches in a row could not be learnt from: other settings are needed
+DIVERGED = 3  # a run or a night could not learn from what there is: other settings are needed
 SAVED = 75  # asked to stop, and saved
 LOST = 76  # another process of the launch has died, or hangs
 HUNG = 77  # a step has hung

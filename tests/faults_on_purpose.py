@@ -2611,8 +2611,8 @@ FAULTS = [
     ),
     Fault(
         "hope_jax/sleep/cycle.py",
-        "        finite = bool(np.isfinite(np.asarray(step.loss)).all())\n",
-        "        finite = not np.isnan(np.asarray(step.loss)).any()\n",
+        "    return bool(np.isfinite(so_far.steps.loss).all())\n",
+        "    return not np.isnan(so_far.steps.loss).any()\n",
         "tests/sleep/test_night.py::test_a_night_with_a_loss_that_is_no_number_is_dropped",
     ),
     Fault(
@@ -2662,5 +2662,35 @@ FAULTS = [
         "Path(run) / name",
         "Path(workdir) / name",
         "tests/evaluation/test_probe.py::test_a_command_goes_on_and_asks_a_new_checkpoint_anew",
+    ),
+    Fault(
+        "hope_jax/sleep/cycle.py",
+        "    if begun is not None:\n",
+        "    if begun is None:\n",
+        "tests/sleep/test_night.py::test_a_night_goes_on_from_where_it_was_to_the_same_bits",
+    ),
+    Fault(
+        "hope_jax/commands/sleep.py",
+        "            begun=begun,\n",
+        "",
+        "tests/commands/test_sleep.py::test_a_night_that_was_killed_goes_on_to_the_same_bits",
+    ),
+    Fault(
+        "hope_jax/commands/sleep.py",
+        '    return there and held.get("woken") == digest_of(state_out)\n',
+        "    return False\n",
+        "tests/commands/test_sleep.py::test_a_state_in_its_own_place_sleeps_once",
+    ),
+    Fault(
+        "hope_jax/commands/sleep.py",
+        "    if given.merge and progress.held is None:\n",
+        "    if given.merge:\n",
+        "tests/commands/test_sleep.py::test_a_merge_that_was_killed_goes_on",
+    ),
+    Fault(
+        "hope_jax/sleep/progress_file.py",
+        "            if before.get(name) != arguments.get(name)\n",
+        "            if False\n",
+        "tests/commands/test_sleep.py::test_a_night_that_was_killed_goes_on_to_the_same_bits",
     ),
 ]

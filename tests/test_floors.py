@@ -19,7 +19,7 @@ BELOW: dict[str, set[str]] = {
     "evaluation": {"inference", "models", "layers", "data"},
     "training": {"runs", "inference", "models", "layers", "data", "optim"},
 }
-BELOW["sleep"] = {"inference", "models", "layers", "optim"}
+BELOW["sleep"] = {"inference", "models", "layers", "optim", "data"}
 BELOW["comparison"] = {"training", "evaluation", "runs", "models", "layers", "data"}
 BELOW["planning"] = {"training", "runs", "models", "layers", "data", "optim"}
 BELOW["commands"] = set(BELOW)

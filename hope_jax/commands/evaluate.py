@@ -35,23 +35,23 @@ from hope_jax.inference.sampling import Context, score
 from hope_jax.models.language_model import LanguageModel
 
 
-def read_text(path: str) -> str:
-    """The text of a file.
+def read_text(path: str, flag: str = "--text") -> str:
+    """The text of a file that a flag has given.
 
     Raises:
       ValueError: if there is no such file, or nothing or no UTF-8 text in it.
     """
     file = Path(path)
     if not file.is_file():
-        raise ValueError(f"--text={path} is no file")
+        raise ValueError(f"{flag}={path} is no file")
     try:
         text = file.read_bytes().decode()
     except OSError as error:
-        raise ValueError(f"--text={path} cannot be read ({error.strerror})") from error
+        raise ValueError(f"{flag}={path} cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
-        raise ValueError(f"--text={path} is not UTF-8 text ({error})") from error
+        raise ValueError(f"{flag}={path} is not UTF-8 text ({error})") from error
     if not text:
-        raise ValueError(f"--text={path} is empty")
+        raise ValueError(f"{flag}={path} is empty")
     return text
 
 

@@ -8,10 +8,16 @@ The teacher is the model as it was, the student the model as it wakes; both are 
 teacher says by itself, before and after. With `--text=FILE` the loss of a text that has nothing to do
 with it is told, too. A table and a picture are written beside the new state, with the endings `.md` and
 `.png`, or in the new run's folder.
+
+A night that is stopped or killed goes on when the same command is given again, to the same bits. How far
+it has come is in the file `FILE.night` beside the new state, or `sleep.night` in the new run's folder.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+import hashlib
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -42,18 +48,21 @@ from hope_jax.commands.trained_model import load_model, load_run_config
 from hope_jax.data.tokenizers import Tokenizer
 from hope_jax.data.whole_file import write_whole
 from hope_jax.data.whole_folder import check_writable
-from hope_jax.inference.context_file import load_context, save_context
+from hope_jax.exit_codes import DIVERGED, SAVED
+from hope_jax.inference.context_file import context_content, load_context
 from hope_jax.inference.sampling import Context, read
 from hope_jax.layers.experts import Experts
 from hope_jax.models.language_model import LanguageModel, ModelState
 from hope_jax.named import calling, find
-from hope_jax.runs.checkpoint_reader import run_and_step
+from hope_jax.runs.checkpoint_reader import checkpoint_steps, run_and_step
 from hope_jax.settings import as_values, read_settings, setting
 from hope_jax.sleep.config import SleepConfig
-from hope_jax.sleep.cycle import Night, sleep
+from hope_jax.sleep.cycle import Night, NightSoFar, sleep
 from hope_jax.sleep.expansion import experts_of, last_active, pools_for
+from hope_jax.sleep.progress_file import ProgressFile, leaves_of, numbered
 from hope_jax.sleep.seeding import SeedingStep
 from hope_jax.sleep.sharing import share
+from hope_jax.training.processes import StopRequest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +72,18 @@ class NightConfig(SleepConfig):
     # Called as f(learning_rate).
     optimizer: Callable[..., Any] = setting("of the new expert, by its dotted name", "optax.adam")
     learning_rate: float = setting("of the optimiser", 1e-3, above=0)
+
+
+class NightDroppedError(RuntimeError):
+    """Raised when a loss is no finite number; the state is as it was before the night."""
+
+    exit_code = DIVERGED
+
+
+class StoppedError(RuntimeError):
+    """Raised when the command was asked to stop, and has saved."""
+
+    exit_code = SAVED
 
 
 class NightProgress:
@@ -95,8 +116,10 @@ class NightProgress:
     ) -> None:
         self._progress.stop()
 
-    def step(self, number: int, found: SeedingStep) -> None:
-        """Tells of a step of one reader's night."""
+    def step(self, so_far: NightSoFar) -> None:
+        """Tells of the last step of one reader's night."""
+        number = int(so_far.seeding.step)
+        found = SeedingStep(*(values[-1] for values in so_far.steps))
         said = f"divergence {float(found.divergence[0]):.4f}  reward {float(found.reward[0]):.3f}"
         self._progress.update(self._bar, completed=number, description=said)
         due = number % max(1, self._steps // 10) == 0 or number == self._steps
@@ -168,6 +191,62 @@ def in_use(model: LanguageModel, state: ModelState) -> str:
     return f"experts in use for what each level has learned: {', '.join(said)}"
 
 
+def read_prompts(path: str, tokenizer: Tokenizer) -> Int[np.ndarray, "N P"]:
+    """The ids of a file's lines, of which each opens a sample of the teacher.
+
+    Raises:
+      ValueError: if there are none, or not all are equally long.
+    """
+    lines = [line for line in read_text(path, "--prompts").splitlines() if line]
+    rows = [[*tokenizer.before, *tokenizer.encode(line)] for line in lines]
+    if not rows or not rows[0]:
+        raise ValueError(f"--prompts={path} has no line with a token")
+    for number, row in enumerate(rows, 1):
+        if len(row) != len(rows[0]):
+            raise ValueError(
+                f"--prompts={path}: opening {number} has {len(row)} tokens and the first "
+                f"{len(rows[0])}; all must be equally long: cut them from the front, or fill them up"
+            )
+    return np.asarray(rows, np.int32)
+
+
+def digest_of(path: str | None) -> str | None:
+    """Of a file's content."""
+    return None if path is None else hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def optimizer_of(settings: NightConfig) -> Any:
+    """The optimiser of a night's settings.
+
+    Raises:
+      ValueError: if it cannot be made.
+    """
+    with calling(str(settings.optimizer)):
+        return find(str(settings.optimizer))(settings.learning_rate)
+
+
+@contextlib.contextmanager
+def stopping(progress: ProgressFile) -> Iterator[Callable[[Callable[[], None]], None]]:
+    """Lends a function that keeps what is due, or ends the command if it was asked to.
+
+    It is called, after each step, with what keeps how far it has come.
+
+    Raises:
+      StoppedError: from within, when SIGINT or SIGTERM have come.
+    """
+    with StopRequest() as stop:
+
+        def keep(write: Callable[[], None]) -> None:
+            if progress.due or stop.noted:
+                write()
+            if stop.noted:
+                raise StoppedError(
+                    f"stopped and saved in {progress.path}; the same command goes on"
+                )
+
+        yield keep
+
+
 UNEXPECTED = "states are given as --state_in=FILE and --state_out=FILE"
 
 
@@ -179,7 +258,14 @@ def define_flags() -> None:
     flags.DEFINE_string("state_out", None, "File to write; it may be the same.")
     flags.DEFINE_string("merge", None, "Folder of a new run, in the place of --state_out.")
     flags.DEFINE_string("text", None, "Held-out text whose loss is told.")
+    flags.DEFINE_string("prompts", None, "File of openings of the teacher's samples, one a line.")
+    define_night_flags()
+
+
+def define_night_flags() -> None:
+    """Defines the flags of every command in which there are nights."""
     flags.DEFINE_integer("seed", 0, "Of the random draws.", lower_bound=0, upper_bound=2**32 - 1)
+    flags.DEFINE_float("save_every", 30.0, "Seconds after which progress is saved.", lower_bound=0)
     flags.DEFINE_bool("print_config", False, "Print all settings of a night, and end.")
 
 
@@ -197,10 +283,16 @@ def run() -> None:
     if not given.state_in or bool(given.state_out) == bool(given.merge):
         raise ValueError("give --state-in, and one of --state-out and --merge")
     check_states(given.state_in, given.state_out)
-    if given.merge:
+    report = Path(given.merge) / "sleep" if given.merge else Path(given.state_out).with_suffix("")
+    beside = f"{report}.night" if given.merge else f"{given.state_out}.night"
+    progress = ProgressFile(Path(beside), given.save_every)
+    if progress.held is not None and is_over(progress.held, given.state_out, given.merge):
+        progress.delete()
+        print(f"this night was over, and only its progress was left; see {report}.md")
+        return
+    if given.merge and progress.held is None:
         check_no_run(given.merge, "--merge")
-    with calling(str(settings.optimizer)):
-        optimizer = find(str(settings.optimizer))(settings.learning_rate)
+    optimizer = optimizer_of(settings)
     text = None if given.text is None else read_text(given.text)
     model, params, tokenizer = load_model(given.workdir)
     texts = None
@@ -209,9 +301,30 @@ def run() -> None:
         if ids.size < 2:
             raise ValueError(f"--text={given.text} has fewer than two tokens")
         texts = jnp.asarray(windows(ids))
+    prompts = None if given.prompts is None else read_prompts(given.prompts, tokenizer)
     context = load_context(given.state_in, model, params)
+    # The state's file says of which parameters it is.
+    arguments = {
+        "--state-in": digest_of(given.state_in),
+        "--text": digest_of(given.text),
+        "--prompts": digest_of(given.prompts),
+        "--seed": given.seed,
+        **plain(settings),
+    }
+    held = progress.go_on(arguments)
     console = Console(soft_wrap=True)
-    with NightProgress(console, settings.steps) as progress:
+    if held is not None:
+        console.print(f"going on with {progress.path}")
+    begun = None if held is None else leaves_of(held["arrays"], "night ")
+    last: Any = () if begun is None else begun
+    with NightProgress(console, settings.steps) as bar, stopping(progress) as keep:
+
+        def on_step(so_far: NightSoFar) -> None:
+            nonlocal last
+            last = so_far
+            bar.step(so_far)
+            keep(lambda: progress.keep(arguments, {}, numbered(so_far, "night ")))
+
         state, night = sleep(
             model,
             params,
@@ -219,27 +332,60 @@ def run() -> None:
             jax.random.split(jax.random.key(given.seed), context.logits.shape[0]),
             settings,
             optimizer,
+            prompts=None if prompts is None else jnp.asarray(prompts),
             texts=texts,
             vocab_size=tokenizer.vocab_size,
-            on_step=progress.step,
+            begun=begun,
+            on_step=on_step,
         )
     if not night.kept:
-        raise RuntimeError(
-            f"the loss of step {len(night.steps.loss)} is no finite number, so the night is dropped and "
-            f"nothing is written; {given.state_in} is as it was: try a lower learning_rate"
+        progress.delete()
+        raise NightDroppedError(
+            f"{dropped(night)} and nothing is written; {given.state_in} is as it was: try a lower "
+            f"learning_rate"
         )
+    report.parent.mkdir(parents=True, exist_ok=True)
+    draw(night, report.with_name(report.name + ".png"))
+    write_whole(report.with_name(report.name + ".md"), table(night))
     if given.merge:
+        # What is in the folder is then known to be this night's, whatever of it is there.
+        progress.keep(arguments, {"merged": True}, numbered(last, "night "))
         write_merged(given.workdir, given.merge, model, params, state)
-        report = Path(given.merge) / "sleep"
     else:
         woken = Context(state, context.logits)
         if not settings.keep_context:
             woken = begin(model, params, tokenizer, woken)
-        save_context(given.state_out, woken, model, params)
-        report = Path(given.state_out).with_suffix("")
-    draw(night, report.with_name(report.name + ".png"))
-    write_whole(report.with_name(report.name + ".md"), table(night))
+        content = context_content(woken, model, params)
+        # Where the state takes its own place, it is known afterwards that it has slept.
+        woken_as = {"woken": hashlib.sha256(content).hexdigest()}
+        progress.keep(arguments, woken_as, numbered(last, "night "))
+        write_whole(given.state_out, content)
+    progress.delete()
     print(table(night) + in_use(model, state))
+
+
+def is_over(held: dict[str, Any], state_out: str | None, merge: str | None) -> bool:
+    """Whether a night that has left its progress behind has also left its result."""
+    if merge:
+        return held.get("merged", False) and bool(checkpoint_steps(Path(merge)))
+    there = state_out is not None and Path(state_out).is_file()
+    return there and held.get("woken") == digest_of(state_out)
+
+
+def plain(settings: Any) -> dict[str, Any]:
+    """Settings as a file holds them."""
+    return json.loads(json.dumps(as_values(settings)))
+
+
+def dropped(night: Night) -> str:
+    """Which loss it was for which a night is dropped."""
+    finite = np.isfinite(np.asarray(night.steps.loss)).all(axis=1)
+    which = (
+        f"the loss of step {len(night.steps.loss)}"
+        if not finite.all()
+        else "the divergence at its end"
+    )
+    return f"{which} is no finite number, so the night is dropped"
 
 
 def write_merged(

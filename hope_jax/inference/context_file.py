@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -11,19 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from flax import serialization
 
 from hope_jax.data.whole_file import write_whole
+from hope_jax.inference.array_file import named_leaves, packed, unpacked
 from hope_jax.inference.sampling import Context, read
 from hope_jax.layers.experts import Experts
 from hope_jax.models.config import LanguageModelConfig
 from hope_jax.models.language_model import LanguageModel
-
-_FORMAT = "hope_jax context 1"
-# The file begins with this line, in which stands a checksum of all that follows. Files of before it
-# have none, and are read.
-_HEADER = b"hope_jax context file, CRC-32 %08x\n"
-_MARK, _HEADER_SIZE = _HEADER[:21], len(_HEADER % 0)
 
 
 def save_context(path: str | Path, context: Context, model: LanguageModel, params: Any) -> None:
@@ -38,15 +31,17 @@ def save_context(path: str | Path, context: Context, model: LanguageModel, param
       params: of the model.
     """
     path = Path(path)
-    content = {
-        "format": _FORMAT,
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, context_content(context, model, params))
+
+
+def context_content(context: Context, model: LanguageModel, params: Any) -> bytes:
+    """What `save_context` writes: the same bytes for the same bits."""
+    words = {
         "config": json.dumps(_settings(model.config), sort_keys=True),
         "parameters": _fingerprint(params),
-        "arrays": {name: np.asarray(leaf) for name, leaf in _named_leaves(context).items()},
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    packed = serialization.msgpack_serialize(content)
-    write_whole(path, _HEADER % zlib.crc32(packed) + packed)
+    return packed("context", words, named_leaves(context))
 
 
 def load_context(path: str | Path, model: LanguageModel, params: Any) -> Context:
@@ -70,11 +65,10 @@ def load_context(path: str | Path, model: LanguageModel, params: Any) -> Context
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no state file {path}")
+    content = unpacked(path, "context", "state file")
     try:
-        content: Any = serialization.msgpack_restore(_checked(path.read_bytes()))
-        if content["format"] != _FORMAT:
-            raise ValueError(f"format {content['format']!r} where {_FORMAT!r} is read")
         theirs, arrays = _completed(json.loads(content["config"])), content["arrays"]
+        parameters = content["parameters"]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path} is no state file, or a damaged one ({error})") from error
 
@@ -86,32 +80,35 @@ def load_context(path: str | Path, model: LanguageModel, params: Any) -> Context
             if theirs.get(name) != ours.get(name)
         ]
         raise ValueError(f"{path} belongs to another model: {'; '.join(changed)}")
-    if content["parameters"] != _fingerprint(params):
+    if parameters != _fingerprint(params):
         raise ValueError(
             f"{path} was written with other parameters: another run, or another checkpoint of this "
             f"one; read the text again with these, or restore those"
         )
+    return context_of_arrays(path, arrays, model, params)
+
+
+def context_of_arrays(
+    path: Path, arrays: dict[str, Any], model: LanguageModel, params: Any
+) -> Context:
+    """The context whose `named_leaves` these arrays are.
+
+    Args:
+      path: of their file, for the error.
+      arrays: by name.
+      model: that is to continue.
+      params: of the model.
+
+    Raises:
+      ValueError: if they are those of another version.
+    """
     one_token = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     expected = jax.eval_shape(lambda tokens: read(model, params, tokens), one_token)
     expected = _with_experts(expected, arrays)
-    if arrays.keys() != _named_leaves(expected).keys():
+    if arrays.keys() != named_leaves(expected).keys():
         raise ValueError(f"{path} was written by another version of hope_jax; its arrays differ")
-    leaves = [jnp.asarray(arrays[name]) for name in _named_leaves(expected)]
+    leaves = [jnp.asarray(arrays[name]) for name in named_leaves(expected)]
     return jax.tree.unflatten(jax.tree.structure(expected), leaves)
-
-
-def _checked(content: bytes) -> bytes:
-    """What follows the header, if there is one."""
-    if not content.startswith(_MARK):
-        return content
-    packed = content[_HEADER_SIZE:]
-    if content[:_HEADER_SIZE] != _HEADER % zlib.crc32(packed):
-        raise ValueError("its checksum is another")
-    return packed
-
-
-def _named_leaves(tree: Any) -> dict[str, Any]:
-    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
 
 
 def _with_experts(expected: Context, arrays: dict[str, Any]) -> Context:
@@ -139,7 +136,7 @@ def _completed(settings: dict[str, Any]) -> dict[str, Any]:
 def _fingerprint(params: Any) -> str:
     """Digest of the start of every array: a training step changes all of them."""
     digest = hashlib.sha256()
-    for name, leaf in _named_leaves(nn.unbox(params)).items():
+    for name, leaf in named_leaves(nn.unbox(params)).items():
         digest.update(f"{name} {leaf.shape} {leaf.dtype}".encode())
         digest.update(np.asarray(leaf.reshape(-1)[:1024]).tobytes())
     return digest.hexdigest()

@@ -26,7 +26,20 @@ from hope_jax.sleep.seeding import (
 )
 from hope_jax.sleep.student import student_of
 
-OnStep = Callable[[int, SeedingStep], None]
+
+class NightSoFar(NamedTuple):
+    """Where a night is between two of its steps; with what it was begun with, it can go on from there.
+
+    Attributes:
+      seeding: after the last step.
+      steps: what each step has found, arrays (steps, B).
+    """
+
+    seeding: Seeding
+    steps: SeedingStep
+
+
+OnStep = Callable[[NightSoFar], None]
 
 
 class Night(NamedTuple):
@@ -60,7 +73,8 @@ def sleep(
     prompts: Int[Array, "N P"] | None = None,
     texts: Int[Array, "N T"] | None = None,
     vocab_size: int | None = None,
-    on_step: OnStep = lambda step, found: None,
+    begun: Any = None,
+    on_step: OnStep = lambda so_far: None,
 ) -> tuple[ModelState, Night]:
     """Lets every reader of a batch sleep, each by itself.
 
@@ -75,7 +89,9 @@ def sleep(
       prompts: see `seed_step`.
       texts: held-out ids whose loss is measured before and after, each from a fresh context.
       vocab_size: see `seed_step`.
-      on_step: called after each step with its number, from 1, and what it has found.
+      begun: what `on_step` was given by the same night before it was stopped, or the leaves of that; it
+        goes on from there to the same bits.
+      on_step: called after each step with the night so far.
 
     Returns:
       The readers' state as they wake, in which nothing has been read unless the settings keep the
@@ -96,12 +112,17 @@ def sleep(
     )
     seeding = begin_seeding(model, lesson, settings, optimizer)
     before = np.asarray(look(expert=seeding.expert))
-    seeding, steps, finite = seed_knowledge(
-        model, params, lesson, seeding, settings, optimizer, vocab_size, on_step
+    none: Any = np.zeros((0, len(keys)), np.float32)
+    so_far = NightSoFar(seeding, SeedingStep(none, none, none))
+    if begun is not None:
+        so_far = jax.tree.unflatten(jax.tree.structure(so_far), jax.tree.leaves(begun))
+    so_far, finite = seed_knowledge(
+        model, params, lesson, so_far, settings, optimizer, vocab_size, on_step
     )
-    after = np.asarray(look(expert=seeding.expert)) if len(steps.loss) else before
+    (expert, *_), steps = so_far
+    after = np.asarray(look(expert=expert)) if len(steps.loss) else before
     # Update: the student, with what it has learned, is who wakes.
-    woken = with_expert(model, student, seeding.expert, settings.level)
+    woken = with_expert(model, student, expert, settings.level)
     kept = finite and bool(np.isfinite(after).all())
     night = Night(kept, steps, before, after)
     if texts is not None:
@@ -116,27 +137,32 @@ def seed_knowledge(
     model: LanguageModel,
     params: Any,
     lesson: Lesson,
-    seeding: Seeding,
+    so_far: NightSoFar,
     settings: SleepConfig,
     optimizer: optax.GradientTransformation,
     vocab_size: int | None = None,
-    on_step: OnStep = lambda step, found: None,
-) -> tuple[Seeding, SeedingStep, bool]:
+    on_step: OnStep = lambda so_far: None,
+) -> tuple[NightSoFar, bool]:
     """Takes the steps of a night that are left; arguments are those of `seed_step` and `sleep`.
 
     Returns:
-      The seeding after the last step; what the steps have found, arrays (steps, B); and whether all
-      losses were finite. The step of the first that was not is the last.
+      The night after its last step; and whether all losses were finite. The step of the first that was
+      not is the last.
     """
-    none = jnp.zeros((0, len(lesson.keys)))
-    found = [SeedingStep(none, none, none)]
-    finite = True
-    while finite and int(seeding.step) < settings.steps:
-        seeding, step = seed_step(model, params, lesson, seeding, settings, optimizer, vocab_size)
-        finite = bool(np.isfinite(np.asarray(step.loss)).all())
-        found.append(jax.tree.map(lambda x: np.asarray(x)[None], step))
-        on_step(int(seeding.step), step)
-    return seeding, jax.tree.map(lambda *parts: np.concatenate(parts), *found), finite
+    while (finite := _is_finite(so_far)) and int(so_far.seeding.step) < settings.steps:
+        seeding, found = seed_step(
+            model, params, lesson, so_far.seeding, settings, optimizer, vocab_size
+        )
+        both = zip(so_far.steps, found, strict=True)
+        joined: Any = [np.concatenate([old, np.asarray(new)[None]]) for old, new in both]
+        steps = SeedingStep(*joined)
+        so_far = NightSoFar(seeding, steps)
+        on_step(so_far)
+    return so_far, finite
+
+
+def _is_finite(so_far: NightSoFar) -> bool:
+    return bool(np.isfinite(so_far.steps.loss).all())
 
 
 @functools.partial(jax.jit, static_argnames="model")

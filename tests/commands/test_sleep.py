@@ -1,6 +1,8 @@
 """The command that lets a reader sleep."""
 
 import json
+import shutil
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -8,12 +10,15 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from hope_jax.commands import sleep as command
 from hope_jax.commands.first_checkpoint import write_first_checkpoint
 from hope_jax.commands.trained_model import load_model
+from hope_jax.exit_codes import DIVERGED, SAVED
 from hope_jax.inference.context_file import load_context
 from hope_jax.models import LanguageModel, LanguageModelConfig
 from hope_jax.sleep import cycle
 from hope_jax.sleep.expansion import experts_of
+from hope_jax.sleep.progress_file import ProgressFile
 from hope_jax.sleep.seeding import SeedingStep
 from tests.commands.in_process import hope
 from tests.training.runs import QUICKSTART, tiny_config
@@ -82,10 +87,114 @@ def test_a_dropped_night_writes_nothing(workdir, capsys, fake):
     fake[1] = np.nan
     out = workdir / "dropped.msgpack"
     given = f"--state-in={workdir / 'read.msgpack'}", f"--state-out={out}"
-    assert hope("sleep", f"--workdir={workdir / 'run'}", *given, *SMALL) == 1
+    assert hope("sleep", f"--workdir={workdir / 'run'}", *given, *SMALL) == DIVERGED
     said = capsys.readouterr().err
     assert "the loss of step 2 is no finite number, so the night is dropped" in said
-    assert not out.exists() and not out.with_suffix(".png").exists()
+    assert not list(workdir.glob("dropped*"))
+
+
+def killed(workdir, monkeypatch, out, flag):
+    """What is left of a night whose second step is never taken."""
+    taken = cycle.seed_step
+
+    def dies(model, params, lesson, seeding, *rest):
+        if int(seeding.step) == 1:
+            raise KeyboardInterrupt
+        return taken(model, params, lesson, seeding, *rest)
+
+    given = f"--state-in={workdir / 'read.msgpack'}", f"--{flag}={out}", "--save-every=0"
+    with monkeypatch.context() as patch:
+        patch.setattr(cycle, "seed_step", dies)
+        assert hope("sleep", f"--workdir={workdir / 'run'}", *given, *SMALL) == 130
+    return given
+
+
+def test_a_night_that_was_killed_goes_on_to_the_same_bits(workdir, capsys, monkeypatch, fake):
+    run = f"--workdir={workdir / 'run'}"
+    whole, out = workdir / "whole.msgpack", workdir / "killed.msgpack"
+    given = f"--state-in={workdir / 'read.msgpack'}", f"--state-out={whole}"
+    assert hope("sleep", run, *given, *SMALL) == 0
+    given = killed(workdir, monkeypatch, out, "state-out")
+    progress = out.with_name("killed.msgpack.night")
+    assert progress.exists() and not out.exists()
+    capsys.readouterr()
+    assert hope("sleep", run, *given, *SMALL, "--config.learning_rate=0.5") == 2
+    said = capsys.readouterr().err
+    assert "learning_rate was 0.001 and is 0.5; give those of before" in said
+    fake[0] = np.nan  # the first step is not taken again
+    assert hope("sleep", run, *given, *SMALL) == 0
+    assert f"going on with {progress}" in capsys.readouterr().out
+    assert out.read_bytes() == whole.read_bytes() and not progress.exists()
+    assert out.with_suffix(".md").read_text() == whole.with_suffix(".md").read_text()
+
+
+def test_a_night_asked_to_stop_saves(workdir, capsys, monkeypatch):
+    out, step = workdir / "stopped.msgpack", cycle.seed_step
+
+    def asked(*given):
+        signal.raise_signal(signal.SIGTERM)
+        return step(*given)
+
+    given = f"--state-in={workdir / 'read.msgpack'}", f"--state-out={out}"
+    with monkeypatch.context() as patch:
+        patch.setattr(cycle, "seed_step", asked)
+        assert hope("sleep", f"--workdir={workdir / 'run'}", *given, *SMALL) == SAVED
+    assert "the same command goes on" in capsys.readouterr().err
+    assert hope("sleep", f"--workdir={workdir / 'run'}", *given, *SMALL) == 0
+    assert "step 2/2" in capsys.readouterr().out
+
+
+def test_a_state_in_its_own_place_sleeps_once(workdir, capsys, monkeypatch):
+    """Killed between the new state and the end of its progress."""
+    run, state = f"--workdir={workdir / 'run'}", workdir / "own.msgpack"
+    shutil.copy(workdir / "read.msgpack", state)
+    given = f"--state-in={state}", f"--state-out={state}"
+    with monkeypatch.context() as patch:
+        patch.setattr(ProgressFile, "delete", lambda self: None)
+        assert hope("sleep", run, *given, *SMALL) == 0
+    woken = state.read_bytes()
+    assert hope("sleep", run, *given, *SMALL) == 0
+    assert "this night was over" in capsys.readouterr().out
+    assert state.read_bytes() == woken
+    assert hope("sleep", run, *given, *SMALL) == 0  # another night
+    assert state.read_bytes() != woken
+
+
+def test_a_merge_that_was_killed_goes_on(workdir, monkeypatch, capsys):
+    whole, out, run = workdir / "merged2", workdir / "merged3", f"--workdir={workdir / 'run'}"
+    given = f"--state-in={workdir / 'read.msgpack'}", f"--merge={whole}"
+    assert hope("sleep", run, *given, *SMALL) == 0
+    given = killed(workdir, monkeypatch, out, "merge")
+    for name, of in (("write_first_checkpoint", command), ("delete", ProgressFile)):
+        with monkeypatch.context() as patch:
+            patch.setattr(of, name, interrupted)
+            assert hope("sleep", run, *given, *SMALL) == 130
+    assert hope("sleep", run, *given, *SMALL) == 0
+    assert "this night was over" in capsys.readouterr().out
+    ours, theirs = (load_model(str(folder))[1] for folder in (out, whole))
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def interrupted(*_, **__):
+    raise KeyboardInterrupt
+
+
+def test_openings_are_equally_long(workdir, capsys, monkeypatch):
+    run, file = f"--workdir={workdir / 'run'}", workdir / "prompts"
+    given = f"--state-in={workdir / 'read.msgpack'}", f"--state-out={workdir / 'p.msgpack'}"
+    file.write_text("one\nthree\n")
+    assert hope("sleep", run, *given, f"--prompts={file}", *SMALL) == 2
+    assert "opening 2 has 5 tokens and the first 3" in capsys.readouterr().err
+    file.write_text("one\ntwo\n")
+    step, openings = cycle.seed_step, []
+
+    def looks(model, params, lesson, *rest):
+        openings.append(bytes(np.asarray(lesson.prompts, np.uint8)))
+        return step(model, params, lesson, *rest)
+
+    monkeypatch.setattr(cycle, "seed_step", looks)
+    assert hope("sleep", run, *given, f"--prompts={file}", *SMALL) == 0
+    assert openings == [b"onetwo"] * 2
 
 
 def test_a_night_becomes_a_run_for_everyone(workdir, capsys):

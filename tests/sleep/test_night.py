@@ -67,6 +67,19 @@ def test_a_night_trains_the_new_expert_alone_and_brings_the_student_nearer():
     assert (night.held_out_before != night.held_out_after).all()
 
 
+def test_a_night_goes_on_from_where_it_was_to_the_same_bits():
+    model, params, context = made()
+    (state, night), *_ = nights()
+    seen = []
+    more = {"texts": jnp.asarray(TEXT), "on_step": seen.append}
+    sleep(model, params, context, KEYS, SETTINGS, OPTIMIZER, **more)
+    kept = [np.asarray(leaf) for leaf in jax.tree.leaves(seen[0])]  # as a file has them
+    before = counts()
+    again = sleep(model, params, context, KEYS, SETTINGS, OPTIMIZER, begun=kept, **more)
+    assert len(seen) == 3 and counts() == before
+    assert_same(again, (state, night))
+
+
 def test_the_next_night_compiles_nothing_and_leaves_older_experts_as_they_are():
     (first, _), after_first, awake, (second, night), after_second = nights()
     assert after_second == after_first
