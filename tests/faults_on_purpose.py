@@ -2693,4 +2693,34 @@ FAULTS = [
         "            if False\n",
         "tests/commands/test_sleep.py::test_a_night_that_was_killed_goes_on_to_the_same_bits",
     ),
+    Fault(
+        "hope_jax/sleep/life.py",
+        "[life.slept :]:",
+        "[:]:",
+        "tests/sleep/test_life.py::test_a_life_goes_on_from_anywhere_to_the_same_bits_and_compiles_once",
+    ),
+    Fault(
+        "hope_jax/sleep/life.py",
+        "                begun=life.night,\n",
+        "",
+        "tests/sleep/test_life.py::test_a_life_goes_on_from_anywhere_to_the_same_bits_and_compiles_once",
+    ),
+    Fault(
+        "hope_jax/commands/live.py",
+        '            "stream": stream.digest.hexdigest(),\n',
+        '            "stream": "",\n',
+        "tests/commands/test_live.py::test_interrupted_while_reading_and_in_a_night_it_ends_in_the_same_bits",
+    ),
+    Fault(
+        "hope_jax/commands/live.py",
+        '"position": now.position, "slept": now.slept}',
+        '"position": now.position}',
+        "tests/commands/test_live.py::test_interrupted_while_reading_and_in_a_night_it_ends_in_the_same_bits",
+    ),
+    Fault(
+        "hope_jax/commands/live.py",
+        '    del arguments["experts"]',
+        '    arguments["experts"] = settings.experts',
+        "tests/commands/test_live.py::test_a_full_base_stops_it_and_more_room_lets_it_go_on",
+    ),
 ]

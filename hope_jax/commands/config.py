@@ -130,7 +130,7 @@ def parse(hint: Any, text: str) -> Any:
     """The value that a text is for a setting of some type; what does not fit is refused later.
 
     Example:
-      >>> parse(float | None, "none"), parse(tuple[int, ...], "3"), parse(str, "3")
+      >>> parse(float | None, "none"), parse(tuple[int, ...] | None, "3"), parse(str, "3")
       (None, (3,), '3')
     """
     kinds = (
@@ -148,7 +148,8 @@ def parse(hint: Any, text: str) -> Any:
     if isinstance(value, str) and (float in kinds or hint is Any):
         with contextlib.suppress(ValueError):  # nan and inf, to be refused as such
             return float(value)
-    if all(typing.get_origin(kind) is tuple for kind in kinds) and not isinstance(
+    others = [kind for kind in kinds if kind is not type(None)]
+    if all(typing.get_origin(kind) is tuple for kind in others) and not isinstance(
         value, tuple | list
     ):
         given = value.split(",") if isinstance(value, str) else [value]

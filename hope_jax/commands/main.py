@@ -39,6 +39,10 @@ COMMANDS = {
         "move what a reader's fast levels have learned into slower ones",
         "--workdir=runs/a --state-in=alice.msgpack --state-out=alice.msgpack",
     ),
+    "live": (
+        "read a stream of text, and sleep where that is due",
+        "--workdir=runs/a --files='stream/**/*.txt'",
+    ),
     "convert": (
         "make a run of a Llama checkpoint, or such a checkpoint of a run",
         "--workdir=runs/a --to_llama=FOLDER",

@@ -39,7 +39,7 @@ def context_content(context: Context, model: LanguageModel, params: Any) -> byte
     """What `save_context` writes: the same bytes for the same bits."""
     words = {
         "config": json.dumps(_settings(model.config), sort_keys=True),
-        "parameters": _fingerprint(params),
+        "parameters": fingerprint(params),
     }
     return packed("context", words, named_leaves(context))
 
@@ -80,7 +80,7 @@ def load_context(path: str | Path, model: LanguageModel, params: Any) -> Context
             if theirs.get(name) != ours.get(name)
         ]
         raise ValueError(f"{path} belongs to another model: {'; '.join(changed)}")
-    if parameters != _fingerprint(params):
+    if parameters != fingerprint(params):
         raise ValueError(
             f"{path} was written with other parameters: another run, or another checkpoint of this "
             f"one; read the text again with these, or restore those"
@@ -133,7 +133,7 @@ def _completed(settings: dict[str, Any]) -> dict[str, Any]:
         return settings
 
 
-def _fingerprint(params: Any) -> str:
+def fingerprint(params: Any) -> str:
     """Digest of the start of every array: a training step changes all of them."""
     digest = hashlib.sha256()
     for name, leaf in named_leaves(nn.unbox(params)).items():

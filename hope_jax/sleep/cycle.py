@@ -116,6 +116,7 @@ def sleep(
     so_far = NightSoFar(seeding, SeedingStep(none, none, none))
     if begun is not None:
         so_far = jax.tree.unflatten(jax.tree.structure(so_far), jax.tree.leaves(begun))
+        so_far = so_far._replace(seeding=jax.tree.map(jnp.asarray, so_far.seeding))
     so_far, finite = seed_knowledge(
         model, params, lesson, so_far, settings, optimizer, vocab_size, on_step
     )
