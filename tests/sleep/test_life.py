@@ -88,10 +88,14 @@ def test_a_life_goes_on_from_anywhere_to_the_same_bits_and_compiles_once():
     # All programs are there when each level has slept once.
     assert programs[2:] == programs[2:3] * 4
     assert len(places) == 4 + 6 + 6 * SETTINGS.steps
-    for place in places:
+    for number, place in enumerate(places):
         if place.night is not None:
             place = place._replace(night=[np.asarray(x) for x in jax.tree.leaves(place.night)])
-        assert_same(lived(place).context, end.context)
+        steps = []
+        again = lived(place, on_step=lambda life, level, so_far, steps=steps: steps.append(life))
+        assert_same(again.context, end.context)
+        # No step is taken twice.
+        assert len(steps) == sum(later.night is not None for later in places[number + 1 :])
     assert [program._cache_size() for program in PROGRAMS] == programs[-1]
 
 
