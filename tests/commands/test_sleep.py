@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from hope_jax.commands import sleep as command
 from hope_jax.commands.first_checkpoint import write_first_checkpoint
 from hope_jax.commands.trained_model import load_model
 from hope_jax.exit_codes import DIVERGED, SAVED
 from hope_jax.inference.context_file import load_context
 from hope_jax.models import LanguageModel, LanguageModelConfig
+from hope_jax.runs.checkpoint_writer import CheckpointWriter
 from hope_jax.sleep import cycle
 from hope_jax.sleep.expansion import experts_of
 from hope_jax.sleep.progress_file import ProgressFile
@@ -165,7 +165,7 @@ def test_a_merge_that_was_killed_goes_on(workdir, monkeypatch, capsys):
     given = f"--state-in={workdir / 'read.msgpack'}", f"--merge={whole}"
     assert hope("sleep", run, *given, *SMALL) == 0
     given = killed(workdir, monkeypatch, out, "merge")
-    for name, of in (("write_first_checkpoint", command), ("delete", ProgressFile)):
+    for name, of in (("save", CheckpointWriter), ("delete", ProgressFile)):
         with monkeypatch.context() as patch:
             patch.setattr(of, name, interrupted)
             assert hope("sleep", run, *given, *SMALL) == 130
