@@ -2663,4 +2663,28 @@ FAULTS = [
         "Path(workdir) / name",
         "tests/evaluation/test_probe.py::test_a_command_goes_on_and_asks_a_new_checkpoint_anew",
     ),
+    Fault(
+        "hope_jax/models/auto_encoder.py",
+        "x = hidden[:, -1:] +",
+        "x = hidden +",
+        "tests/models/test_auto_encoder.py::test_the_whole_text_is_told_from_the_last_activations",
+    ),
+    Fault(
+        "hope_jax/models/auto_encoder.py",
+        "np.arange(half) / max(1, half - 1)",
+        "np.arange(half) / half",
+        "tests/models/test_auto_encoder.py::test_the_whole_text_is_told_from_the_last_activations",
+    ),
+    Fault(
+        "hope_jax/evaluation/mad.py",
+        "    tokens[:, -1] = sign\n",
+        "",
+        "tests/evaluation/test_mad.py::test_what_is_compressed_is_all_told_and_the_sign_comes_last",
+    ),
+    Fault(
+        "experiments/mad.py",
+        'if point.task == "compression"',
+        'if point.task == "copying"',
+        "tests/evaluation/test_mad_command.py::test_compression_alone_has_the_decoder",
+    ),
 ]
