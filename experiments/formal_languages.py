@@ -49,7 +49,7 @@ from hope_jax.evaluation.formal_languages import (
     read_sets,
 )
 from hope_jax.layers.family import FAMILY
-from hope_jax.models import LanguageModelConfig
+from hope_jax.models import LanguageModel, LanguageModelConfig
 from hope_jax.settings import check_fields, setting
 from hope_jax.training.config import OptimizerConfig
 from hope_jax.training.fit import Evaluation
@@ -179,7 +179,7 @@ def make_data(settings: Settings, name: str, seed: int) -> Sets:
 
 def make_run(settings: Settings) -> Run:
     """A function that trains and tests a row's model."""
-    fitter = make_fitter(settings, settings.model, share_of_strings)
+    fitter = make_fitter(settings, LanguageModel(settings.model), share_of_strings)
 
     def run(name: str, sets: Sets, seed: int, report: Callable[[Evaluation], None]) -> dict:
         language = LANGUAGES[name]

@@ -1,4 +1,4 @@
-"""Which sequence layers recall, copy and memorise (MAD, Table 4)?
+"""Which sequence layers recall, copy, memorise and compress (MAD, Table 4)?
 
     python experiments/mad.py --workdir=runs/mad --tasks=recall,fuzzy --seeds=1 \
         --set=steps=2000 --tune=optimizer.learning_rate=5e-4,1e-3
@@ -7,14 +7,15 @@
 Each row is trained on each point with each seed, and tested on other strings: the share of what counts
 that is right. `hope_jax.evaluation.mad` says what the tasks are; a task without its points is the size at
 which the benchmark begins, and points of a task share a column, in which their mean is. By itself the
-command runs those five sizes, with the benchmark's settings: 20,000 steps of 128 strings, which are days
+command runs those six sizes, with the benchmark's settings: 20,000 steps of 128 strings, which are days
 on a laptop; `--set=steps=1000` and fewer rows are hours. The benchmark takes the best of three rates and
 two decays for each task; `--tune` chooses one for all tasks, with seeds that are not reported.
 
 Rows: `hope`, `hope_matrix` (matrices for memories, no momentum), `titans_lmm`, `gated_delta_net`,
 `delta_net`, `transformer`. All have the parameters of `hope` within 2%, by the width of their MLPs, and
 heads such that the recurrent ones keep states of the same size, within a third: of a layer of D
-channels and H heads each map is D^2 / H numbers. The Transformer keeps every token.
+channels and H heads each map is D^2 / H numbers. The Transformer keeps every token. For compression each
+has a decoder of 2 D^2 parameters more, the same for all, which gets the last token's activations alone.
 
 Runs that have ended are lines of WORKDIR/runs.jsonl, and a command that is given again goes on.
 """
@@ -30,7 +31,8 @@ from hope_jax.comparison.suite_run import make_fitter
 from hope_jax.evaluation.answers import share_of_positions
 from hope_jax.evaluation.mad import BASELINES, POINTS, TITLES, Sets, make_sets
 from hope_jax.layers.family import FAMILY
-from hope_jax.models import LanguageModelConfig
+from hope_jax.models import LanguageModel, LanguageModelConfig
+from hope_jax.models.auto_encoder import AutoEncoder
 from hope_jax.settings import check_fields, setting
 from hope_jax.training.config import OptimizerConfig
 from hope_jax.training.fit import Evaluation
@@ -105,12 +107,15 @@ def make_run(settings: Settings) -> Run:
     """A function that trains and tests a row's model."""
 
     @functools.cache
-    def fitter(vocabulary: int) -> Callable[..., Any]:
-        model = dataclasses.replace(settings.model, vocab_size=vocabulary)
-        return make_fitter(settings, model, share_of_positions)
+    def fitter(vocabulary: int, model: type[LanguageModel]) -> Callable[..., Any]:
+        config = dataclasses.replace(settings.model, vocab_size=vocabulary)
+        return make_fitter(settings, model(config), share_of_positions)
 
     def run(name: str, sets: Sets, seed: int, report: Callable[[Evaluation], None]) -> dict:
-        fit = fitter(POINTS[name].vocabulary)
+        point = POINTS[name]
+        fit = fitter(
+            point.vocabulary, AutoEncoder if point.task == "compression" else LanguageModel
+        )
         return fit(sets.train, {"right": sets.validation}, {"right": sets.test}, seed, report)
 
     return run

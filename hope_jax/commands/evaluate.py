@@ -10,7 +10,9 @@ model has read can be kept with `--state_out=FILE` and taken up again with `--st
 
 A suite writes its answers, a table and a picture to `--output`, and goes on where it was stopped.
 `needles` hides sentences in generated prose, or in that of `--text`, and asks for them; `facts` scatters
-facts there, of which one to three are needed for the answer. `--harness` asks tasks of EleutherAI's
+facts there, of which one to three are needed for the answer. `classes` and `languages` are streams: the
+model reads labelled texts whose classes come in turn, or two languages one after the other, and is asked
+about all of them in between. `--harness` asks tasks of EleutherAI's
 lm-evaluation-harness (`pip install 'hope_jax[eval]'`), which fetches their data.
 """
 
@@ -29,7 +31,7 @@ from hope_jax.commands.generate import check_states
 from hope_jax.commands.trained_model import load_model
 from hope_jax.counts import count
 from hope_jax.data.tokenizers import Tokenizer
-from hope_jax.evaluation.probes import PROBES
+from hope_jax.evaluation.suites import SUITES
 from hope_jax.inference.context_file import load_context, save_context
 from hope_jax.inference.sampling import Context, score
 from hope_jax.models.language_model import LanguageModel
@@ -103,7 +105,7 @@ def define_flags() -> None:
     """Defines the command's flags."""
     flags.DEFINE_string("workdir", None, "Folder of the training run.", required=True)
     flags.DEFINE_string("text", None, "File to read.")
-    flags.DEFINE_string("suite", None, f"Questions to ask: {', '.join(PROBES)}.")
+    flags.DEFINE_string("suite", None, f"Questions to ask: {', '.join(SUITES)}.")
     flags.DEFINE_string("harness", None, "Tasks of the lm-evaluation-harness to ask.")
     flags.DEFINE_string("harness_folder", None, "Folder of task files of your own.")
     flags.DEFINE_integer("shots", None, "Examples before each of the harness's questions.", 0)

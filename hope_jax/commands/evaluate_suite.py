@@ -2,7 +2,6 @@
 
 import statistics
 import time
-import zlib
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -12,15 +11,7 @@ from hope_jax.commands.trained_model import load_model_and_step
 from hope_jax.data.json_lines import add_json_line, read_json_lines
 from hope_jax.data.whole_file import write_whole
 from hope_jax.data.whole_folder import check_writable
-from hope_jax.evaluation.heat_map import draw_heat_map
-from hope_jax.evaluation.probe import (
-    ProbeSettings,
-    answers_table,
-    ask,
-    question_of,
-    questions_of,
-)
-from hope_jax.evaluation.probes import PROBES
+from hope_jax.evaluation.suites import SUITES
 from hope_jax.runs.checkpoint_reader import run_and_step
 from hope_jax.settings import as_values, read_settings
 
@@ -40,48 +31,43 @@ def run_suite(
     Raises:
       ValueError: for a suite, kind or setting that is none.
     """
-    if name not in PROBES:
-        raise ValueError(f"--suite={name} is none; there are {', '.join(PROBES)}")
-    probe = PROBES[name]
-    config = change_settings(ProbeSettings, ConfigDict(as_values(ProbeSettings())), changes)
-    settings: ProbeSettings = read_settings(ProbeSettings, config.to_dict())
-    questions = questions_of(probe, settings)
+    if name not in SUITES:
+        raise ValueError(f"--suite={name} is none; there are {', '.join(SUITES)}")
+    title, cls, make = SUITES[name]
+    config = change_settings(cls, ConfigDict(as_values(cls())), changes)
+    suite = make(read_settings(cls, config.to_dict()), text)
     run, _ = run_and_step(workdir)
     folder = Path(output or Path(run) / name)
     path = folder / "answers.jsonl"
     if output is not None:
         check_writable(path, "--output")
     (model, params, tokenizer), step = load_model_and_step(workdir)
-    # What was asked of another checkpoint, or in another text, is another answer.
-    marks = {
-        "step": step,
-        "text": zlib.crc32(text.encode()) if text else None,
-        "seed": settings.seed,
-    }
+    # What was asked of another checkpoint, in another text or by another suite, is another answer.
+    marks = {"step": step, **suite.marks}
     ours = lambda: [
-        line for _, line in read_json_lines(path) if all(line[key] == marks[key] for key in marks)
+        line
+        for _, line in read_json_lines(path)
+        if line.keys() >= marks.keys() and all(line[key] == marks[key] for key in marks)
     ]
-    done = set(map(question_of, ours()))
-    left = [one for one in questions if one not in done]
-    print(
-        f"{probe.title}: {len(questions)} questions, {len(questions) - len(left)} answered before"
-    )
+    done = set(map(suite.question_of, ours()))
+    left = [one for one in suite.questions if one not in done]
+    asked = len(suite.questions)
+    print(f"{title}: {asked} questions, {asked - len(left)} answered before")
     folder.mkdir(parents=True, exist_ok=True)
     shares, spoken = [], time.monotonic()
-    for count, line in enumerate(ask(probe, settings, model, params, tokenizer, left, text), 1):
+    for count, line in enumerate(suite.ask(model, params, tokenizer, left), 1):
         add_json_line(path, {**line, **marks})
         shares.append(line["share"])
         if time.monotonic() - spoken > 10 or count == len(left):
             spoken = time.monotonic()
-            speed = line["length"] / max(line["seconds"], 1e-3)
             print(
-                f"{count} of {len(left)}: {line['kind']}, {line['length']:,} tokens, "
-                f"{100 * statistics.fmean(shares):.1f}% found so far, {speed:,.0f} tokens/s",
+                f"{count} of {len(left)}: {suite.progress(line)}, "
+                f"{100 * statistics.fmean(shares):.1f}% found so far",
                 flush=True,
             )
-    lines = [line for line in ours() if question_of(line) in set(questions)]
-    table = answers_table(probe, settings, lines)
-    shown = config_table(ProbeSettings, config).strip()
+    lines = [line for line in ours() if suite.question_of(line) in set(suite.questions)]
+    table, picture = suite.table(lines), folder / suite.picture
+    shown = config_table(cls, config).strip()
     write_whole(folder / "results.md", f"{table}\nStep {step} of {run}.\n\n```\n{shown}\n```\n")
-    draw_heat_map(lines, probe.title, folder / "heat_map.png")
-    print(f"{table}\nanswers in {path}, picture in {folder / 'heat_map.png'}")
+    suite.draw(lines, picture)
+    print(f"{table}\nanswers in {path}, picture in {picture}")

@@ -7,7 +7,7 @@ from typing import Any
 
 from hope_jax.data.examples import Examples, shuffled_batches
 from hope_jax.evaluation.answers import Predict, likeliest_classes
-from hope_jax.models import LanguageModel, LanguageModelConfig
+from hope_jax.models import LanguageModel
 from hope_jax.settings import as_values
 from hope_jax.training.fit import Evaluation, fit
 from hope_jax.training.optimizer import make_optimizer
@@ -18,12 +18,12 @@ from hope_jax.training.step import init_state, make_train_step
 Score = Callable[[Predict, Examples], float]
 
 
-def make_fitter(settings: Any, model: LanguageModelConfig, score: Score) -> Callable[..., Any]:
+def make_fitter(settings: Any, model: LanguageModel, score: Score) -> Callable[..., Any]:
     """A function that trains and tests a model, compiled once for all seeds.
 
     Args:
       settings: `steps`, `batch_size`, `evaluate_every` and `optimizer` are read.
-      model: what is trained.
+      model: what is trained, a class at each position.
       score: the share of a part that is right, from what the model answers.
 
     Returns:
@@ -32,10 +32,10 @@ def make_fitter(settings: Any, model: LanguageModelConfig, score: Score) -> Call
       in validation; `validation`, their mean share there; `steps`, None if the run diverged; the last
       `loss`, and `seconds`.
     """
-    made, mesh = LanguageModel(model), make_mesh()
+    mesh = make_mesh()
     check_batch(mesh, settings.batch_size, 1)
     optimizer = make_optimizer(as_values(settings.optimizer), settings.steps)
-    step, classes = make_train_step(made, optimizer, mesh), likeliest_classes(made)
+    step, classes = make_train_step(model, optimizer, mesh), likeliest_classes(model)
 
     def run(
         train: Examples,
@@ -51,7 +51,7 @@ def make_fitter(settings: Any, model: LanguageModelConfig, score: Score) -> Call
         begun = time.monotonic()
         try:
             fitted = fit(
-                init_state(made, optimizer, mesh, seed),
+                init_state(model, optimizer, mesh, seed),
                 step,
                 shuffled_batches(train, settings.batch_size, seed),
                 functools.partial(shares, validation),

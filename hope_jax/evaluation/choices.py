@@ -22,6 +22,7 @@ def log_likelihoods(
     state: ModelState | None = None,
     *,
     batch_size: int = 64,
+    length: int | None = None,
 ) -> Float[np.ndarray, "N K"]:
     """How likely each answer is after its prompt, in nats, summed over its tokens.
 
@@ -35,6 +36,8 @@ def log_likelihoods(
       answers: K to each of them, none of them empty.
       state: of one sequence, from which every prompt goes on; None starts a context.
       batch_size: answers that are scored at a time.
+      length: tokens that none is longer than with its prompt, so that calls share one program; None for
+        those of the longest.
 
     Raises:
       ValueError: for a text without a token, and where numbers of answers differ.
@@ -52,7 +55,7 @@ def log_likelihoods(
                 raise ValueError(f"prompt {prompt!r} or answer {one!r} has no token")
             rows.append(np.concatenate([before, after]))
             told.append(len(after))
-    length = max(map(len, rows))
+    length = max(map(len, rows)) if length is None else length
     tokens = np.stack([np.pad(row, (0, length - len(row))) for row in rows])
     likelihoods: list[float] = []
     for first in range(0, len(rows), batch_size):

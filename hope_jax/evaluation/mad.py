@@ -1,4 +1,4 @@
-"""Five of MAD's six tasks: what a sequence layer can recall, copy and memorise (Table 4).
+"""MAD's six tasks: what a sequence layer can recall, copy, memorise and compress (Table 4).
 
 The benchmark of Poli et al. (2024, arXiv 2403.17844). A task has a size at which it begins, and points
 beside it that change one thing.
@@ -10,11 +10,15 @@ beside it that change one thing.
 * selective copying: tokens among blanks, then a sign, then blanks. At these the tokens are to be told, in
   order.
 * memorisation: keys, each followed by a blank, at which its value is to be told, always the same one.
+* compression: random tokens and a sign. What the model has made of the string at the sign is all that a
+  decoder gets (`hope_jax.models.auto_encoder`), which is to tell every token, the sign too.
 
 In recall, which value a key has is drawn anew for every string, and the last pair's key has always been
 seen. Models are trained on every next token of the recall tasks, and tested on what counts. In selective
-copying the tokens lie anywhere before the sign (the original's last one lies right before it). The
-sixth task, compression, needs a decoder of its own and is not here.
+copying the tokens lie anywhere before the sign (the original's last one lies right before it).
+
+The score is the share of positions that are right. The original's is the mean of such shares over ids,
+much the same where ids are equally frequent; but the sign of compression weighs there as much as an id.
 """
 
 import functools
@@ -98,6 +102,11 @@ _TASKS: dict[str, tuple[str, Point, Mapping[str, tuple[float, ...]]]] = {
         Point("memorisation", 256, 32, items=256),
         {"vocabulary": (512, 1_024, 2_048, 4_096, 8_192)},
     ),
+    "compression": (
+        "compression",
+        Point("compression", 16, 32),
+        {"vocabulary": (32, 64, 128), "length": (64, 128, 256), "items": _ITEMS},
+    ),
 }
 
 
@@ -143,19 +152,26 @@ def make_sets(point: Point, seed: int, *, validation: int, test: int) -> Sets:
     return Sets(*parts)
 
 
+# Ids that a task keeps for itself, besides noise.
+_SPECIAL = {"fuzzy": 1, "copying": 2, "memorisation": 1, "compression": 1}
+_IN_PAIRS = ("recall", "noisy", "memorisation")
+
+
 def _check(point: Point) -> None:
-    special = {"noisy": NOISE, "fuzzy": 1, "copying": 2, "memorisation": 1}.get(point.task, 0)
+    special = NOISE if point.task == "noisy" else _SPECIAL.get(point.task, 0)
     least = 2 * MOTIF if point.task == "fuzzy" else 2
     if point.vocabulary - special < least:
         raise ValueError(
             f"a vocabulary of {point.vocabulary} is too small for {point.task}; give it at least "
             f"{least + special} ids"
         )
-    shortest = {"fuzzy": 6 * MOTIF, "copying": 2 * point.copied + 1}.get(point.task, 4)
-    if point.length < shortest or (point.length % 2 and point.task not in ("fuzzy", "copying")):
+    least_lengths = {"fuzzy": 6 * MOTIF, "copying": 2 * point.copied + 1, "compression": 2}
+    shortest = least_lengths.get(point.task, 4)
+    even = point.task in _IN_PAIRS
+    if point.length < shortest or (even and point.length % 2):
         raise ValueError(
             f"length {point.length} of {point.task} must be {shortest} or more"
-            + ("" if point.task in ("fuzzy", "copying") else ", and even")
+            + (", and even" if even else "")
         )
 
 
@@ -274,10 +290,18 @@ def _memorisation(random: np.random.Generator, point: Point, count: int, train: 
     return Examples(*(part.reshape(count, -1) for part in (tokens, targets, weights)))
 
 
+def _compression(random: np.random.Generator, point: Point, count: int, train: bool) -> Examples:
+    sign = point.vocabulary - 1
+    tokens = random.integers(sign, size=(count, point.length), dtype=np.int32)
+    tokens[:, -1] = sign
+    return Examples(tokens, tokens, np.ones(tokens.shape, np.float32))
+
+
 _DRAW: Mapping[str, Callable[[np.random.Generator, Point, int, bool], Examples]] = {
     "recall": _recall,
     "noisy": _recall,
     "fuzzy": _fuzzy_recall,
     "copying": _copying,
     "memorisation": _memorisation,
+    "compression": _compression,
 }

@@ -52,9 +52,10 @@ def read_in_segments(
     params: Any,
     tokens: Int[np.ndarray, "B T"],
     segment: int,
+    context: Context | None = None,
 ) -> Context:
-    """Reads at least one token of a new context, `segment` at a time, in memory that does not grow."""
-    context = read(model, params, tokens[:, :segment])
+    """As `read`, `segment` tokens at a time, in memory that does not grow with them."""
+    context = read(model, params, tokens[:, :segment], context)
     for start in range(segment, tokens.shape[1], segment):
         context = read(model, params, tokens[:, start : start + segment], context)
     return context

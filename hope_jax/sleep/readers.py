@@ -1,15 +1,12 @@
 """Readers of a batch one by one, and one reader as a batch."""
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-from jaxtyping import Array
 
+from hope_jax.inference.batch_of_one import batch_axes, repeated
 from hope_jax.inference.sampling import Context
-from hope_jax.models.language_model import LanguageModel, ModelState, init_state
-from hope_jax.models.parameter_count import parameter_shapes
+from hope_jax.models.language_model import LanguageModel, ModelState
 from hope_jax.sleep.expansion import experts_of, with_experts
 
 
@@ -35,7 +32,7 @@ def readers_of(context: Context) -> Reader:
 
 def axes(model: LanguageModel) -> Any:
     """The `in_axes` by which `jax.vmap` maps over a `Reader`."""
-    return Reader([*_axes(model)[0]], 1, 0)
+    return Reader([*batch_axes(model)[0]], 1, 0)
 
 
 def as_batch(model: LanguageModel, reader: Reader, size: int) -> Context:
@@ -47,29 +44,7 @@ def as_batch(model: LanguageModel, reader: Reader, size: int) -> Context:
       size: B.
     """
 
-    def repeated(leaf: Array, axis: int | None) -> Array:
-        if axis is None:
-            return leaf
-        return jnp.repeat(jnp.expand_dims(leaf, axis), size, axis)
-
-    places, structure = _axes(model)
-    leaves = [repeated(*pair) for pair in zip(reader.leaves, places, strict=True)]
+    places, structure = batch_axes(model)
+    leaves = [repeated(*pair, size) for pair in zip(reader.leaves, places, strict=True)]
     state: ModelState = jax.tree.unflatten(structure, leaves)
-    return Context(with_experts(state, reader.experts), repeated(reader.logits, 0))
-
-
-@functools.lru_cache
-def _axes(model: LanguageModel) -> tuple[tuple[int | None, ...], Any]:
-    """Which axis of each array of a state is that of the sequences, and the state's structure."""
-    params = parameter_shapes(model)
-    two, three = (
-        jax.eval_shape(lambda params, size=size: init_state(model, params, size), params)
-        for size in (2, 3)
-    )
-
-    def differs(two: Any, three: Any) -> int | None:
-        pairs = enumerate(zip(two.shape, three.shape, strict=True))
-        return next((axis for axis, (a, b) in pairs if a != b), None)
-
-    leaves = zip(jax.tree.leaves(two), jax.tree.leaves(three), strict=True)
-    return tuple(differs(*pair) for pair in leaves), jax.tree.structure(two)
+    return Context(with_experts(state, reader.experts), repeated(reader.logits, 0, size))

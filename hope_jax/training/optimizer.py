@@ -35,6 +35,7 @@ _MATRICES = optim.dimension_numbers_by_path(
             None,
         ),
         (r"expert_router$", None),
+        (r"decoder_\d/kernel$", MuonDimensionNumbers(reduction_axis=0, output_axis=1)),
         (r"expert_(down|up)$", MuonDimensionNumbers(reduction_axis=3, output_axis=4)),
         (r"local_(keys|values)$", MuonDimensionNumbers(reduction_axis=2, output_axis=3)),
         (r"(first|second)$", MuonDimensionNumbers(reduction_axis=2, output_axis=3)),

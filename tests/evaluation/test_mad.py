@@ -13,6 +13,7 @@ SMALL = [
     Point("fuzzy", 12, 60, items=50),
     Point("copying", 10, 30, items=50, copied=8),
     Point("memorisation", 40, 12, items=50),
+    Point("compression", 9, 12, items=50),
 ]
 
 
@@ -106,6 +107,15 @@ def test_what_is_memorised_is_the_same_in_training_and_test():
     assert len(set(value_of.values())) == 19 and set(value_of.values()) <= set(range(19, 39))
 
 
+def test_what_is_compressed_is_all_told_and_the_sign_comes_last():
+    sets = make_sets(SMALL[6], 0, validation=3, test=40)
+    for examples in sets:
+        assert examples.tokens.shape[1] == 12 and examples.weights.all()
+        np.testing.assert_array_equal(examples.tokens, examples.targets)
+        assert (examples.tokens[:, -1] == 8).all()
+    assert set(sets.train.tokens[:, :-1].ravel()) == set(range(8))
+
+
 @pytest.mark.parametrize("point", SMALL)
 def test_seeds_say_all_and_no_test_string_is_trained_on(point):
     one, same, other = (make_sets(point, seed, validation=20, test=20) for seed in (0, 0, 1))
@@ -125,18 +135,24 @@ def test_an_oracle_scores_all_and_a_guess_its_chance(point):
         share_of_positions(lambda batch: [answers.get(row.tobytes(), row) for row in batch], test)
         == 1
     )
-    special = {"noisy": NOISE, "fuzzy": 1, "copying": 2, "memorisation": 1}.get(point.task, 0)
-    values = point.vocabulary - special
+    kept = {"noisy": NOISE, "fuzzy": 1, "copying": 2, "memorisation": 1, "compression": 1}
+    values = point.vocabulary - kept.get(point.task, 0)
     low, chance = 0, 1 / values
-    if point.task != "copying":
+    if point.task == "compression":
+        sign = share_of_positions(lambda batch: np.full_like(batch, values), test)
+        assert sign == pytest.approx(1 / point.length)
+        chance *= 1 - 1 / point.length
+    elif point.task != "copying":
         low, chance = values // 2, 1 / (values - values // 2)
     guess = share_of_positions(lambda batch: np.full_like(batch, low + 1), test)
     assert abs(guess - chance) < 0.05
 
 
 def test_points_are_the_benchmark_s():
-    assert BASELINES == ("recall", "fuzzy", "noisy", "copying", "memorisation")
-    assert len(POINTS) == 5 + 10 + 10 + 13 + 12 + 5
+    assert BASELINES == ("recall", "fuzzy", "noisy", "copying", "memorisation", "compression")
+    assert len(POINTS) == 6 + 10 + 10 + 13 + 12 + 5 + 10
+    assert POINTS["compression"] == Point("compression", 16, 32, 12_800)
+    assert POINTS["compression/length=256"].vocabulary == 16
     assert POINTS["noisy"] == Point("noisy", 32, 128, 12_800, 0.2, 0)
     assert POINTS["recall/length=512"] == Point("recall", 16, 512, 12_800)
     assert POINTS["copying/copied=96"].length == 256
@@ -152,6 +168,7 @@ def test_points_are_the_benchmark_s():
         ),
         (Point("recall", 16, 41), "length 41 of recall must be 4 or more, and even"),
         (Point("copying", 16, 32, copied=16), "length 32 of copying must be 33 or more"),
+        (Point("compression", 2, 8), "too small for compression; give it at least 3"),
         (Point("fuzzy", 12, 17), "length 17 of fuzzy must be 18 or more"),
     ],
 )
