@@ -65,7 +65,7 @@ from hope_jax.inference.sampling import Context
 from hope_jax.models.language_model import init_state
 from hope_jax.settings import as_values, read_settings, setting
 from hope_jax.sleep.cycle import Night, NightSoFar
-from hope_jax.sleep.expansion import make_room
+from hope_jax.sleep.expansion import FullError, make_room
 from hope_jax.sleep.life import Life, block_size, levels_due, live, night_periods, tokens_read
 from hope_jax.sleep.progress_file import ProgressFile, leaves_of, numbered
 
@@ -323,7 +323,7 @@ def run() -> None:
                 on_step=on_step,
                 on_night=on_night,
             )
-        except ValueError as error:  # no more room
+        except FullError as error:
             write(latest)
             kept = ",".join(map(str, periods))
             raise ValueError(

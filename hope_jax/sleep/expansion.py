@@ -15,6 +15,10 @@ from hope_jax.models.in_context import levels_of
 from hope_jax.models.language_model import LanguageModel, ModelState
 
 
+class FullError(ValueError):
+    """Raised when all experts for which there is room are in use."""
+
+
 class Expert(NamedTuple):
     """One expert of one reader, in every block; what a night trains.
 
@@ -87,7 +91,8 @@ def expand(model: LanguageModel, state: ModelState, sender: int, keys: Array) ->
       keys: random keys, one for each reader.
 
     Raises:
-      ValueError: if there is no room.
+      FullError: if there is no room left.
+      ValueError: if there was none.
     """
     experts, here = experts_of(state), pools_for(model.config, sender)
     if not isinstance(experts, Experts):
@@ -96,7 +101,7 @@ def expand(model: LanguageModel, state: ModelState, sender: int, keys: Array) ->
     if (np.asarray(used) >= experts.active.shape[-1]).any():
         slowest = sender == len(model.config.in_context_config.chunks) - 1
         mend = f"let level {sender + 1} sleep, which frees them, or " if not slowest else ""
-        raise ValueError(
+        raise FullError(
             f"all {experts.active.shape[-1]} experts for what level {sender} has learned are in use; "
             f"{mend}set experts to a higher number"
         )

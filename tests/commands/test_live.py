@@ -98,6 +98,15 @@ def test_a_full_base_stops_it_and_more_room_lets_it_go_on(day, capsys):
     assert "going on at token 32" in capsys.readouterr().out
 
 
+def test_another_error_is_not_taken_for_want_of_room(day, monkeypatch):
+    def broken(*_, **__):
+        raise ValueError("a file that cannot be read")
+
+    monkeypatch.setattr(life, "score", broken)
+    with pytest.raises(ValueError, match=r"^a file that cannot be read$"):
+        day("broken.msgpack")
+
+
 def test_bad_input_is_refused_in_one_line(workdir, capsys):
     run = f"--workdir={workdir / 'run'}"
     for given, said in (
