@@ -8,11 +8,14 @@ import pathlib
 # Compiled programs outlive the checkout; commands that tests start find them too.
 CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE / "hope_jax" / "programs"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+# The smallest too: of some 12,000 that the suite asks for, most are single operations, and many the same.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of a test here is compilation, of code that runs for milliseconds: a third less of it without
-# LLVM's optimisations, and a third of the rest where fusions need no MLIR, which newer JAX always takes.
+# LLVM's optimisations, a fifth of the rest where a program is one module of LLVM's and not up to 32, and
+# a third of the rest where fusions need no MLIR, which newer JAX always takes.
 FLAGS = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+FLAGS += " --xla_cpu_parallel_codegen_split_count=1"
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     FLAGS += " --xla_cpu_use_fusion_emitters=false"
 os.environ.setdefault("XLA_FLAGS", FLAGS)

@@ -174,6 +174,8 @@ def read_sequence(
     length = inputs.x.shape[0]
     if state is None or at_edge or not length:
         old = init_state(rule, initial) if state is None else state
+        if not length:  # models make their parameters by such a call, without tracing a chunk
+            return jnp.zeros((0, inputs.x.shape[-1]), old.memory.weights.first.dtype), old
         return _read_from_edge(rule, initial, inputs, old)
     grid, active = lay_on_grid(inputs, state.position, rule.grid)
     tokens, generators, generators_start = _static_tokens(rule, initial, grid, active), None, None
@@ -206,12 +208,12 @@ def _read_from_edge(rule, initial, inputs, state):
             rule.generators.chunk_size,
             rule.generators.states_every,
         )
-        generators_start = jax.tree.map(jnp.copy, start) if length else generators_start
+        generators_start = jax.tree.map(jnp.copy, start)
     else:
         tokens = _static_tokens(rule, initial, inputs, None)
     out, memory, start = scan_memory(rule.memory, initial.memory, state.memory, tokens)
     # At a chunk's edge these are the weights of the bank; no state holds one array twice.
-    memory_start = jax.tree.map(jnp.copy, start) if length else state.memory_start
+    memory_start = jax.tree.map(jnp.copy, start)
     position = (state.position + length) % rule.grid
     return out, SelfModifyingState(generators, generators_start, memory, memory_start, position)
 

@@ -50,6 +50,7 @@ def parameter_count(config: LanguageModelConfig) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
 
 
+@functools.lru_cache
 def state_bytes(config: LanguageModelConfig, length: int = 1) -> int:
     """Bytes that one sequence carries on after so many tokens."""
     model = LanguageModel(config)

@@ -17,6 +17,7 @@ from hope_jax.inference.sampling import score
 from hope_jax.models.llama import read_llama, read_llama_config
 from hope_jax.runs.run_config import load_config
 from hope_jax.training.loop import train
+from tests.commands.in_process import hope
 from tests.models.test_llama import SIZES, write_random
 from tests.training.runs import QUICKSTART, tiny_config
 
@@ -39,7 +40,8 @@ def run(tmp_path_factory):
     return folder
 
 
-def command(name: str, *arguments: str) -> str:
+def process(name: str, *arguments: str) -> str:
+    """What a command prints that begins with nothing loaded."""
     done = subprocess.run(
         [sys.executable, "-m", "hope_jax", name, *arguments],
         capture_output=True,
@@ -67,7 +69,7 @@ def test_an_imported_checkpoint_is_a_run_that_can_be_trained_and_exported(run, m
     assert result is not None and math.isfinite(result["validation_loss"])
     _, trained, _ = load_model(workdir)
     assert np.abs(trained["log_step"]).max() > 0
-    printed = command("convert", f"--workdir={workdir}", f"--to_llama={run / 'back'}")
+    printed = process("convert", f"--workdir={workdir}", f"--to_llama={run / 'back'}")
     assert str(run / "back") in printed and "from_pretrained" in printed
     config = read_llama_config(run / "back", in_context=LEARNING)
     back = read_llama(run / "back", config)
@@ -112,7 +114,7 @@ def test_what_cannot_end_well_is_not_begun(arguments, message, tmp_path, capsys)
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 
 
-def test_a_text_is_measured_in_two_calls_as_in_one(run):
+def test_a_text_is_measured_in_two_calls_as_in_one(run, capfd):
     whole, first, second = (run / name for name in ("whole.txt", "first.txt", "second.txt"))
     whole.write_text(TEXT)
     first.write_text(TEXT[:70])
@@ -120,7 +122,8 @@ def test_a_text_is_measured_in_two_calls_as_in_one(run):
     state, workdir = run / "state", f"--workdir={run / 'run'}"
 
     def nats(*arguments: str) -> float:
-        lines = command("evaluate", workdir, *arguments).splitlines()
+        assert hope("evaluate", workdir, *arguments) == 0
+        lines = capfd.readouterr().out.splitlines()
         tokens = int(lines[0].split()[0])
         bits = float(lines[2].split()[0])
         assert bits == pytest.approx(float(lines[1].split()[0]) / math.log(2), abs=1e-3)
@@ -131,9 +134,8 @@ def test_a_text_is_measured_in_two_calls_as_in_one(run):
     two += nats(f"--text={second}", f"--state_in={state}", "--segment=16")
     assert two == pytest.approx(one, rel=1e-3)
 
-    tokens, mean, _, *parts = command(
-        "evaluate", workdir, f"--text={whole}", "--every=40"
-    ).splitlines()
+    assert hope("evaluate", workdir, f"--text={whole}", "--every=40") == 0
+    tokens, mean, _, *parts = capfd.readouterr().out.splitlines()
     told, means = zip(*(line.split(": ") for line in parts), strict=True)
     count = int(tokens.split()[0])
     assert told[:2] == ("1 to 40", "41 to 80") and told[-1].endswith(f" to {count}")
@@ -143,11 +145,12 @@ def test_a_text_is_measured_in_two_calls_as_in_one(run):
     )
 
 
-def test_what_levels_do_is_drawn_and_tabled(run):
+def test_what_levels_do_is_drawn_and_tabled(run, capfd):
     text = run / "text.txt"
     text.write_text(TEXT)
     out = run / "seen"
-    printed = command("inspect", f"--workdir={run / 'run'}", f"--text={text}", f"--output={out}")
+    assert hope("inspect", f"--workdir={run / 'run'}", f"--text={text}", f"--output={out}") == 0
+    printed = capfd.readouterr().out
     assert (out / "inspect.png").stat().st_size > 10_000
     assert (out / "inspect.md").read_text() in printed
     model, params, tokenizer = load_model(str(run / "run"))

@@ -1,12 +1,12 @@
 """Optimisers by name, their schedule, and what is said of wrong names."""
 
+import functools
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 from ml_collections import ConfigDict
 
 from hope_jax.layers.family import FAMILY
@@ -87,12 +87,15 @@ def test_every_parameter_of_a_layer_is_known_to_be_a_matrix_or_not(titans):
             assert line.rstrip().endswith("adamw") == small, line
 
 
+@functools.cache
+def params_of(kind):
+    return parameter_shapes(LanguageModel(LanguageModelConfig(**SIZES, **MODELS[kind])))
+
+
 @pytest.mark.parametrize("kind", MODELS)
 @pytest.mark.parametrize("name", sorted(OPTIMIZERS))
 def test_every_optimizer_has_a_state_for_every_language_model(name, kind):
-    model = LanguageModel(LanguageModelConfig(**SIZES, **MODELS[kind]))
-    tokens = jnp.zeros((1, 4), jnp.int32)
-    params = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), tokens)["params"])
+    params = params_of(kind)
     optimizer = make_optimizer(settings(name=name), 20)
 
     def step(params):

@@ -68,6 +68,10 @@ def watched(folder: str) -> None:
         multihost_utils.process_allgather(np.int32(1))
 
 
+# What writes for TensorBoard imports PyTorch where there is one, which takes as long as half the rest.
+BEGIN = "import sys; sys.modules['torch'] = None; from tests.training.test_processes import *; "
+
+
 def start(folder, code, count=2, devices=2):
     """Starts processes that run some code, printing to files."""
     with socket.socket() as free:
@@ -85,7 +89,7 @@ def start(folder, code, count=2, devices=2):
         with (folder / f"printed_{number}").open("w") as printed:
             started.append(
                 subprocess.Popen(
-                    [sys.executable, "-c", f"from tests.training.test_processes import *; {code}"],
+                    [sys.executable, "-c", BEGIN + code],
                     cwd=QUICKSTART.parents[1],
                     env=environment,
                     stdout=printed,
