@@ -1722,9 +1722,9 @@ FAULTS = [
         "tests/evaluation/test_needles.py::test_what_is_asked_for_is_what_the_text_says_of_the_key",
     ),
     Fault(
-        "hope_jax/evaluation/questions.py",
-        "tokenizer.decode(row[: stops[0]] if stops.size else row)",
-        "tokenizer.decode(row)",
+        "hope_jax/data/tokenizers.py",
+        "tokenizer.decode(ids[: ends[0]] if ends.size else ids)",
+        "tokenizer.decode(ids)",
         "tests/evaluation/test_probe.py::test_texts_are_read_in_segments_as_in_one_call",
     ),
     Fault(
@@ -2713,8 +2713,8 @@ FAULTS = [
     ),
     Fault(
         "hope_jax/commands/live.py",
-        '"position": now.position, "slept": now.slept}',
-        '"position": now.position}',
+        '            "slept": now.slept,\n',
+        '            "slept": 0,\n',
         "tests/commands/test_live.py::test_interrupted_while_reading_and_in_a_night_it_ends_in_the_same_bits",
     ),
     Fault(

@@ -65,7 +65,8 @@ def run_suite(
                 f"{100 * statistics.fmean(shares):.1f}% found so far",
                 flush=True,
             )
-    lines = [line for line in ours() if suite.question_of(line) in set(suite.questions)]
+    wanted = set(suite.questions)
+    lines = [line for line in ours() if suite.question_of(line) in wanted]
     table, picture = suite.table(lines), folder / suite.picture
     shown = config_table(cls, config).strip()
     write_whole(folder / "results.md", f"{table}\nStep {step} of {run}.\n\n```\n{shown}\n```\n")

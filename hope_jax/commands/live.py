@@ -257,53 +257,50 @@ def run() -> None:
     life = life._replace(context=life.context._replace(state=room))
     latest = life
 
-    def words(end: str | None = None) -> dict[str, Any]:
-        return {
+    def write(now: Life, end: str | None = None) -> None:
+        """Keeps how far the reader has come, at the end with a digest of what it has become."""
+        words = {
             "report": json.dumps(report),
             "stream": stream.digest.hexdigest(),
-            "position": life.position,
-            "slept": life.slept,
+            "position": now.position,
+            "slept": now.slept,
             "end": end,
         }
-
-    def write(now: Life) -> None:
-        """Keeps how far the reader has come."""
         arrays = {f"context {name}": leaf for name, leaf in named_leaves(now.context).items()}
         if now.night is not None:
             arrays |= numbered(now.night, "night ")
-        progress.keep(arguments, {**words(), "position": now.position, "slept": now.slept}, arrays)
+        progress.keep(arguments, words, arrays)
 
     with console.status("reading (compiles first)") as status, stopping(progress) as keep:
 
-        def on_read(now: Life, losses: np.ndarray) -> None:
+        def came_to(now: Life) -> None:
             nonlocal latest
             latest = now
+            keep(lambda: write(now))
+
+        def on_read(now: Life, losses: np.ndarray) -> None:
             note_reading(report, now, losses, stream.last_bytes, periods[0])
             row = report["reading"][-1]
             said = f"token {now.position:,}  {row['bits_per_byte']:.4f} bits per byte"
             status.update(said)
             if now.position % periods[0] == 0:
                 console.print(said)
-            keep(lambda: write(now))
+            came_to(now)
 
         def on_step(now: Life, level: int, so_far: NightSoFar) -> None:
-            nonlocal latest
-            latest = now
             divergence = float(so_far.steps.divergence[-1, 0])
             step = f"step {len(so_far.steps.loss)}/{settings.steps}  divergence {divergence:.4f}"
             status.update(f"night of level {level} at token {now.position:,}  {step}")
-            keep(lambda: write(now))
+            came_to(now)
 
         def on_night(now: Life, level: int, night: Night) -> None:
-            nonlocal latest
-            latest = now
             row = note_night(report, now, level, night)
             said = f"divergence {row['before']:.4f} before, {row['after']:.4f} after"
             said = (
                 said if night.kept else f"{dropped(night)}; all is as it was, and reading goes on"
             )
             console.print(f"night of level {level} at token {now.position:,}: {said}")
-            keep(lambda: write(now))
+            came_to(now)
 
         try:
             life = live(
@@ -333,8 +330,7 @@ def run() -> None:
     write_whole(report_file, json.dumps(report, indent=1) + "\n")
     draw(report, state_file.with_suffix(".live.png"))
     content = context_content(life.context, model, params)
-    arrays = {f"context {name}": leaf for name, leaf in named_leaves(life.context).items()}
-    progress.keep(arguments, words(end=hashlib.sha256(content).hexdigest()), arrays)
+    write(life, end=hashlib.sha256(content).hexdigest())
     write_whole(state_file, content)
     progress.delete()
     print(f"{summary(report)}\n{in_use(model, life.context.state)}")

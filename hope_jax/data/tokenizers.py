@@ -51,6 +51,13 @@ class Tokenizer(Protocol):
         ...
 
 
+def decode_to_end(tokenizer: Tokenizer, ids: Any) -> str:
+    """The text of ids up to the first that says that it is over, if there is one."""
+    ids = np.asarray(ids, np.int32)
+    ends = np.flatnonzero(np.isin(ids, tokenizer.end_ids))
+    return tokenizer.decode(ids[: ends[0]] if ends.size else ids)
+
+
 class ByteTokenizer:
     """Every byte is a token.
 

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
-from hope_jax.data.tokenizers import Tokenizer
+from hope_jax.data.tokenizers import Tokenizer, decode_to_end
 from hope_jax.inference.sampling import generate, read_in_segments
 from hope_jax.models.language_model import LanguageModel, ModelState
 
@@ -167,6 +167,5 @@ class HarnessModel(LM):
                 end_ids=self.tokenizer.end_ids,
                 on_token=look,
             )
-        ends = [place for place, one in enumerate(said) if one in self.tokenizer.end_ids]
-        spoken = self.tokenizer.decode(said[: ends[0]] if ends else said)
+        spoken = decode_to_end(self.tokenizer, said)
         return min((spoken.split(end)[0] for end in until), key=len, default=spoken)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from hope_jax.data.tokenizers import Tokenizer
+from hope_jax.data.tokenizers import Tokenizer, decode_to_end
 from hope_jax.inference.sampling import generate, read_in_segments
 from hope_jax.models.language_model import LanguageModel
 
@@ -122,12 +122,7 @@ def answer(
         vocab_size=tokenizer.vocab_size,
         end_ids=tokenizer.end_ids,
     )
-    ends = list(tokenizer.end_ids)
-    texts = []
-    for row in said:
-        stops = np.flatnonzero(np.isin(row, ends))
-        texts.append(tokenizer.decode(row[: stops[0]] if stops.size else row))
-    return texts
+    return [decode_to_end(tokenizer, row) for row in said]
 
 
 def share_found(said: str, answers: Sequence[str]) -> float:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from hope_jax.data.tokenizers import Tokenizer
+from hope_jax.data.tokenizers import Tokenizer, decode_to_end
 from hope_jax.evaluation.choices import log_likelihoods
 from hope_jax.evaluation.chrf import chrf
 from hope_jax.evaluation.forgetting import averages, forgetting, forward_transfer
@@ -171,17 +171,18 @@ def ask_after(
       Of each question its place, the `answer`, what was `said`, the `share` of it that is right, 0 or 1,
       the `chrf` of what is spoken, and `seconds` of its batch over the batch.
     """
+    # Of one length whatever is asked, for one program.
+    longest = _longest(tokenizer, [one.prompt for stage in stages for one in stage.questions])
+    longest_label = _longest(tokenizer, [_label(one) for stage in stages for one in stage.labels])
     for start in range(0, len(places), asking.batch_size):
         part = places[start : start + asking.batch_size]
         questions = [stages[place.stage].questions[place.number] for place in part]
         began = time.monotonic()
         if stages[0].labels:
-            said = _choose(stages, asking, model, params, tokenizer, part, context)
+            length = longest + longest_label
+            said = _choose(stages, asking, model, params, tokenizer, part, context, length)
         else:
             prompts = [question.prompt for question in questions]
-            longest = max(
-                len(tokenizer.encode(one.prompt)) for stage in stages for one in stage.questions
-            )
             said = speak(model, params, tokenizer, prompts, context, asking, longest)
         seconds = round((time.monotonic() - began) / len(part), 3)
         for place, question, words in zip(part, questions, said, strict=True):
@@ -213,14 +214,11 @@ def _choose(
     tokenizer: Tokenizer,
     places: Sequence[Place],
     context: Context,
+    length: int,
 ) -> list[str]:
-    """Of each question the likeliest of its candidates."""
+    """Of each question the likeliest candidate; none has more than `length` tokens with its prompt."""
     choices = [candidates(stages, place) for place in places]
     labels = max(choices, key=len)  # the shorter ones are its beginning
-    # Of one length whatever is asked, for one program.
-    length = max(
-        len(tokenizer.encode(one.prompt)) for stage in stages for one in stage.questions
-    ) + max(len(tokenizer.encode(_label(label))) for stage in stages for label in stage.labels)
     found = log_likelihoods(
         model,
         params,
@@ -234,6 +232,10 @@ def _choose(
     return [
         labels[int(row[: len(some)].argmax())] for row, some in zip(found, choices, strict=True)
     ]
+
+
+def _longest(tokenizer: Tokenizer, texts: Sequence[str]) -> int:
+    return max((len(tokenizer.encode(text)) for text in texts), default=0)
 
 
 def _label(label: str) -> str:
@@ -280,9 +282,7 @@ def speak(
     texts = []
     for ids, row in zip(np.asarray(said), rows, strict=False):
         ids = ids[len(row) : len(row) + asking.answer_tokens]
-        stops = np.flatnonzero(np.isin(ids, list(tokenizer.end_ids)))
-        text = tokenizer.decode(ids[: stops[0]] if stops.size else ids)
-        texts.append(text.strip(" ").split("\n")[0].strip())
+        texts.append(decode_to_end(tokenizer, ids).strip(" ").split("\n")[0].strip())
     return texts
 
 

@@ -172,11 +172,12 @@ def read_sequence(
       Outputs o, shape (T, N), and the state after the last token.
     """
     length = inputs.x.shape[0]
-    if state is None or at_edge or not length:
-        old = init_state(rule, initial) if state is None else state
-        if not length:  # models make their parameters by such a call, without tracing a chunk
-            return jnp.zeros((0, inputs.x.shape[-1]), old.memory.weights.first.dtype), old
-        return _read_from_edge(rule, initial, inputs, old)
+    if state is None:
+        state, at_edge = init_state(rule, initial), True
+    if not length:  # models make their parameters by such a call, without tracing a chunk
+        return jnp.zeros((0, inputs.x.shape[-1]), state.memory.weights.first.dtype), state
+    if at_edge:
+        return _read_from_edge(rule, initial, inputs, state)
     grid, active = lay_on_grid(inputs, state.position, rule.grid)
     tokens, generators, generators_start = _static_tokens(rule, initial, grid, active), None, None
     if rule.adaptive:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
 from hope_jax.layers.normalization import RMSNorm
 from hope_jax.models.language_model import LanguageModel, ModelState
@@ -35,7 +35,7 @@ class AutoEncoder(LanguageModel):
 
     As in MAD's compression (Poli et al., 2024): to the activations at the last token, normed, sinusoids
     of each position are added, and an MLP of two layers, the same everywhere, tells the token there. A
-    call's logits are those of its own tokens, not of the next ones.
+    call's logits are those of its own tokens, at least one, not of the next ones; so are targets.
 
     Attributes:
       config: sizes and settings, of a language model.
@@ -63,42 +63,19 @@ class AutoEncoder(LanguageModel):
         self.decoder = [nn.Dense(config.width, kernel_init=kernel, **dtypes) for _ in range(2)]
         self.decoder_norms = [RMSNorm(config.norm_epsilon, **dtypes) for _ in range(3)]
 
-    def __call__(
+    def _advance(
         self,
-        tokens: Int[Array, "B T"],
-        state: ModelState | None = None,
-        reset: Bool[Array, "B T"] | None = None,
-    ) -> tuple[Float[Array, "B T V"], ModelState]:
-        """Logits of each of `tokens`, of which there is at least one.
-
-        Args:
-          tokens: ids.
-          state: what an earlier call returned; None starts a context.
-          reset: True where a token starts a new document, which sees nothing before it.
-
-        Returns:
-          Logits in float32, and the state after the last token.
-        """
-        decoded, state = self._decoded(tokens, state, reset)
-        return self.logits(decoded), state
-
-    def score(
-        self,
-        tokens: Int[Array, "B T"],
-        targets: Int[Array, "B T"],
-        state: ModelState | None = None,
-        reset: Bool[Array, "B T"] | None = None,
-    ) -> tuple[Float[Array, "B T"], ModelState]:
-        """Cross-entropy in nats of each target, told from the last activations; and the state."""
-        decoded, state = self._decoded(tokens, state, reset)
-        return self._losses(decoded, targets, self._output_table()), state
-
-    def _decoded(
-        self, tokens: Array, state: ModelState | None, reset: Array | None
+        tokens: Array,
+        state: ModelState | None,
+        reset: Array | None,
+        targets: Array | None = None,
     ) -> tuple[Array, ModelState]:
-        hidden, state = self.hidden(tokens, state, reset)
+        hidden, state = super()._advance(tokens, state, reset)
         positions = sinusoids(tokens.shape[1], self.config.width)
         x = hidden[:, -1:] + jnp.asarray(positions, hidden.dtype)
         for norm, layer in zip(self.decoder_norms, self.decoder, strict=False):
             x = jax.nn.gelu(layer(norm(x)), approximate=False)
-        return self.decoder_norms[-1](x), state
+        x = self.decoder_norms[-1](x)
+        if targets is not None:  # levels learn in context, from the tokens that follow
+            return self._losses(x, targets, self._output_table()), state
+        return x, state

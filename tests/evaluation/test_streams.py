@@ -245,7 +245,7 @@ def read_so_far(monkeypatch):
 def scored_by(monkeypatch, guess):
     """`guess(context, prompt, answers)` is the answer a model holds for likeliest."""
 
-    def choose(stages, asking, model, params, tokenizer, places, context):
+    def choose(stages, asking, model, params, tokenizer, places, context, length):
         questions = [stages[place.stage].questions[place.number] for place in places]
         return [
             guess(context, question, candidates(stages, place))
