@@ -130,6 +130,9 @@ class Attention(nn.Module):
             if reset is not None:
                 same_document = positions[:, None, None, :] >= documents[:, None, :, None]
             mixed = attend(query, key, value, same_document, is_causal=True)
+        elif tokens == 1:
+            after = _remember(state, key, value, positions, documents)
+            mixed = attend(query, after.keys, after.values, _seen_in_ring(after))
         else:
             mixed = _attend_to_window(attend, query, key, value, positions, documents, state)
 
@@ -149,6 +152,21 @@ def _empty_state(batch: int, window: int, key: Float[Array, "B T K N"]) -> Atten
     ring = lambda: jnp.zeros((batch, window, *key.shape[2:]), key.dtype)
     count = lambda: jnp.zeros((batch,), jnp.int32)
     return AttentionState(ring(), ring(), count(), count())
+
+
+def _held(position: Int[Array, " B"], window: int) -> Int[Array, "B W"]:
+    """Position of the token in each slot, the last below `position` that is the slot's number modulo W.
+
+    It is negative where none was written.
+    """
+    last = position[:, None] - 1
+    return last - (last - jnp.arange(window)) % window
+
+
+def _seen_in_ring(state: AttentionState) -> Bool[Array, "B 1 1 W"]:
+    """Which slots the last token sees, its own included."""
+    held = _held(state.position, state.keys.shape[1])
+    return (held >= state.document[:, None])[:, None, None]
 
 
 def document_starts(
@@ -241,9 +259,7 @@ def _attend_to_window(
     window = state.keys.shape[1]
     size = min(tokens, window)
     count = -(-tokens // size)
-    # Slot s holds the last position below `position` that is s modulo W; negative: never written.
-    last = state.position[:, None] - 1
-    held = last - (last - jnp.arange(window)) % window
+    held = _held(state.position, window)
 
     def pieces(x: Array) -> Array:
         padding = ((0, 0), (0, count * size - tokens)) + ((0, 0),) * (x.ndim - 2)

@@ -53,6 +53,20 @@ class AdaptingState(NamedTuple):
     experts: Experts | tuple[()] = ()
 
 
+class HeldState(NamedTuple):
+    """What the adapting blocks carry while their levels are held: they are read and do not learn.
+
+    Attributes:
+      sequence: states of the sequence layers after the last token, every array `(blocks, batch, ...)`.
+      weights: of each level, (blocks, ...), which all sequences of a batch share.
+      experts: as in `AdaptingState`.
+    """
+
+    sequence: PyTree[Array]
+    weights: tuple[MLPWeights, ...]
+    experts: Experts | tuple[()] = ()
+
+
 class Head(NamedTuple):
     """What turns the output of the last block into losses.
 

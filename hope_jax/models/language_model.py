@@ -11,17 +11,19 @@ from jaxtyping import Array, Bool, Float, Int
 from hope_jax.layers.experts import Experts
 from hope_jax.layers.level_learning import InContextConfig
 from hope_jax.layers.normalization import RMSNorm
-from hope_jax.models.blocks import Block, BlockGroup, BlockState
+from hope_jax.models.blocks import BlockState
 from hope_jax.models.config import LanguageModelConfig
 from hope_jax.models.cross_entropy import chunked_cross_entropy, logits_of
 from hope_jax.models.in_context import (
     AdaptingState,
     Head,
+    HeldState,
     at_least_float32,
     levels_of,
     make_adaptation,
     read_adapting,
 )
+from hope_jax.models.stack import make_stack, read_token, with_held
 
 
 class ModelState(NamedTuple):
@@ -29,11 +31,12 @@ class ModelState(NamedTuple):
 
     Attributes:
       blocks: states of the blocks that do not adapt, stacked: arrays `(layers, batch, ...)`.
-      adapting: of the last blocks, where their MLP levels learn in context; else `()`.
+      adapting: of the last blocks, where their MLP levels learn in context; else `()`. A `HeldState` if
+        they do not learn from what is read now.
     """
 
     blocks: BlockState
-    adapting: AdaptingState | tuple[()] = ()
+    adapting: AdaptingState | HeldState | tuple[()] = ()
 
 
 class LanguageModel(nn.Module):
@@ -69,7 +72,7 @@ class LanguageModel(nn.Module):
         self.embedding = self.param("embedding", table_init, table_shape, param_dtype)
         if not config.tie_embeddings:
             self.unembedding = self.param("unembedding", table_init, table_shape, param_dtype)
-        self.blocks = _block_stack(config, config.num_layers)(config)
+        self.blocks = make_stack(config, config.num_layers, self)
         self._setup_adaptation()
         self.norm = RMSNorm(
             config.norm_epsilon, dtype=jnp.dtype(config.dtype), param_dtype=param_dtype
@@ -203,6 +206,21 @@ class LanguageModel(nn.Module):
         targets: Array | None = None,
     ) -> tuple[Array, ModelState]:
         """Final activations, or where levels adapt and targets are given, losses; and the state."""
+        x = self._embedded(tokens)
+        if self._adapts:
+            return self._read_adapting(x, tokens, state, reset, targets)
+        recording = self.is_mutable_collection("dense_inputs")
+        if state is not None and tokens.shape[1] == 1 and not recording:
+            params = nn.unbox(self.blocks.variables["params"])
+            groups = range(jax.tree.leaves(params)[0].shape[0])
+            x, blocks = read_token(self.config, params, groups, x, state.blocks, reset)
+        else:
+            x, blocks = self.blocks(
+                x, None if state is None else state.blocks, reset, None, None, ()
+            )
+        return self.norm(x), ModelState(blocks)
+
+    def _embedded(self, tokens: Array) -> Array:
         config = self.config
         # Whole rows are gathered, so that the result lies with the batch from the start.
         table = self.embedding.astype(config.dtype)
@@ -211,12 +229,18 @@ class LanguageModel(nn.Module):
         if config.scaled_embedding:
             # Rows have unit length, which suits logits; the residual stream starts at unit variance.
             x = x * config.width**0.5
-        x = nn.with_logical_constraint(x, ("batch", "length", "activation_embed"))
-        if not self._adapts:
-            held = None if state is None else state.blocks
-            x, blocks = self.blocks(x, held, reset, None, None, ())
-            return self.norm(x), ModelState(blocks)
+        return nn.with_logical_constraint(x, ("batch", "length", "activation_embed"))
 
+    def _read_adapting(
+        self,
+        x: Array,
+        tokens: Array,
+        state: ModelState | None,
+        reset: Array | None,
+        targets: Array | None,
+    ) -> tuple[Array, ModelState]:
+        """What `_advance` does with embedded tokens, where the last blocks adapt."""
+        config = self.config
         # Within the gradients of the inner loop, blocks are functions of their parameters.
         params = nn.unbox(self.blocks.variables["params"])
         still = config.num_layers - config.adapting_blocks
@@ -232,11 +256,13 @@ class LanguageModel(nn.Module):
 
         def stack(params, x, *inputs):
             layers = jax.tree.leaves(params)[0].shape[0]
-            blocks = _block_stack(config, layers)(config, parent=None)
-            return blocks.apply({"params": params}, x, *inputs)
+            return make_stack(config, layers, None).apply({"params": params}, x, *inputs)
 
+        one = state is not None and tokens.shape[1] == 1
         blocks = BlockState((), ())
-        if still:
+        if still and one:
+            x, blocks = read_token(config, params, range(still), x, state.blocks, reset)
+        elif still:
             held = None if state is None else state.blocks
             x, blocks = stack(lower, x, held, reset, None, None, ())
         norm = self.norm.clone(parent=None, name=None)
@@ -245,6 +271,16 @@ class LanguageModel(nn.Module):
         adapting: Any = () if state is None else state.adapting
         own = () if adapting == () else adapting.experts
         experts = self.experts if own == () else (*self.experts, own)
+        if isinstance(adapting, HeldState):
+            sequence, weights, _ = adapting
+            held = BlockState(sequence, ())
+            if one:
+                places = range(still, config.num_layers)
+                x, held = read_token(config, params, places, x, held, reset, experts, weights)
+            else:
+                x, held = stack(with_held(upper, weights), x, held, reset, None, None, experts)
+            output = normed(x) if targets is None else head.losses(normed(x), targets)
+            return output, ModelState(blocks, adapting._replace(sequence=held.sequence))
         output, adapting = read_adapting(
             config,
             lambda *inputs: stack(upper, *inputs, experts),
@@ -273,34 +309,6 @@ class LanguageModel(nn.Module):
 
     def _output_table(self) -> Array:
         return self.embedding if self.config.tie_embeddings else self.unembedding
-
-
-def _block_stack(config: LanguageModelConfig, length: int) -> Callable[..., nn.Module]:
-    """Module class of `length` blocks, their parameters and states stacked on axis 0.
-
-    With a pattern, what is stacked are groups of blocks.
-    """
-    if config.pattern:
-        length //= len(config.pattern)
-    return nn.scan(
-        _rematerialised(config),
-        length=length,
-        # The second is filled only by `hope_jax.optim.dense_inputs`.
-        variable_axes={"params": 0, "dense_inputs": 0},
-        split_rngs={"params": True},
-        in_axes=(0, nn.broadcast, 0, 0, 0),
-        out_axes=0,
-        metadata_params={nn.PARTITION_NAME: "layers"},
-    )
-
-
-def _rematerialised(config: LanguageModelConfig) -> type[nn.Module]:
-    """The block class under the config's policy of what the backward pass recomputes."""
-    block: type[nn.Module] = BlockGroup if config.pattern else Block
-    if config.remat == "none":
-        return block
-    kept = {"block": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
-    return nn.remat(block, policy=kept[config.remat], prevent_cse=False)
 
 
 def init_state(model: LanguageModel, params: Any, batch_size: int) -> ModelState:

@@ -5,7 +5,9 @@ from typing import Any, NamedTuple
 import jax
 
 from hope_jax.inference.batch_of_one import batch_axes, repeated
+from hope_jax.inference.level_tools import learnt_in
 from hope_jax.inference.sampling import Context
+from hope_jax.models.in_context import HeldState
 from hope_jax.models.language_model import LanguageModel, ModelState
 from hope_jax.sleep.expansion import experts_of, with_experts
 
@@ -36,7 +38,7 @@ def axes(model: LanguageModel) -> Any:
 
 
 def as_batch(model: LanguageModel, reader: Reader, size: int) -> Context:
-    """One reader as so many, which share their experts.
+    """One reader as so many, which share their levels, held as they are, and experts.
 
     Args:
       model: whose reader it is.
@@ -45,6 +47,13 @@ def as_batch(model: LanguageModel, reader: Reader, size: int) -> Context:
     """
 
     places, structure = batch_axes(model)
-    leaves = [repeated(*pair, size) for pair in zip(reader.leaves, places, strict=True)]
-    state: ModelState = jax.tree.unflatten(structure, leaves)
-    return Context(with_experts(state, reader.experts), repeated(reader.logits, 0, size))
+
+    def repeated_by(size: int) -> ModelState:
+        leaves = [repeated(*pair, size) for pair in zip(reader.leaves, places, strict=True)]
+        return jax.tree.unflatten(structure, leaves)
+
+    _, continuum = learnt_in(repeated_by(1))
+    weights = tuple(jax.tree.map(lambda w: w[:, 0], level.weights) for level in continuum.levels)
+    state = repeated_by(size)
+    held = HeldState(learnt_in(state)[0].blocks.sequence, weights, reader.experts)
+    return Context(state._replace(adapting=held), repeated(reader.logits, 0, size))

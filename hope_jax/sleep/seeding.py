@@ -2,8 +2,8 @@
 
 Teacher and student say the same things from two states. The teacher's is that of before, fast weights
 included; the student's lacks what its level has given up, and has one expert more. Nothing but that
-expert changes. With F a divergence, d the teacher's samples and d' the student's continuations of random
-prefixes of them,
+expert changes: their levels are held, and learn nothing from what is said. With F a divergence, d the
+teacher's samples and d' the student's continuations of random prefixes of them,
 
     loss = a ((1 - lam) mean F(d) + lam mean F(d')) - (1 - a) E r(d', d)
 

@@ -1,0 +1,106 @@
+"""Blocks whose parameters and states are stacked on axis 0, and read in their order."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float
+
+from hope_jax.layers.mlp import MLPWeights
+from hope_jax.models.blocks import Block, BlockGroup
+from hope_jax.models.config import LanguageModelConfig
+
+
+def make_stack(config: LanguageModelConfig, length: int, parent: Any) -> Any:
+    """A module of `length` blocks, which is called as one of them.
+
+    With a pattern, what is stacked are groups of blocks.
+
+    Args:
+      config: of the model.
+      length: number of blocks.
+      parent: module that it belongs to; None for a module by itself.
+    """
+    stacked = nn.scan(
+        _rematerialised(config),
+        length=length // max(1, len(config.pattern)),
+        # The second is filled only by `hope_jax.optim.dense_inputs`.
+        variable_axes={"params": 0, "dense_inputs": 0},
+        split_rngs={"params": True},
+        in_axes=(0, nn.broadcast, 0, 0, 0),
+        out_axes=0,
+        metadata_params={nn.PARTITION_NAME: "layers"},
+    )
+    return stacked(config, parent=parent)
+
+
+def _block(config: LanguageModelConfig) -> type[nn.Module]:
+    return BlockGroup if config.pattern else Block
+
+
+def _rematerialised(config: LanguageModelConfig) -> type[nn.Module]:
+    """The block class under the config's policy of what the backward pass recomputes."""
+    block = _block(config)
+    if config.remat == "none":
+        return block
+    kept = {"block": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
+    return nn.remat(block, policy=kept[config.remat], prevent_cse=False)
+
+
+def read_token(
+    config: LanguageModelConfig,
+    params: Any,
+    places: range,
+    x: Float[Array, "B 1 D"],
+    states: Any,
+    reset: Bool[Array, "B 1"] | None,
+    experts: Any = (),
+    held: tuple[MLPWeights, ...] = (),
+) -> tuple[Float[Array, "B 1 D"], Any]:
+    """As a stack, but for one token, which costs what it takes to move weights and states.
+
+    Each block's own are taken from where they lie, and its state is put back there. A part of the
+    stacked parameters, and a new stack of states, would be copied whole at every token.
+
+    Args:
+      config: of the model.
+      params: of all blocks, stacked and without boxes.
+      places: of the blocks, or groups of them, that read.
+      x: input.
+      states: of these blocks, stacked; so are the following.
+      reset: True where the token starts a new document.
+      experts: beside their levels.
+      held: weights of their levels, in the place of the parameters.
+
+    Returns:
+      Output and states.
+    """
+    block = _block(config)(config, parent=None)
+
+    def one(carry: tuple[Array, Any], index: Array) -> tuple[tuple[Array, Any], None]:
+        x, states = carry
+        own = jax.tree.map(lambda w: w[places.start + index], params)
+        state, beside, weights = jax.tree.map(lambda leaf: leaf[index], (states, experts, held))
+        if weights:
+            own = with_held(own, weights)
+        x, new = block.apply({"params": own}, x, state, reset, None, None, beside)
+        put = lambda old, new: jax.lax.dynamic_update_index_in_dim(old, new, index, 0)
+        return (x, jax.tree.map(put, states, new)), None
+
+    return jax.lax.scan(one, (x, states), jnp.arange(len(places)))[0]
+
+
+def with_held(params: Any, weights: tuple[MLPWeights, ...]) -> Any:
+    """Parameters of blocks, with other weights in the place of their levels' own.
+
+    Args:
+      params: of one block or several stacked, without boxes.
+      weights: of each level of these blocks.
+    """
+    continuum = dict(params["continuum"])
+    for level, maps in enumerate(weights):
+        own = continuum[f"level_{level}"]
+        kernels = {name: {**own[name], "kernel": w} for name, w in maps._asdict().items()}
+        continuum[f"level_{level}"] = {**own, **kernels}
+    return {**params, "continuum": continuum}
