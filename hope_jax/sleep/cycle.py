@@ -15,6 +15,7 @@ from hope_jax.layers.experts import Experts
 from hope_jax.models.language_model import LanguageModel, ModelState, init_state
 from hope_jax.sleep.config import SleepConfig
 from hope_jax.sleep.expansion import expand, experts_of, make_room, with_experts
+from hope_jax.sleep.samples import openings_of
 from hope_jax.sleep.seeding import (
     Lesson,
     Seeding,
@@ -71,6 +72,7 @@ def sleep(
     optimizer: optax.GradientTransformation,
     *,
     prompts: Int[Array, "N P"] | None = None,
+    prompt_lengths: Int[np.ndarray, " N"] | None = None,
     texts: Int[Array, "N T"] | None = None,
     vocab_size: int | None = None,
     begun: Any = None,
@@ -86,7 +88,9 @@ def sleep(
       settings: of the night.
       optimizer: of the new experts, any of Optax's or `hope_jax.optim`. Keep one object for all nights:
         another is compiled anew.
-      prompts: see `seed_step`.
+      prompts: openings of the teacher's samples, of which each takes one at random; None for samples
+        that go on from what the teacher has read.
+      prompt_lengths: how many tokens of each opening count, from its start; None for all.
       texts: held-out ids whose loss is measured before and after, each from a fresh context.
       vocab_size: see `seed_step`.
       begun: what `on_step` was given by the same night before it was stopped, or the leaves of that; it
@@ -100,13 +104,14 @@ def sleep(
     Raises:
       ValueError: if the model has no such level, or there is no room for another expert.
     """
+    openings = None if prompts is None else openings_of(prompts, prompt_lengths)
     state = make_room(model, context.state, settings.experts, settings.expert_width)
     lesson_keys, expert_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
     # Compute: the new weights, applied to the student alone.
     student = student_of(model, params, state, settings)
     student = expand(model, student, settings.level, expert_keys)
     # Consolidate: the teacher is still whole.
-    lesson = Lesson(Context(state, context.logits), student, lesson_keys, prompts)
+    lesson = Lesson(Context(state, context.logits), student, lesson_keys, openings)
     look = functools.partial(
         measure, model, params, lesson, settings=settings, vocab_size=vocab_size
     )

@@ -189,7 +189,7 @@ def test_openings_are_equally_long(workdir, capsys, monkeypatch):
     step, openings = cycle.seed_step, []
 
     def looks(model, params, lesson, *rest):
-        openings.append(bytes(np.asarray(lesson.prompts, np.uint8)))
+        openings.append(bytes(np.asarray(lesson.openings.first, np.uint8)))
         return step(model, params, lesson, *rest)
 
     monkeypatch.setattr(cycle, "seed_step", looks)
