@@ -1,8 +1,8 @@
-"""Dreams: which are worth a trial, whether one helped, and training on those that did.
+"""Dreams: which are worth a trial, which have helped, and training on one or on those.
 
 A dream is whatever a model can be trained on, such as a row of tokens it has sampled. The functions know
-of losses and scores alone. What is trained in a trial, the caller says by what is started from: all
-parameters, or low-rank changes of some (`hope_jax.sleep.low_rank`).
+of losses and scores alone. A trial is `learn_from` with one dream. What is trained, the caller says by
+what is started from: all parameters, an expert, or low-rank changes (`hope_jax.sleep.low_rank`).
 """
 
 from collections.abc import Callable
@@ -16,7 +16,6 @@ from jaxtyping import Array, Float, Int
 from hope_jax.models.in_context import at_least_float32
 
 Loss = Callable[[Any, Any], Float[Array, ""]]
-Score = Callable[[Any], Float[Array, ""]]
 
 
 def gradient_norms(loss: Loss, chosen: Any, dreams: Any) -> Float[Array, " m"]:
@@ -72,29 +71,6 @@ def choose_dreams(
     return jnp.concatenate([order[:best], rest[jnp.argsort(drawn)[:others]]])
 
 
-def try_dream(
-    loss: Loss,
-    score: Score,
-    start: Any,
-    dream: Any,
-    optimizer: optax.GradientTransformation,
-    *,
-    steps: int,
-) -> Float[Array, ""]:
-    """The score of a copy that has been trained on one dream alone.
-
-    Args:
-      loss: `(trained, dream) -> loss`.
-      score: `trained -> score`, higher where better (tau).
-      start: what the copy begins with; it stays as it is.
-      dream: one of them.
-      optimizer: of the copy.
-      steps: to take.
-    """
-    trained, _ = _descend(lambda trained: loss(trained, dream), start, optimizer, steps)
-    return score(trained)
-
-
 def rewards(before: Float[Array, "*b"], after: Float[Array, "*n"]) -> Float[Array, "*n"]:
     """1 where a score has risen, else 0; one that is no number has no reward.
 
@@ -137,26 +113,13 @@ def learn_from(
     def mean(params: Any) -> Array:
         return weights @ jax.vmap(loss, (None, 0))(params, dreams)
 
-    learnt, losses = _descend(mean, params, optimizer, steps)
-    return jax.tree.map(
-        lambda new, old: jnp.where(total > 0, new, old),
-        (learnt, losses),
-        (params, jnp.zeros_like(losses)),
-    )
-
-
-def _descend(
-    loss: Callable[[Any], Array],
-    params: Any,
-    optimizer: optax.GradientTransformation,
-    steps: int,
-) -> tuple[Any, Float[Array, " steps"]]:
     def step(carry: tuple[Any, Any], _: None) -> tuple[tuple[Any, Any], Array]:
         params, state = carry
-        value, gradient = jax.value_and_grad(loss)(params)
+        value, gradient = jax.value_and_grad(mean)(params)
         updates, state = optimizer.update(gradient, state, params)
         return (optax.apply_updates(params, updates), state), value
 
     begin = params, optimizer.init(params)
-    (params, _), losses = jax.lax.scan(step, begin, None, length=steps)
-    return params, losses
+    (learnt, _), losses = jax.lax.scan(step, begin, None, length=steps)
+    helped = lambda new, old: jnp.where(total > 0, new, old)
+    return jax.tree.map(helped, learnt, params), helped(losses, 0)

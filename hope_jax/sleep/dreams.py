@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from hope_jax.models.language_model import LanguageModel, ModelState
 from hope_jax.sleep.config import DreamConfig, SleepConfig
-from hope_jax.sleep.dreaming import choose_dreams, gradient_norms, learn_from, rewards, try_dream
+from hope_jax.sleep.dreaming import choose_dreams, gradient_norms, learn_from, rewards
 from hope_jax.sleep.expansion import Expert, pools_for
 from hope_jax.sleep.random_expert import everyones, open_random_expert
 from hope_jax.sleep.readers import Reader, as_batch, axes, equipped, newest
@@ -93,14 +93,17 @@ def dream(
     readers = np.arange(len(tried))[:, None]
     chosen = jax.tree.map(lambda leaf: leaf[readers, tried], samples)
     look = functools.partial(_scored, model, params, lesson, level=level, score=score)
+    train = functools.partial(_trained, model, params, lesson, level=level)
     before = np.asarray(look(newest_expert(model, lesson.student, level)))
     scores = np.zeros(tried.shape, np.float32)
     for number in range(tried.shape[1]):
-        one = jax.tree.map(lambda leaf, number=number: leaf[:, number], chosen)
-        scores[:, number] = _tried(model, params, lesson, one, level, dreaming, score)
+        one = jax.tree.map(lambda leaf, number=number: leaf[:, number, None], chosen)
+        alone = np.ones((len(tried), 1), np.float32)
+        copy, _ = train(one, alone, rate=dreaming.trial_rate, steps=dreaming.trial_steps)
+        scores[:, number] = look(copy)
         on_trial(number + 1)
     reward = np.asarray(rewards(jnp.asarray(before[:, None]), jnp.asarray(scores)))
-    expert, losses = _learnt(model, params, lesson, chosen, reward, level, dreaming)
+    expert, losses = train(chosen, reward, rate=dreaming.dream_rate, steps=dreaming.dream_steps)
     after = np.asarray(look(expert))
     dreams = Dreams(samples, norms, tried, scores, reward, np.asarray(losses), before, after)
     return with_expert(model, lesson.student, expert, level), dreams
@@ -158,54 +161,31 @@ def _scored(
     here = pools_for(model.config, level)
 
     def one(student: Reader, expert: Expert) -> Array:
-        return _score_of(model, params, student, here, score)(expert)
+        reader = equipped(student, expert, here)
+        alone = jax.tree.map(lambda leaf: leaf[:, None], reader.experts)
+        state = as_batch(model, reader._replace(experts=alone), 1).state
+        return jnp.asarray(score(model, params, state), jnp.float32)
 
     return jax.vmap(one, in_axes=(axes(model), 0))(both_readers(lesson)[1], expert)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "level", "dreaming"))
-def _tried(
-    model: LanguageModel,
-    params: Any,
-    lesson: Lesson,
-    dreams: Samples,
-    level: int,
-    dreaming: DreamConfig,
-    score: ReaderScore,
-) -> Float[Array, " B"]:
-    """The score of each student whose newest expert has been trained on one dream."""
-    here, optimizer = pools_for(model.config, level), optax.adam(dreaming.trial_rate)
-
-    def one(student: Reader, dream: Samples) -> Array:
-        return try_dream(
-            _loss_of(model, params, student, here),
-            _score_of(model, params, student, here, score),
-            newest(student, here),
-            dream,
-            optimizer,
-            steps=dreaming.trial_steps,
-        )
-
-    return jax.vmap(one, in_axes=(axes(model), 0))(both_readers(lesson)[1], dreams)
-
-
-@functools.partial(jax.jit, static_argnames=("model", "level", "dreaming"))
-def _learnt(
+@functools.partial(jax.jit, static_argnames=("model", "level", "rate", "steps"))
+def _trained(
     model: LanguageModel,
     params: Any,
     lesson: Lesson,
     dreams: Samples,
     reward: Float[Array, "B n"],
     level: int,
-    dreaming: DreamConfig,
+    rate: float,
+    steps: int,
 ) -> tuple[Expert, Float[Array, "B steps"]]:
-    """Each newest expert after training on the dreams that helped, and the losses."""
-    here, optimizer = pools_for(model.config, level), optax.adam(dreaming.dream_rate)
+    """Each newest expert after training on the dreams that are rewarded, and the losses."""
+    here, optimizer = pools_for(model.config, level), optax.adam(rate)
 
     def one(student: Reader, dreams: Samples, reward: Array) -> tuple[Expert, Array]:
-        expert = newest(student, here)
-        loss = _loss_of(model, params, student, here)
-        return learn_from(loss, expert, dreams, reward, optimizer, steps=dreaming.dream_steps)
+        expert, loss = newest(student, here), _loss_of(model, params, student, here)
+        return learn_from(loss, expert, dreams, reward, optimizer, steps=steps)
 
     mapped = jax.vmap(one, in_axes=(axes(model), 0, 0))
     return mapped(both_readers(lesson)[1], dreams, reward)
@@ -224,21 +204,3 @@ def _loss_of(
         return mean_of(losses[0], dream.spoken[1:])
 
     return loss
-
-
-def _score_of(
-    model: LanguageModel,
-    params: Any,
-    student: Reader,
-    here: Bool[np.ndarray, "A P"],
-    score: ReaderScore,
-) -> Callable[[Expert], Float[Array, ""]]:
-    """The score of one student with such an expert."""
-
-    def scored(expert: Expert) -> Array:
-        reader = equipped(student, expert, here)
-        alone = jax.tree.map(lambda leaf: leaf[:, None], reader.experts)
-        state = as_batch(model, reader._replace(experts=alone), 1).state
-        return jnp.asarray(score(model, params, state), jnp.float32)
-
-    return scored

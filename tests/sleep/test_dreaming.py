@@ -15,7 +15,6 @@ from hope_jax.sleep.dreaming import (
     gradient_norms,
     learn_from,
     rewards,
-    try_dream,
 )
 from hope_jax.sleep.low_rank import add_low_rank, init_low_rank
 
@@ -75,9 +74,8 @@ def test_the_best_are_chosen_and_others_at_random():
 def test_trials_are_those_of_copies_trained_one_after_the_other():
     score = lambda changes: -low_rank_loss(changes, TASK)
     start = init_low_rank(jax.random.key(1), BIGRAMS, NAMED, rank=2)
-    trial = functools.partial(
-        try_dream, low_rank_loss, score, start, optimizer=OPTIMIZER, steps=STEPS
-    )
+    learn = functools.partial(learn_from, low_rank_loss, start, optimizer=OPTIMIZER, steps=STEPS)
+    trial = lambda dream: score(learn(dream[None], jnp.ones(1))[0])
     made = jax.jit(jax.vmap(trial))(DREAMS)
     expected = [
         score(trained_in_a_loop(lambda changes, dream=dream: low_rank_loss(changes, dream), start))
