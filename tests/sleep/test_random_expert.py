@@ -1,12 +1,14 @@
 """A random expert of each router, opened fully, against NumPy."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from hope_jax.layers.experts import Experts, read_experts
 from hope_jax.sleep.random_expert import everyones, open_random_expert
-from tests.sleep.reader import CONFIG
+from tests.sleep.reader import CONFIG, assert_same
 
 BLOCKS, POOLS, WIDTH, ROOM = 2, 2, 4, 3
 RANDOM = np.random.default_rng(0)
@@ -89,5 +91,8 @@ def test_everyones_are_drawn_too_whatever_their_rank():
     )
 
 
-def test_experts_of_the_parameters_are_those_of_a_merge():
+def test_those_of_the_parameters_are_all_switched_on():
     assert everyones(CONFIG, {}) is None
+    config = dataclasses.replace(CONFIG, in_context={**CONFIG.in_context, "experts": ROOM})
+    params = {f"expert_{name}": getattr(OWN, name) for name in ("down", "up", "router")}
+    assert_same(everyones(config, params), OWN._replace(active=np.ones_like(ACTIVE)))

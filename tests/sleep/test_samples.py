@@ -1,18 +1,22 @@
 """What is said behind openings of unequal length, and what of it counts."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from hope_jax.inference.sampling import read
+from hope_jax.models import LanguageModel
 from hope_jax.sleep import seeding
 from hope_jax.sleep.config import SleepConfig
 from hope_jax.sleep.samples import Samples, mean_of, openings_of, say
-from tests.sleep.reader import VOCAB, assert_same, made
+from tests.sleep.reader import CONFIG, VOCAB, assert_same
 
 RANDOM = np.random.default_rng(3)
-ROWS, LENGTHS = RANDOM.integers(VOCAB, size=(3, 5)), np.array([5, 2, 4])
+PLAIN = dataclasses.replace(CONFIG, num_layers=1, cms_levels=1, in_context=None)
+ROWS, LENGTHS = RANDOM.integers(VOCAB, size=(3, 5)), np.array([5, 2, 5])
 
 
 def test_openings_of_equal_length_have_no_rest():
@@ -20,7 +24,7 @@ def test_openings_of_equal_length_have_no_rest():
     assert whole.first.shape == (3, 5) and whole.rest.shape == (3, 0)
     assert_same(openings_of(ROWS, np.array([5, 5, 5])), whole)
     assert_same(openings_of(ROWS, np.array([3, 3, 3])), openings_of(ROWS[:, :3]))
-    for lengths, said in (([5, 5], "2"), ([5, 6, 1], "6"), ([5, 0, 1], "0")):
+    for lengths in ([5, 5], [5, 6, 1], [5, 0, 1]):
         with pytest.raises(ValueError, match=r"prompt_lengths=\[.* must hold a number from 1 to 5"):
             openings_of(ROWS, np.array(lengths))
     with pytest.raises(ValueError, match="there must be one"):
@@ -28,12 +32,13 @@ def test_openings_of_equal_length_have_no_rest():
 
 
 def test_what_is_said_behind_an_opening_is_what_it_alone_is_followed_by():
-    model, params, _ = made()
-    context = read(model, params, np.full((8, 3), 1))
+    model, nothing = LanguageModel(PLAIN), np.full((8, 3), 1)
+    params = jax.jit(model.init)(jax.random.key(0), nothing)["params"]
+    context = read(model, params, nothing)
     greedy = dict(num_tokens=4, temperature=0.0, top_p=1.0, vocab_size=None)
     said = say(model, params, context, jax.random.key(1), openings_of(ROWS, LENGTHS), **greedy)
     assert said.tokens.shape == (8, 9)
-    assert set(said.start.tolist()) == {2, 4, 5}
+    assert set(said.start.tolist()) == {2, 5}
     np.testing.assert_array_equal(said.end, said.start + 4)
     for row, length in zip(ROWS, LENGTHS, strict=True):
         alone = say(
@@ -43,7 +48,9 @@ def test_what_is_said_behind_an_opening_is_what_it_alone_is_followed_by():
         np.testing.assert_array_equal(
             alone.spoken, np.arange(length + 4) >= np.full((8, 1), length)
         )
-        for number in np.flatnonzero(said.start == length):
+        same = (said.tokens[:, :length] == row[:length]).all(1)
+        assert same.any()
+        for number in np.flatnonzero((said.start == length) & same):
             np.testing.assert_array_equal(said.tokens[number, : length + 4], alone.tokens[0])
             np.testing.assert_array_equal(
                 said.spoken[number], [0] * length + [1] * 4 + [0] * (5 - length)
