@@ -77,7 +77,7 @@ def sleep(
     settings: SleepConfig,
     optimizer: optax.GradientTransformation,
     *,
-    prompts: Int[Array, "N P"] | None = None,
+    prompts: Int[Array, "N P"] | Int[np.ndarray, "N P"] | None = None,
     prompt_lengths: Int[np.ndarray, " N"] | None = None,
     texts: Int[Array, "N T"] | None = None,
     vocab_size: int | None = None,
