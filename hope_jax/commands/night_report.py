@@ -67,17 +67,12 @@ class NightProgress:
 
 def table(night: Night) -> str:
     """What a night has done, as Markdown."""
-    rows = [
-        ("divergence from the teacher, nats per token", night.before, night.after),
-    ]
-    if (dreams := night.dreams) is not None:
-        rows += [
-            ("the same, before and after dreaming", night.after, night.after_dreams),
-            ("score by which dreams are tried", dreams.before, dreams.after),
-        ]
-    rows += [
-        ("loss of the held-out text", night.held_out_before, night.held_out_after),
-    ]
+    dreams = night.dreams
+    rows = [("divergence from the teacher, nats per token", night.before, night.after)]
+    if dreams is not None:
+        rows.append(("the same, of the dreams", night.after, night.after_dreams))
+        rows.append(("score, of the dreams", dreams.before, dreams.after))
+    rows.append(("loss of the held-out text", night.held_out_before, night.held_out_after))
     lines = ["| | before | after |", "|---|---|---|"]
     for name, before, after in rows:
         if before is not None and after is not None:
@@ -88,8 +83,11 @@ def table(night: Night) -> str:
         first, last = rewards[:tenth].mean(), rewards[-tenth:].mean()
         lines.append(f"| reward, first and last tenth of the steps | {first:.4f} | {last:.4f} |")
     if dreams is not None:
-        tried, helped = dreams.reward.shape[1], int(dreams.reward[0].sum())
-        lines += ["", f"{count(dreams.norms.shape[1], 'dream')}, {tried} tried, {helped} helped."]
+        made, tried = count(dreams.norms.shape[1], "dream"), dreams.reward.shape[1]
+        lines += [
+            "",
+            f"{made}, of which {tried} were tried and {int(dreams.reward[0].sum())} helped",
+        ]
     return "\n".join(lines) + "\n"
 
 
