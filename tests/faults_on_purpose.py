@@ -2935,12 +2935,6 @@ FAULTS = [
     ),
     Fault(
         "hope_jax/commands/sleep.py",
-        "settings.best + settings.others)\n            keep(write)\n",
-        "settings.best + settings.others)\n",
-        "tests/commands/test_sleep.py::test_a_night_that_was_killed_while_dreaming_goes_on_to_the_same_bits",
-    ),
-    Fault(
-        "hope_jax/commands/sleep.py",
         "[] if settings.keep_context else opening_of(tokenizer)",
         "[]",
         "tests/commands/test_sleep.py::test_dreams_are_tried_by_questions_or_a_function_of_one_s_own",
