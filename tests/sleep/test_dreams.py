@@ -185,3 +185,4 @@ def test_each_dream_is_spoken_with_another_expert_opened():
             np.testing.assert_array_equal(text[start : start + LENGTH], said[0])
             found.add((start, *said[0].tolist()))
     assert len(found) > 3 and {start for start, *_ in found} == {2, 3}
+    assert (dreams.samples.start[0] != dreams.samples.start[1]).any()  # by keys of their own
