@@ -37,7 +37,7 @@ from hope_jax.commands.config import (
     read_config,
 )
 from hope_jax.commands.generate import check_states
-from hope_jax.commands.sleep import (
+from hope_jax.commands.nights import (
     NightConfig,
     begin,
     define_night_flags,

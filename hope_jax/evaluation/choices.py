@@ -61,20 +61,22 @@ def log_likelihoods(
     for first in range(0, len(rows), batch_size):
         part = tokens[first : first + batch_size]
         part = np.pad(part, ((0, min(batch_size, len(rows)) - len(part)), (0, 0)))  # one program
-        losses = np.asarray(_losses(model, params, part[:, :-1], part[:, 1:], state))
+        losses = np.asarray(row_losses(model, params, part[:, :-1], part[:, 1:], state))
         for row, count, loss in zip(rows[first:], told[first:], losses, strict=False):
             likelihoods.append(-float(loss[len(row) - 1 - count : len(row) - 1].sum()))
     return np.array(likelihoods).reshape(len(prompts), -1)
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def _losses(
+def row_losses(
     model: LanguageModel,
     params: Any,
     tokens: Int[Array, "B T"],
     targets: Int[Array, "B T"],
     state: ModelState | None,
 ) -> Float[Array, "B T"]:
+    """Losses of each row's targets, read by itself from the state of one sequence."""
+
     def one(tokens: Array, targets: Array) -> Array:
         return score_segment(model, params, tokens[None], targets[None], state)[0][0]
 

@@ -101,3 +101,37 @@ class SleepConfig:
     def largest_distance(self) -> float:
         """z0 as a number."""
         return jnp.inf if self.z0 is None else self.z0
+
+
+@dataclasses.dataclass(frozen=True)
+class DreamConfig:
+    """How a night goes on with dreams, which are drawn at the temperature of its samples.
+
+    Raises:
+      SettingError: on construction, for values that are out of range.
+      ValueError: for more to be tried than is dreamt.
+
+    Example:
+      >>> DreamConfig(dreams=20).best
+      4
+    """
+
+    dreams: int = setting("after seeding; 0 for a night without dreams", 0, least=0)
+    dream_tokens: int = setting("of each dream", 64, least=2)
+    best: int = setting("dreams of the largest gradient that are tried", 4, least=0)
+    others: int = setting("of the other dreams that are tried, drawn at random", 1, least=0)
+    random_expert: bool = setting(
+        "whether each router opens one of its experts fully, drawn at random for each dream", True
+    )
+    trial_steps: int = setting("of a copy of the new expert, on one dream", 10, least=1)
+    trial_rate: float = setting("learning rate of a trial, by Adam", 1e-3, above=0)
+    dream_steps: int = setting("of the new expert, on the dreams that helped", 2, least=1)
+    dream_rate: float = setting("learning rate of these, by Adam", 3e-4, above=0)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.dreams and not 1 <= self.best + self.others <= self.dreams:
+            raise ValueError(
+                f"best={self.best} and others={self.others} of dreams={self.dreams} cannot be tried; "
+                f"set both so that together they are at least 1 and at most dreams"
+            )

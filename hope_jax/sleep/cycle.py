@@ -1,4 +1,4 @@
-"""A night: compute, consolidate, update, in that order."""
+"""A night: compute, consolidate, update, in that order; and then dreams."""
 
 import functools
 from collections.abc import Callable
@@ -13,14 +13,17 @@ from jaxtyping import Array, Float, Int
 from hope_jax.inference.sampling import Context
 from hope_jax.layers.experts import Experts
 from hope_jax.models.language_model import LanguageModel, ModelState, init_state
-from hope_jax.sleep.config import SleepConfig
+from hope_jax.sleep.config import DreamConfig, SleepConfig
+from hope_jax.sleep.dreams import Dreams, ReaderScore, dream
 from hope_jax.sleep.expansion import expand, experts_of, make_room, with_experts
+from hope_jax.sleep.samples import openings_of
 from hope_jax.sleep.seeding import (
     Lesson,
     Seeding,
     SeedingStep,
     begin_seeding,
     measure,
+    newest_expert,
     seed_step,
     with_expert,
 )
@@ -52,6 +55,8 @@ class Night(NamedTuple):
       after: the same after the last, on the same samples.
       held_out_before: mean loss of the held-out texts, read without context; None if there are none.
       held_out_after: likewise.
+      dreams: what came of them; None for a night without.
+      after_dreams: divergence after them, on the same samples; None likewise.
     """
 
     kept: bool
@@ -60,6 +65,8 @@ class Night(NamedTuple):
     after: Float[np.ndarray, " B"]
     held_out_before: Float[np.ndarray, " B"] | None = None
     held_out_after: Float[np.ndarray, " B"] | None = None
+    dreams: Dreams | None = None
+    after_dreams: Float[np.ndarray, " B"] | None = None
 
 
 def sleep(
@@ -70,11 +77,15 @@ def sleep(
     settings: SleepConfig,
     optimizer: optax.GradientTransformation,
     *,
-    prompts: Int[Array, "N P"] | None = None,
+    prompts: Int[Array, "N P"] | Int[np.ndarray, "N P"] | None = None,
+    prompt_lengths: Int[np.ndarray, " N"] | None = None,
     texts: Int[Array, "N T"] | None = None,
     vocab_size: int | None = None,
     begun: Any = None,
     on_step: OnStep = lambda so_far: None,
+    dreaming: DreamConfig | None = None,
+    score: ReaderScore | None = None,
+    on_trial: Callable[[int], None] = lambda tried: None,
 ) -> tuple[ModelState, Night]:
     """Lets every reader of a batch sleep, each by itself.
 
@@ -86,27 +97,39 @@ def sleep(
       settings: of the night.
       optimizer: of the new experts, any of Optax's or `hope_jax.optim`. Keep one object for all nights:
         another is compiled anew.
-      prompts: see `seed_step`.
+      prompts: openings of the teacher's samples, of which each takes one at random; None for samples
+        that go on from what the teacher has read.
+      prompt_lengths: how many tokens of each opening count, from its start; None for all.
       texts: held-out ids whose loss is measured before and after, each from a fresh context.
       vocab_size: see `seed_step`.
       begun: what `on_step` was given by the same night before it was stopped, or the leaves of that; it
         goes on from there to the same bits.
-      on_step: called after each step with the night so far.
+      on_step: called after each step with the night so far. Dreams are not among its steps: a night that
+        is stopped after the last of them dreams from the beginning.
+      dreaming: of the dreams that follow; None for a night without.
+      score: by which they are tried, see `hope_jax.sleep.dreams.dream`.
+      on_trial: see there.
 
     Returns:
       The readers' state as they wake, in which nothing has been read unless the settings keep the
       context; and what happened. Of a night that is dropped, the state that was given.
 
     Raises:
-      ValueError: if the model has no such level, or there is no room for another expert.
+      ValueError: if the model has no such level, there is no room for another expert, or there are dreams
+        and nothing to try them by.
     """
+    if dreaming is not None and dreaming.dreams and score is None:
+        raise ValueError(
+            f"dreams={dreaming.dreams} are tried by a score, and there is none; give one, or dreams=0"
+        )
+    openings = None if prompts is None else openings_of(prompts, prompt_lengths)
     state = make_room(model, context.state, settings.experts, settings.expert_width)
     lesson_keys, expert_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
     # Compute: the new weights, applied to the student alone.
     student = student_of(model, params, state, settings)
     student = expand(model, student, settings.level, expert_keys)
     # Consolidate: the teacher is still whole.
-    lesson = Lesson(Context(state, context.logits), student, lesson_keys, prompts)
+    lesson = Lesson(Context(state, context.logits), student, lesson_keys, openings)
     look = functools.partial(
         measure, model, params, lesson, settings=settings, vocab_size=vocab_size
     )
@@ -126,6 +149,20 @@ def sleep(
     woken = with_expert(model, student, expert, settings.level)
     kept = finite and bool(np.isfinite(after).all())
     night = Night(kept, steps, before, after)
+    if kept and dreaming is not None and dreaming.dreams and score is not None:
+        woken, dreams = dream(
+            model,
+            params,
+            lesson._replace(student=woken),
+            settings,
+            dreaming,
+            score,
+            vocab_size=vocab_size,
+            on_trial=on_trial,
+        )
+        after = np.asarray(look(expert=newest_expert(model, woken, settings.level)))
+        kept = bool(np.isfinite(dreams.losses).all() and np.isfinite(after).all())
+        night = night._replace(kept=kept, dreams=dreams, after_dreams=after)
     if texts is not None:
         losses = (
             np.asarray(_held_out(model, params, experts_of(s), texts)) for s in (state, woken)

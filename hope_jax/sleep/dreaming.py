@@ -1,12 +1,12 @@
-"""Dreams: which are worth a trial, whether one helped, and training on those that did.
+"""Dreams: which are worth a trial, which have helped, and training on one or on those.
 
 A dream is whatever a model can be trained on, such as a row of tokens it has sampled. The functions know
-of losses and scores alone. What is trained in a trial, the caller says by what is started from: all
-parameters, or low-rank changes of some (`hope_jax.sleep.low_rank`).
+of losses and scores alone. A trial is `learn_from` with one dream. What is trained, the caller says by
+what is started from: all parameters, an expert, or low-rank changes (`hope_jax.sleep.low_rank`).
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,21 +16,6 @@ from jaxtyping import Array, Float, Int
 from hope_jax.models.in_context import at_least_float32
 
 Loss = Callable[[Any, Any], Float[Array, ""]]
-Score = Callable[[Any], Float[Array, ""]]
-
-
-class Trials(NamedTuple):
-    """What came of training on each dream alone.
-
-    Attributes:
-      before: score without any of it.
-      after: score of each.
-      reward: 1 where it is higher than before, else 0.
-    """
-
-    before: Float[Array, ""]
-    after: Float[Array, " n"]
-    reward: Float[Array, " n"]
 
 
 def gradient_norms(loss: Loss, chosen: Any, dreams: Any) -> Float[Array, " m"]:
@@ -38,7 +23,7 @@ def gradient_norms(loss: Loss, chosen: Any, dreams: Any) -> Float[Array, " m"]:
 
     Args:
       loss: `(chosen, dream) -> loss`.
-      chosen: parameters by which it is differentiated. There are m gradients of them at one time.
+      chosen: parameters by which it is differentiated; one gradient of them is there at a time.
       dreams: m of them along the first axes of arrays.
 
     Returns:
@@ -49,7 +34,7 @@ def gradient_norms(loss: Loss, chosen: Any, dreams: Any) -> Float[Array, " m"]:
         gradient = jax.grad(loss)(chosen, dream)
         return optax.tree.norm(jax.tree.map(at_least_float32, gradient))
 
-    return jax.vmap(norm)(dreams)
+    return jax.lax.map(norm, dreams)
 
 
 def choose_dreams(
@@ -86,35 +71,14 @@ def choose_dreams(
     return jnp.concatenate([order[:best], rest[jnp.argsort(drawn)[:others]]])
 
 
-def try_dreams(
-    loss: Loss,
-    score: Score,
-    start: Any,
-    dreams: Any,
-    optimizer: optax.GradientTransformation,
-    *,
-    steps: int,
-) -> Trials:
-    """Trains a copy on each dream alone, all at once, and sees whether the score has risen.
+def rewards(before: Float[Array, "*b"], after: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """1 where a score has risen, else 0; one that is no number has no reward.
 
-    Args:
-      loss: `(trained, dream) -> loss`.
-      score: `trained -> score`, higher where better (tau).
-      start: what each copy begins with; it stays as it is.
-      dreams: n of them along the first axes of arrays.
-      optimizer: of the copies, each with a state of its own.
-      steps: of each copy.
-
-    Returns:
-      `Trials`; a score that is no number has no reward.
+    Example:
+      >>> rewards(jnp.array(0.5), jnp.array([0.4, 0.5, 0.6, jnp.nan])).tolist()
+      [0.0, 0.0, 1.0, 0.0]
     """
-    before = score(start)
-
-    def one(dream: Any) -> Array:
-        return score(_descend(lambda trained: loss(trained, dream), start, optimizer, steps))
-
-    after = jax.vmap(one)(dreams)
-    return Trials(before, after, (after > before).astype(jnp.float32))
+    return (after > before).astype(jnp.float32)
 
 
 def learn_from(
@@ -125,40 +89,37 @@ def learn_from(
     optimizer: optax.GradientTransformation,
     *,
     steps: int,
-) -> Any:
+) -> tuple[Any, Float[Array, " steps"]]:
     """Trains on the dreams that helped: supervised training on rewarded samples (ReST-EM).
 
     Args:
       loss: `(params, dream) -> loss`, of which the mean weighted by the rewards is descended.
       params: to begin with.
       dreams: n of them along the first axes of arrays.
-      reward: of each; 0 leaves a dream out.
+      reward: of each; 0 leaves a dream out, even one whose loss is no number.
       optimizer: of the parameters.
       steps: to take.
 
     Returns:
-      New parameters; where no dream helped, those to begin with, whatever the optimiser does.
+      New parameters, and the loss before each step. Where no dream helped, the parameters to begin with,
+      whatever the optimiser does, and zeros.
     """
     total = jnp.sum(reward)
     weights = reward / jnp.where(total > 0, total, 1)
+    # Another in its place: 0 times a loss that is no number would be none either.
+    place = jnp.where(reward > 0, jnp.arange(reward.shape[0]), jnp.argmax(reward))
+    dreams = jax.tree.map(lambda leaf: leaf[place], dreams)
 
     def mean(params: Any) -> Array:
         return weights @ jax.vmap(loss, (None, 0))(params, dreams)
 
-    learnt = _descend(mean, params, optimizer, steps)
-    return jax.tree.map(lambda new, old: jnp.where(total > 0, new, old), learnt, params)
-
-
-def _descend(
-    loss: Callable[[Any], Array],
-    params: Any,
-    optimizer: optax.GradientTransformation,
-    steps: int,
-) -> Any:
-    def step(carry: tuple[Any, Any], _: None) -> tuple[tuple[Any, Any], None]:
+    def step(carry: tuple[Any, Any], _: None) -> tuple[tuple[Any, Any], Array]:
         params, state = carry
-        updates, state = optimizer.update(jax.grad(loss)(params), state, params)
-        return (optax.apply_updates(params, updates), state), None
+        value, gradient = jax.value_and_grad(mean)(params)
+        updates, state = optimizer.update(gradient, state, params)
+        return (optax.apply_updates(params, updates), state), value
 
-    (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), None, length=steps)
-    return params
+    begin = params, optimizer.init(params)
+    (learnt, _), losses = jax.lax.scan(step, begin, None, length=steps)
+    helped = lambda new, old: jnp.where(total > 0, new, old)
+    return jax.tree.map(helped, learnt, params), helped(losses, 0)

@@ -3,13 +3,15 @@
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
+from jaxtyping import Bool
 
 from hope_jax.inference.batch_of_one import batch_axes, repeated
 from hope_jax.inference.level_tools import learnt_in
 from hope_jax.inference.sampling import Context
 from hope_jax.models.in_context import HeldState
 from hope_jax.models.language_model import LanguageModel, ModelState
-from hope_jax.sleep.expansion import experts_of, with_experts
+from hope_jax.sleep.expansion import Expert, experts_of, last_active, put, take, with_experts
 
 
 class Reader(NamedTuple):
@@ -35,6 +37,17 @@ def readers_of(context: Context) -> Reader:
 def axes(model: LanguageModel) -> Any:
     """The `in_axes` by which `jax.vmap` maps over a `Reader`."""
     return Reader([*batch_axes(model)[0]], 1, 0)
+
+
+def newest(reader: Reader, here: Bool[np.ndarray, "A P"]) -> Expert:
+    """The newest expert of one reader, of those that lie in some pools."""
+    return take(reader.experts, here, last_active(reader.experts.active, here))
+
+
+def equipped(reader: Reader, expert: Expert, here: Bool[np.ndarray, "A P"]) -> Reader:
+    """One reader with another newest expert, of those that lie in some pools."""
+    slot = last_active(reader.experts.active, here)
+    return reader._replace(experts=put(reader.experts, expert, here, slot))
 
 
 def as_batch(model: LanguageModel, reader: Reader, size: int) -> Context:

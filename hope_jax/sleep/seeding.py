@@ -15,11 +15,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from hope_jax.inference.sampling import Context, read, sample
+from hope_jax.inference.sampling import Context, sample
 from hope_jax.models.language_model import LanguageModel, ModelState
 from hope_jax.sleep.config import SleepConfig
 from hope_jax.sleep.expansion import (
@@ -32,7 +31,8 @@ from hope_jax.sleep.expansion import (
     with_experts,
 )
 from hope_jax.sleep.imitation import policy_gradient_loss, reward
-from hope_jax.sleep.readers import Reader, as_batch, axes, readers_of
+from hope_jax.sleep.readers import Reader, as_batch, axes, equipped, readers_of
+from hope_jax.sleep.samples import Openings, Samples, mean_of, say
 
 _UNSEEN = 2**31  # no step has that number
 
@@ -44,14 +44,14 @@ class Lesson(NamedTuple):
       teacher: what the readers were before, with room for experts.
       student: the state they will wake with, from `student_of` and `expand`.
       keys: random keys, one for each reader.
-      prompts: openings of the teacher's samples, equally long, of which each takes one at random; None
-        for samples that go on from what the teacher has read.
+      openings: of the teacher's samples, from `openings_of`; None for samples that go on from what the
+        teacher has read.
     """
 
     teacher: Context
     student: ModelState
     keys: Array
-    prompts: Int[Array, "N P"] | None = None
+    openings: Openings | None = None
 
 
 class Seeding(NamedTuple):
@@ -96,7 +96,7 @@ def begin_seeding(
       settings: of the night.
       optimizer: that trains it, for each reader by itself.
     """
-    expert = _newest(model, lesson.student, settings.level)
+    expert = newest_expert(model, lesson.student, settings.level)
     return Seeding(expert, jax.jit(jax.vmap(optimizer.init))(expert), jnp.zeros((), jnp.int32))
 
 
@@ -121,18 +121,18 @@ def seed_step(
       optimizer: the one that `begin_seeding` was given; another object is compiled anew.
       vocab_size: only ids below are spoken, where a model has more than its tokenizer; None for all.
     """
-    prompts, here = lesson.prompts, pools_for(model.config, settings.level)
+    openings, here = lesson.openings, pools_for(model.config, settings.level)
 
     def one(
         teacher: Reader, student: Reader, expert: Expert, state: Any, key: Array
     ) -> tuple[Expert, Any, SeedingStep]:
         key = jax.random.fold_in(key, seeding.step)
-        equipped = lambda expert: _equipped(student, expert, here)
-        said = _speak(model, params, teacher, equipped(expert), key, settings, prompts, vocab_size)
+        having = lambda expert: equipped(student, expert, here)
+        said = _speak(model, params, teacher, having(expert), key, settings, openings, vocab_size)
 
         def loss(expert: Expert) -> tuple[Array, Array]:
             compared = _compare(
-                model, params, teacher, equipped(expert), said.tokens, settings, vocab_size
+                model, params, teacher, having(expert), said.tokens, settings, vocab_size
             )
             return _loss(said, *compared, settings)
 
@@ -142,7 +142,7 @@ def seed_step(
         return optax.apply_updates(expert, updates), state, found
 
     mapped = jax.vmap(one, in_axes=(axes(model), axes(model), 0, 0, 0))
-    inputs = *_readers(lesson), seeding.expert, seeding.optimizer, lesson.keys
+    inputs = *both_readers(lesson), seeding.expert, seeding.optimizer, lesson.keys
     expert, state, found = mapped(*inputs)
     return Seeding(expert, state, seeding.step + 1), found
 
@@ -171,17 +171,17 @@ def measure(
     Returns:
       Divergences, in nats per token.
     """
-    prompts, here = lesson.prompts, pools_for(model.config, settings.level)
+    openings, here = lesson.openings, pools_for(model.config, settings.level)
 
     def one(teacher: Reader, student: Reader, expert: Expert, key: Array) -> Array:
         key = jax.random.fold_in(key, _UNSEEN)
-        tokens = _teach(model, params, teacher, key, settings, prompts, vocab_size)
-        student = _equipped(student, expert, here)
-        divergence, _ = _compare(model, params, teacher, student, tokens, settings, vocab_size)
-        return _mean(divergence, _spoken(tokens, prompts)[:, 1:])
+        said = _teach(model, params, teacher, key, settings, openings, vocab_size)
+        student = equipped(student, expert, here)
+        divergence, _ = _compare(model, params, teacher, student, said.tokens, settings, vocab_size)
+        return mean_of(divergence, said.spoken[:, 1:])
 
     mapped = jax.vmap(one, in_axes=(axes(model), axes(model), 0, 0))
-    return mapped(*_readers(lesson), expert, lesson.keys)
+    return mapped(*both_readers(lesson), expert, lesson.keys)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "level"))
@@ -196,13 +196,15 @@ def with_expert(
 
 
 @functools.partial(jax.jit, static_argnames=("model", "level"))
-def _newest(model: LanguageModel, student: ModelState, level: int) -> Expert:
+def newest_expert(model: LanguageModel, student: ModelState, level: int) -> Expert:
+    """What `with_expert` sets."""
     here = pools_for(model.config, level)
     one = lambda experts: take(experts, here, last_active(experts.active, here))
     return jax.vmap(one, in_axes=1)(experts_of(student))
 
 
-def _readers(lesson: Lesson) -> tuple[Reader, Reader]:
+def both_readers(lesson: Lesson) -> tuple[Reader, Reader]:
+    """Teacher and student."""
     # The student's samples begin with what the teacher has said; its first logits are never read.
     student = Context(lesson.student, lesson.teacher.logits)
     return readers_of(lesson.teacher), readers_of(student)
@@ -229,35 +231,33 @@ def _speak(
     student: Reader,
     key: Array,
     settings: SleepConfig,
-    prompts: Array | None,
+    openings: Openings | None,
     vocab_size: int | None,
 ) -> _Said:
     """What the teacher says, and how the student goes on from random prefixes of it."""
     for_samples, for_prefixes, for_imitations = jax.random.split(key, 3)
-    original = _teach(model, params, teacher, for_samples, settings, prompts, vocab_size)
-    size, length = original.shape
-    spoken = _spoken(original, prompts)
+    original = _teach(model, params, teacher, for_samples, settings, openings, vocab_size)
+    size = original.tokens.shape[0]
     if not settings.student_speaks:
-        return _Said(original, spoken, jnp.zeros((size, 1)))
-    least = max(length - settings.tokens, 1)  # behind the prompt, and after a token at least
-    starts = jax.random.randint(for_prefixes, (size,), least, length)
-    original_of_each, starts = (
-        jnp.repeat(x, settings.continuations, 0) for x in (original, starts)
-    )
-    imitation = _imitate(
-        model, params, student, original_of_each, starts, for_imitations, vocab_size
-    )
+        return _Said(original.tokens, original.spoken, jnp.zeros((size, 1)))
+    least = jnp.maximum(original.start, 1)  # behind the opening, and after a token at least
+    starts = jax.random.randint(for_prefixes, (size,), least, original.end)
+    repeat = lambda x: jnp.repeat(x, settings.continuations, 0)
+    (tokens, _, end), starts = jax.tree.map(repeat, original), repeat(starts)
+    imitation = _imitate(model, params, student, tokens, starts, for_imitations, vocab_size)
     rewards = reward(
         imitation,
-        original_of_each,
+        tokens,
+        end,
+        end,
         gam=settings.gam,
         z0=settings.largest_distance,
         judge=settings.judge_function,
     )
-    its_own = jnp.arange(length) >= starts[:, None]
+    its_own = Samples(imitation, starts, end).spoken
     return _Said(
-        jnp.concatenate([original, imitation]),
-        jnp.concatenate([spoken, its_own]),
+        jnp.concatenate([original.tokens, imitation]),
+        jnp.concatenate([original.spoken, its_own]),
         rewards.reshape(size, settings.continuations),
     )
 
@@ -270,27 +270,15 @@ def _loss(
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """The loss of a step, and the mean divergence on the teacher's samples."""
     size, counted = said.rewards.shape[0], said.counted[:, 1:]
-    of_teacher = _mean(divergence[:size], counted[:size])
+    of_teacher = mean_of(divergence[:size], counted[:size])
     if not settings.student_speaks:
         return of_teacher, of_teacher
     mine = counted[size:]
-    of_student = _mean(divergence[size:], mine)
+    of_student = mean_of(divergence[size:], mine)
     distilled = (1 - settings.lam) * of_teacher + settings.lam * of_student
     summed = jnp.sum(log_probability[size:] * mine, 1).reshape(said.rewards.shape)
     imitated = policy_gradient_loss(summed, said.rewards)
     return settings.a * distilled + (1 - settings.a) * imitated, of_teacher
-
-
-def _equipped(student: Reader, expert: Expert, here: Bool[np.ndarray, "A P"]) -> Reader:
-    """The student with such a newest expert."""
-    slot = last_active(student.experts.active, here)
-    return student._replace(experts=put(student.experts, expert, here, slot))
-
-
-def _spoken(tokens: Int[Array, "n T"], prompts: Array | None) -> Bool[Array, "n T"]:
-    """Which of a teacher's tokens are no prompt."""
-    opening = 0 if prompts is None else prompts.shape[1]
-    return jnp.broadcast_to(jnp.arange(tokens.shape[1]) >= opening, tokens.shape)
 
 
 def _teach(
@@ -299,28 +287,21 @@ def _teach(
     teacher: Reader,
     key: Array,
     settings: SleepConfig,
-    prompts: Array | None,
+    openings: Openings | None,
     vocab_size: int | None,
-) -> Int[Array, "n P+T"]:
-    """What the teacher says, behind its prompts."""
-    for_prompts, for_tokens = jax.random.split(key)
-    context = as_batch(model, teacher, settings.samples)
-    opening = jnp.zeros((settings.samples, 0), jnp.int32)
-    if prompts is not None:
-        drawn = jax.random.randint(for_prompts, (settings.samples,), 0, prompts.shape[0])
-        opening = jnp.asarray(prompts, jnp.int32)[drawn]
-        context = read(model, params, opening, context)
-    tokens, _ = sample(
+) -> Samples:
+    """What the teacher says, behind its openings."""
+    return say(
         model,
         params,
-        context,
-        for_tokens,
+        as_batch(model, teacher, settings.samples),
+        key,
+        openings,
         num_tokens=settings.tokens,
         temperature=settings.temperature,
         top_p=settings.top_p,
         vocab_size=vocab_size,
     )
-    return jnp.concatenate([opening, tokens], 1)
 
 
 def _imitate(
@@ -389,7 +370,3 @@ def _compare(
 
     found = jax.lax.map(jax.checkpoint(compared), tuple(cut(part) for part in parts))
     return joined(found[0]), joined(found[1])
-
-
-def _mean(values: Float[Array, "m T"], counted: Bool[Array, "m T"]) -> Float[Array, ""]:
-    return jnp.sum(values * counted) / jnp.maximum(jnp.sum(counted), 1)

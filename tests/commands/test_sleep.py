@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +13,14 @@ from flax import linen as nn
 
 from hope_jax.commands.first_checkpoint import write_first_checkpoint
 from hope_jax.commands.trained_model import load_model
+from hope_jax.evaluation.given_answers import mean_log_probability
 from hope_jax.exit_codes import DIVERGED, SAVED
 from hope_jax.inference.context_file import load_context
 from hope_jax.models import LanguageModel, LanguageModelConfig
 from hope_jax.runs.checkpoint_writer import CheckpointWriter
 from hope_jax.sleep import cycle
-from hope_jax.sleep.expansion import experts_of
+from hope_jax.sleep.dreams import Dreams
+from hope_jax.sleep.expansion import experts_of, with_experts
 from hope_jax.sleep.progress_file import ProgressFile
 from hope_jax.sleep.seeding import SeedingStep
 from tests.commands.in_process import hope
@@ -179,22 +182,100 @@ def interrupted(*_, **__):
     raise KeyboardInterrupt
 
 
-def test_openings_are_equally_long(workdir, capsys, monkeypatch):
+def test_openings_may_be_of_any_length(workdir, monkeypatch):
     run, file = f"--workdir={workdir / 'run'}", workdir / "prompts"
     given = f"--state-in={workdir / 'read.msgpack'}", f"--state-out={workdir / 'p.msgpack'}"
-    file.write_text("one\nthree\n")
-    assert hope("sleep", run, *given, f"--prompts={file}", *SMALL) == 2
-    assert "opening 2 has 5 tokens and the first 3" in capsys.readouterr().err
-    file.write_text("one\ntwo\n")
+    file.write_text("one\n\nthree\n")
     step, openings = cycle.seed_step, []
 
     def looks(model, params, lesson, *rest):
-        openings.append(bytes(np.asarray(lesson.prompts, np.uint8)))
+        openings.append([np.asarray(leaf).tolist() for leaf in lesson.openings])
         return step(model, params, lesson, *rest)
 
     monkeypatch.setattr(cycle, "seed_step", looks)
     assert hope("sleep", run, *given, f"--prompts={file}", *SMALL) == 0
-    assert openings == [b"onetwo"] * 2
+    assert openings == [[[[*b"one"], [*b"thr"]], [[0, 0], [*b"ee"]], [0, 2]]] * 2
+
+
+ENDS = "--state_in=read.msgpack", "--state_out=out"
+QUESTIONS = [{"prompt": "green", "answer": " bottles"}, {"prompt": "on", "answer": " the wall"}]
+DREAMING = ("--config.dreams=3", "--config.best=1", "--config.others=1")
+
+
+@pytest.fixture
+def dreamer(workdir, monkeypatch):
+    """Dreams that compile nothing, by what they were called with and what is done after each trial."""
+    calls = []
+
+    def dream(model, params, lesson, settings, dreaming, score, *, vocab_size, on_trial):
+        calls.append((dreaming, score))
+        for tried in (1, 2):
+            on_trial(tried)
+        experts = experts_of(lesson.student)
+        student = with_experts(lesson.student, experts._replace(up=experts.up + 1))
+        told = [None, np.zeros((1, 3)), None, None, np.array([[0, 1]]), np.ones((1, 2))]
+        return student, Dreams(*told, np.array([-2.5]), np.array([-1.5]))
+
+    monkeypatch.setattr(cycle, "dream", dream)
+    (workdir / "questions").write_text("".join(json.dumps(row) + "\n\n" for row in QUESTIONS))
+    return calls
+
+
+def test_dreams_are_tried_by_questions_or_a_function_of_one_s_own(workdir, capsys, dreamer):
+    run, out = f"--workdir={workdir / 'run'}", workdir / "dreamt.msgpack"
+    given = f"--state-in={workdir / 'read.msgpack'}", f"--state-out={out}", *DREAMING
+    assert hope("sleep", run, *given, *SMALL, f"--questions={workdir / 'questions'}") == 0
+    said = capsys.readouterr().out
+    assert "dreams tried: 2/2" in said
+    assert "| score, of the dreams | -2.5000 | -1.5000 |" in said
+    assert "| the same, of the dreams | 1.0000 | 1.0000 |" in said
+    assert "3 dreams, of which 2 were tried and 1 helped" in said
+    model, params, _ = load_model(str(workdir / "run"))
+    assert (experts_of(load_context(out, model, params).state).up >= 1).all()
+    dreaming, score = dreamer[0]
+    assert dreaming.dreams == 3 and score.func is mean_log_probability
+    first = score.args[0].tokens[0, 0]
+    assert bytes(first[score.args[0].told[0, 0]].astype(np.uint8)) == b" bottles"
+    assert bytes(first.astype(np.uint8)).startswith(b"\ngreen bottles")  # a context begins so
+    more = "--config.score=tests.commands.test_sleep.of_my_own", "--config.keep_context=True"
+    assert hope("sleep", run, *given, *SMALL, *more) == 0
+    assert dreamer[1][1] is of_my_own
+    more = f"--questions={workdir / 'questions'}", "--config.keep_context=True"
+    assert hope("sleep", run, *given, *SMALL, *more) == 0
+    assert bytes(dreamer[2][1].args[0].tokens[0, 0].astype(np.uint8)).startswith(b"green")
+
+
+def of_my_own(model, params, state):
+    return 0.0
+
+
+def test_a_night_that_was_killed_while_dreaming_goes_on_to_the_same_bits(
+    workdir, monkeypatch, dreamer, fake
+):
+    run, whole = f"--workdir={workdir / 'run'}", workdir / "whole_dream.msgpack"
+    more = *DREAMING, *SMALL, f"--questions={workdir / 'questions'}", "--save-every=1000"
+    read = f"--state-in={workdir / 'read.msgpack'}"
+    assert hope("sleep", run, read, f"--state-out={whole}", *more) == 0
+    dream = cycle.dream
+    for name, code, ends in (("killed", 130, interrupted), ("stopped", SAVED, terminated)):
+        out = workdir / f"{name}_dream.msgpack"
+        given = run, read, f"--state-out={out}", *more
+
+        def dies(*call, on_trial, ends=ends, **other):
+            return dream(*call, on_trial=lambda tried: (ends(), on_trial(tried)), **other)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(cycle, "dream", dies)
+            assert hope("sleep", *given) == code
+        assert out.with_name(out.name + ".night").exists() and not out.exists()
+        losses, fake[:] = [*fake], [np.nan] * 2  # no step is taken again
+        assert hope("sleep", *given) == 0
+        fake[:] = losses
+        assert out.read_bytes() == whole.read_bytes()
+
+
+def terminated():
+    signal.raise_signal(signal.SIGTERM)
 
 
 def test_a_night_becomes_a_run_for_everyone(workdir, capsys):
@@ -221,10 +302,17 @@ def test_a_night_becomes_a_run_for_everyone(workdir, capsys):
         (["--config.gam=0.5"], "gam=0.5 is the share of a judge; give judge, or gam=0"),
         (["--config.step=2"], "step is no setting; nearest: steps"),
         (["--config.optimizer=optax.adamm"], "optimizer='optax.adamm'"),
+        (["--config.dreams=3"], "best=4 and others=1 of dreams=3 cannot be tried"),
+        ([*ENDS, "--config.dreams=9"], "dreams=9 are tried by one score; give --questions=FILE"),
+        ([*ENDS, "--questions=read"], "--questions is what dreams are tried by; give --config.dr"),
+        ([*ENDS, "--config.dreams=9", "--questions=bad"], "line 2 must be JSON with two texts"),
+        ([*ENDS, "--config.dreams=9", "--questions=empty"], "answer '' has no token"),
     ],
 )
 def test_bad_input_is_refused_in_one_line(workdir, capsys, monkeypatch, given, said):
     monkeypatch.chdir(workdir)
+    Path("bad").write_text(json.dumps(QUESTIONS[0]) + '\n{"prompt": "on"}\n')
+    Path("empty").write_text('{"prompt": "on", "answer": ""}\n')
     assert hope("sleep", "--workdir=run", *given) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1

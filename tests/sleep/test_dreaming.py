@@ -10,7 +10,12 @@ import pytest
 from optax.contrib import MuonDimensionNumbers
 
 from hope_jax.optim import dimension_numbers_by_path
-from hope_jax.sleep.dreaming import choose_dreams, gradient_norms, learn_from, try_dreams
+from hope_jax.sleep.dreaming import (
+    choose_dreams,
+    gradient_norms,
+    learn_from,
+    rewards,
+)
 from hope_jax.sleep.low_rank import add_low_rank, init_low_rank
 
 RANDOM = np.random.default_rng(0)
@@ -69,23 +74,18 @@ def test_the_best_are_chosen_and_others_at_random():
 def test_trials_are_those_of_copies_trained_one_after_the_other():
     score = lambda changes: -low_rank_loss(changes, TASK)
     start = init_low_rank(jax.random.key(1), BIGRAMS, NAMED, rank=2)
-    trials = functools.partial(try_dreams, low_rank_loss, score, optimizer=OPTIMIZER, steps=STEPS)
-    made = jax.jit(lambda start: trials(start, DREAMS))(start)
-    np.testing.assert_allclose(made.before, -bigram_loss(BIGRAMS, TASK), rtol=1e-5)
+    learn = functools.partial(learn_from, low_rank_loss, start, optimizer=OPTIMIZER, steps=STEPS)
+    trial = lambda dream: score(learn(dream[None], jnp.ones(1))[0])
+    made = jax.jit(jax.vmap(trial))(DREAMS)
     expected = [
         score(trained_in_a_loop(lambda changes, dream=dream: low_rank_loss(changes, dream), start))
         for dream in DREAMS
     ]
-    np.testing.assert_allclose(made.after, expected, rtol=1e-4)
-    np.testing.assert_array_equal(made.reward, np.array(expected) > made.before)
-    assert 0 < made.reward.sum() < len(DREAMS)
-
-
-def test_a_score_that_is_no_number_is_not_rewarded():
-    loss = lambda x, dream: (x - dream) ** 2
-    score = lambda x: jnp.where(x > 1, jnp.nan, x)
-    made = try_dreams(loss, score, 0.0, jnp.array([9.0, 1.0, -1.0]), optax.sgd(0.25), steps=1)
-    assert made.reward.tolist() == [0, 1, 0]
+    np.testing.assert_allclose(made, expected, rtol=1e-4)
+    before = -bigram_loss(BIGRAMS, TASK)
+    reward = rewards(before, made)
+    np.testing.assert_array_equal(reward, np.array(expected) > before)
+    assert 0 < reward.sum() < len(DREAMS)
 
 
 def test_what_helped_is_learnt_and_nothing_else():
@@ -96,5 +96,17 @@ def test_what_helped_is_learnt_and_nothing_else():
     )
     mean = lambda params: (bigram_loss(params, DREAMS[0]) + bigram_loss(params, DREAMS[3])) / 2
     expected = trained_in_a_loop(mean, BIGRAMS, optimizer)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), learn(reward), expected)
-    jax.tree.map(np.testing.assert_array_equal, learn(jnp.zeros(5)), BIGRAMS)
+    learnt, losses = learn(reward)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), learnt, expected)
+    np.testing.assert_allclose(losses[0], mean(BIGRAMS), rtol=1e-5)
+    assert losses.shape == (STEPS,) and losses[-1] < losses[0]
+    learnt, losses = learn(jnp.zeros(5))
+    jax.tree.map(np.testing.assert_array_equal, learnt, BIGRAMS)
+    assert not losses.any()
+
+
+def test_a_dream_that_did_not_help_spoils_nothing():
+    loss = lambda x, dream: (x - dream) ** 2
+    reward, dreams = jnp.array([0.0, 1.0, 0.0]), jnp.array([jnp.nan, 1.0, jnp.inf])
+    learnt, losses = learn_from(loss, 0.0, dreams, reward, optax.sgd(0.25), steps=1)
+    assert float(learnt) == 0.5 and losses.tolist() == [1.0]

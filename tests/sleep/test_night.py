@@ -14,13 +14,16 @@ from hope_jax.inference.context_file import load_context, save_context
 from hope_jax.inference.level_tools import learnt_in
 from hope_jax.inference.sampling import Context, read
 from hope_jax.sleep import cycle
+from hope_jax.sleep.config import DreamConfig
 from hope_jax.sleep.cycle import sleep
+from hope_jax.sleep.dreams import Dreams
 from hope_jax.sleep.expansion import expand, experts_of, make_room
 from hope_jax.sleep.seeding import (
     Lesson,
     SeedingStep,
     begin_seeding,
     measure,
+    newest_expert,
     seed_step,
     with_expert,
 )
@@ -177,6 +180,48 @@ def test_a_night_with_a_loss_that_is_no_number_is_dropped(fake):
         state, report = sleep(model, params, context, KEYS, SETTINGS, OPTIMIZER)
         assert state is context.state and not report.kept
         assert len(night.lessons) == len(report.steps.loss) == taken
+
+
+DREAMING = DreamConfig(dreams=3, best=1, others=1)
+
+
+def test_dreams_come_after_seeding_and_change_nothing_of_it(fake, monkeypatch):
+    model, params, context = made()
+    night, seen, lessons, losses = fake(1.0, 0.5), [], [], np.ones((READERS, 2))
+
+    def dreamt(model, params, lesson, settings, dreaming, score, **_):
+        assert lessons or len(night.measured) == 2  # before seeding, and after it
+        lessons.append(lesson)
+        experts = experts_of(lesson.student)
+        new = newest_expert(model, lesson.student, settings.level)
+        learnt = with_expert(model, lesson.student, jax.tree.map(lambda w: 9 * w, new), 0)
+        assert score == "a score" and (experts.up[:, :, 0, 0] == 2).all()
+        return learnt, Dreams(*[None] * 5, losses, None, None)
+
+    monkeypatch.setattr(cycle, "dream", dreamt)
+    ordered = {"dreaming": DREAMING, "score": "a score"}
+    inputs = model, params, context, KEYS, SETTINGS, OPTIMIZER
+    state, report = sleep(*inputs, on_step=seen.append, **ordered)
+    assert report.kept and (experts_of(state).up[:, :, 0, 0] == 18).all()
+    assert (night.measured[2].up == 18).all() and report.after_dreams.shape == (READERS,)
+    plain = fake(1.0, 0.5)
+    _, without = sleep(*inputs)
+    assert without.dreams is None and without.after_dreams is None
+    for ours, theirs in zip(lessons[:1] + night.lessons, plain.lessons[:1] * 3, strict=True):
+        assert_same(*(jax.random.key_data(lesson.keys) for lesson in (ours, theirs)))
+        assert_same(ours.teacher, theirs.teacher)
+    # One that was stopped while it dreamt dreams the same again.
+    again, _ = sleep(*inputs, begun=jax.tree.leaves(seen[-1]), **ordered)
+    assert_same(again, state)
+    assert_same(lessons[1]._replace(keys=()), lessons[0]._replace(keys=()))
+    losses[0, 1] = np.inf
+    state, report = sleep(*inputs, **ordered)
+    assert state is context.state and not report.kept and len(lessons) == 3
+    fake(np.nan)
+    sleep(*inputs, **ordered)
+    assert len(lessons) == 3  # who has learned nothing does not dream
+    with pytest.raises(ValueError, match="dreams=3 are tried by a score, and there is none"):
+        sleep(*inputs, dreaming=DREAMING)
 
 
 def test_a_state_file_of_before_there_were_experts_is_read(tmp_path, monkeypatch):
