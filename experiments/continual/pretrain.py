@@ -1,100 +1,156 @@
 """A small model that learns to be shown labelled texts, of classes that it will not meet again.
 
-python experiments/continual/pretrain.py --workdir=runs/continual/attention
-python experiments/continual/pretrain.py --workdir=runs/continual/levels --levels
+    python experiments/continual/words.py runs/continual/words.json
+    python experiments/continual/pretrain.py --workdir=runs/continual/levels --window=32 --chunks 16
+    python experiments/continual/pretrain.py --workdir=runs/continual/attention --window=1024
+
+Each sequence is one stream of classes (`hope_jax.evaluation.streams.documents`). Labels count ten times
+as much as all other tokens. Short streams come first, of which attention sees two texts, then more
+(`PHASES`), up to --window tokens; a model that sees all from the start had not learnt to look labels up
+after 300 steps. With --chunks the MLP of the last block learns while it reads. Writes a run that
+`hope evaluate` reads.
 """
 
 import argparse
+import dataclasses
+import itertools
 import time
 from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
+from hope_jax.commands.first_checkpoint import check_no_run, write_first_checkpoint
 from hope_jax.data.tokenizers import Tokenizer, load_tokenizer
 from hope_jax.evaluation.streams import documents
 from hope_jax.models import LanguageModel, LanguageModelConfig
-from hope_jax.training.config import default_config
+from hope_jax.training.config import default_config, whole_config
 from hope_jax.training.optimizer import make_optimizer
 from hope_jax.training.sharding import make_mesh
 from hope_jax.training.step import init_state, make_train_step
 
-PHASES = ((160, 32), (320, 16), (576, 8))
+STREAM = dict(classes=3, shots=3)
+TOKENIZER = "runs/continual/words.json"
+LABEL = 3  # tokens: two syllables, and the end of the line
+ELSE = 0.1  # how much other tokens count
 
 
-def batches(
-    tokenizer: Tokenizer, length: int, size: int, seed: int
-) -> Iterator[dict[str, np.ndarray]]:
-    number = 0
-    mark, end = (int(tokenizer.encode(text)[0]) for text in ("Label:", "\n"))
-    while True:
-        tokens = np.zeros((size, length + 1), np.int32)
-        for row, text in enumerate(
-            documents(groups=4, classes=2, shots=4, count=size, seed=seed + number)
-        ):
-            tokens[row] = np.pad(tokenizer.encode(text), (0, length + 1))[: length + 1]
-        number += 1
-        weights = np.full((size, length), 0.1, np.float32)
-        old = np.zeros((size, length), np.float32)
-        for row in range(size):
+class Phase(NamedTuple):
+    """A part of the training.
+
+    Attributes:
+      groups: of each stream.
+      length: tokens of a sequence.
+      size: sequences of a step.
+      share: of all steps.
+      window: tokens that attention sees, at most the model's.
+    """
+
+    groups: int
+    length: int
+    size: int
+    share: float
+    window: int
+
+
+PHASES = (
+    Phase(1, 160, 32, 0.35, 32),
+    Phase(1, 160, 32, 0.2, 64),
+    Phase(1, 160, 32, 0.15, 160),
+    Phase(4, 640, 8, 0.3, 1024),
+)
+
+
+def batches(tokenizer: Tokenizer, phase: Phase, seed: int) -> Iterator[dict[str, np.ndarray]]:
+    """Of tokens, targets and weights; `again` is 1 where a label begins that came before."""
+    mark = int(tokenizer.encode("Label:")[0])
+    for number in itertools.count():
+        made = documents(count=phase.size, groups=phase.groups, seed=seed + number, **STREAM)
+        ids = [tokenizer.encode(text)[: phase.length + 1] for text in made]
+        tokens = np.stack([np.pad(row, (0, phase.length + 1 - len(row))) for row in ids])
+        weights = np.full((phase.size, phase.length), ELSE, np.float32)
+        again = np.zeros_like(weights)
+        for row, line in enumerate(tokens):
             known = set()
-            for place in np.flatnonzero(tokens[row, :-3] == mark):
-                weights[row, place : place + 3] = 1
-                label = tuple(tokens[row, place + 1 : place + 3])
-                old[row, place] = label in known
+            for place in np.flatnonzero(line[:-LABEL] == mark):
+                weights[row, place : place + LABEL] = 1
+                label = tuple(line[place + 1 : place + LABEL])
+                again[row, place] = label in known
                 known.add(label)
-        yield {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "weights": weights, "old": old}
+        yield {
+            "tokens": tokens[:, :-1],
+            "targets": tokens[:, 1:],
+            "weights": weights,
+            "again": again,
+        }
+
+
+def make_config(steps: int, window: int, chunks: list[int]) -> ConfigDict:
+    """Of the run."""
+    config = default_config(
+        vocab_size=432,
+        width=64,
+        num_layers=3,
+        num_heads=4,
+        mlp_width=128,
+        sequence_layer="attention",
+        attention_window=window,
+    )
+    if chunks:
+        config.model.in_context = ConfigDict({"chunks": tuple(chunks), "blocks": 1})
+    config.steps = steps
+    config.data.tokenizer = TOKENIZER
+    config.optimizer.update(name="m3", learning_rate=0.02, warmup_steps=50)
+    return whole_config(config)
+
+
+def train(config: ConfigDict, every: int) -> Any:
+    """Parameters, all phases trained."""
+    tokenizer = load_tokenizer(config.data.tokenizer)
+    whole = LanguageModelConfig.from_config_dict(config.model)
+    mesh, optimizer = make_mesh(), make_optimizer(config.optimizer, config.steps)
+    state = init_state(LanguageModel(whole), optimizer, mesh, config.seed)
+    begun = time.monotonic()
+    for place, phase in enumerate(PHASES):
+        window = min(phase.window, whole.attention_window)
+        model = LanguageModel(dataclasses.replace(whole, attention_window=window))
+        step = make_train_step(model, optimizer, mesh)
+        likeliest = jax.jit(
+            lambda params, ids, model=model: model.apply({"params": params}, ids)[0].argmax(-1)
+        )
+        source = batches(tokenizer, phase, seed=1_000_000 * (place + 1))
+        test = next(batches(tokenizer, phase._replace(size=32), seed=1))
+        losses = []
+        for index in range(1, round(phase.share * config.steps) + 1):
+            batch = next(source)
+            del batch["again"]
+            state, metrics = step(state, batch)
+            losses.append(metrics.loss)
+            if index % every == 0:
+                right = np.asarray(likeliest(state.params, test["tokens"])) == test["targets"]
+                print(
+                    f"{phase.length} tokens, window {window}, step {index}: loss "
+                    f"{np.mean(jax.device_get(losses)):.3f}, labels that came before "
+                    f"{right[test['again'] > 0].mean():.1%} right, "
+                    f"{time.monotonic() - begun:.0f} s",
+                    flush=True,
+                )
+                losses = []
+    return state.params
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--steps", type=int, nargs=3, default=(600, 300, 300))
-    parser.add_argument("--rate", type=float, default=0.02)
-    parser.add_argument("--width", type=int, default=64)
-    parser.add_argument("--layers", type=int, default=3)
-    parser.add_argument("--name", default="m3")
+    parser.add_argument("--workdir", required=True, help="folder of the run")
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--window", type=int, default=1024, help="of attention")
+    parser.add_argument("--chunks", type=int, nargs="*", default=[], help="of levels that learn")
     given = parser.parse_args()
-    tokenizer = load_tokenizer("runs/continual/words.json")
-    config = default_config(
-        vocab_size=428,
-        width=given.width,
-        num_layers=given.layers,
-        num_heads=4,
-        mlp_width=2 * given.width,
-        sequence_layer="attention",
-        attention_window=1024,
-    )
-    config.steps = sum(given.steps)
-    config.optimizer.update(name=given.name, learning_rate=given.rate, warmup_steps=50)
-    model = LanguageModel(LanguageModelConfig.from_config_dict(config.model))
-    mesh = make_mesh()
-    optimizer = make_optimizer(config.optimizer, config.steps)
-    step = make_train_step(model, optimizer, mesh)
-    state = init_state(model, optimizer, mesh, 0)
-    best = jax.jit(lambda params, tokens: model.apply({"params": params}, tokens)[0].argmax(-1))
-    begun, done = time.monotonic(), 0
-    for (length, size), steps in zip(PHASES, given.steps):
-        source = batches(tokenizer, length, size, 1000 + length * 100)
-        losses = []
-        test = next(batches(tokenizer, length, 32, 7))
-        for index in range(steps):
-            batch = next(source)
-            batch.pop("old")
-            state, metrics = step(state, batch)
-            losses.append(metrics.loss)
-            done += size * length
-            if (index + 1) % 50 == 0:
-                right = (np.asarray(best(state.params, test["tokens"])) == test["targets"])[
-                    test["old"] > 0
-                ].mean()
-                print(
-                    length,
-                    index + 1,
-                    f"loss {np.mean(jax.device_get(losses)):.3f} right {right:.3f} {done / 1e6:.2f}M tokens {time.monotonic() - begun:.0f} s",
-                    flush=True,
-                )
-                losses = []
+    check_no_run(given.workdir)
+    config = make_config(given.steps, given.window, given.chunks)
+    write_first_checkpoint(given.workdir, config, train(config, every=50))
 
 
 if __name__ == "__main__":

@@ -6,22 +6,22 @@
 One stream (`hope evaluate --suite=classes` or `languages`), the same for all rows of a seed, and the same
 questions after each of its stages. Rows:
 
-* `read`: the model of --run reads the stream, with nothing that learns, and is asked from what it has read.
+* `read`: the model of --run reads the stream, with nothing that learns, and is asked from what it read.
 * `levels`: the same of the model of --levels, whose levels learn while it reads.
-* `fine-tuning`: the model of --run is trained on the tokens of each stage in turn (Adam, pieces of --window
-  tokens, each from a fresh context), and asked without having read anything.
+* `fine-tuning`: the model of --run is trained on the tokens of each stage in turn (Adam, pieces of
+  --window tokens, each from a fresh context), and asked without having read anything.
 * `replay`: half of every batch is drawn from pieces of earlier stages that were kept.
 * `elastic weights`: fine-tuning held to what mattered for earlier stages.
 * `fine-tuning, then read`: as fine-tuning, and it reads the stages so far before it is asked.
 
 What is trained has so many --readings: at 1, each stage's tokens are trained on as often as the others
-read them. Rates lie on a grid of factor about 3, and the strengths of elastic weights on one of factor 10;
-each row takes the pair with the highest average at the end over --selection seeds that are not reported,
-followed until both neighbours of its rate are worse.
+read them. Rates lie on a grid of factor about 3, and strengths of elastic weights on one of factor 10;
+each row takes those with the highest average at the end over --selection seeds that are not reported,
+rates followed until both neighbours are worse.
 
-A trial that has ended is a line of WORKDIR/trials.jsonl, so that a command that is stopped and given again
-goes on. --table runs nothing, and writes WORKDIR/results.md and WORKDIR/results.png of what is there, as
-is done at the end.
+A trial that has ended is a line of WORKDIR/trials.jsonl, so that a command that is stopped and given
+again goes on. --table runs nothing, and writes WORKDIR/results.md and WORKDIR/results.png of what is
+there, as is done at the end.
 """
 
 import argparse
@@ -205,7 +205,8 @@ class Experiment(NamedTuple):
     Attributes:
       kind: of stream.
       settings: of the stream, but for its seed.
-      readers: by name of row; those that train have the model without levels.
+      readers: of each row.
+      runs: where those are from.
       trials: where they are kept.
       training: what is not tuned of it.
       selection: seeds that choose.
@@ -215,6 +216,7 @@ class Experiment(NamedTuple):
     kind: Kind
     settings: Any
     readers: Mapping[str, Reader]
+    runs: Mapping[str, str]
     trials: Trials
     training: Training
     selection: Sequence[int]
@@ -222,7 +224,14 @@ class Experiment(NamedTuple):
 
     def trial(self, row: str, seed: int, readings: int, rate: float, strength: float) -> dict:
         """Runs a trial, if it is not there; of a selection seed, it asks at the end alone."""
-        key = dict(row=row, seed=seed, readings=readings, rate=rate, strength=strength)
+        key = dict(
+            row=row,
+            run=self.runs[row],
+            seed=seed,
+            readings=readings,
+            rate=rate,
+            strength=strength,
+        )
         if found := self.trials.found(**key):
             return found[0]
         how, reader = ROWS[row], self.readers[row]
@@ -402,7 +411,6 @@ def main() -> None:
         parser.error(str(error))
     marks = {
         "stream": zlib.crc32(repr((given.stream, dataclasses.replace(settings, seed=0))).encode()),
-        "run": Path(given.run).name,
         "window": given.window,
         "memory": given.memory,
     }
@@ -412,15 +420,17 @@ def main() -> None:
     if not given.table:
         given.workdir.mkdir(parents=True, exist_ok=True)
         base = without_levels(Reader(*load_model(given.run)))
-        readers = dict.fromkeys(rows, base)
+        readers, runs = dict.fromkeys(rows, base), dict.fromkeys(rows, given.run)
         if "levels" in rows:
             if given.levels is None:
                 parser.error("the row levels needs a run whose levels learn: --levels=DIR")
             readers["levels"] = Reader(*load_model(given.levels))
+            runs["levels"] = given.levels
         experiment = Experiment(
             kind,
             settings,
             readers,
+            runs,
             trials,
             Training(0.0, window=given.window, memory=given.memory),
             range(UNREPORTED, UNREPORTED + given.selection),
