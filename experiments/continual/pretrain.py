@@ -1,14 +1,16 @@
 """A small model that learns to be shown labelled texts, of classes that it will not meet again.
 
     python experiments/continual/words.py runs/continual/words.json
-    python experiments/continual/pretrain.py --workdir=runs/continual/levels --window=32 --chunks 16
-    python experiments/continual/pretrain.py --workdir=runs/continual/attention --window=1024
+    python experiments/continual/pretrain.py levels --workdir=runs/continual/levels --steps=500
+    python experiments/continual/pretrain.py memory --workdir=runs/continual/memory --steps=500
+
+Kinds: `levels`, attention over 32 tokens, which is two texts, and the MLP of the last block learns after
+each 16; `memory`, the same attention and delta-rule memories in turn, and nothing else that learns;
+`attention`, over 1,024 tokens, which is more than a stream has.
 
 Each sequence is one stream of classes (`hope_jax.evaluation.streams.documents`). Labels count ten times
 as much as all other tokens. Short streams come first, of which attention sees two texts, then more
-(`PHASES`), up to --window tokens; a model that sees all from the start had not learnt to look labels up
-after 300 steps. With --chunks the MLP of the last block learns while it reads. Writes a run that
-`hope evaluate` reads.
+(`PHASES`). Writes a run that `hope evaluate` reads.
 """
 
 import argparse
@@ -25,6 +27,7 @@ from ml_collections import ConfigDict
 from hope_jax.commands.first_checkpoint import check_no_run, write_first_checkpoint
 from hope_jax.data.tokenizers import Tokenizer, load_tokenizer
 from hope_jax.evaluation.streams import documents
+from hope_jax.layers.family import FAMILY
 from hope_jax.models import LanguageModel, LanguageModelConfig
 from hope_jax.training.config import default_config, whole_config
 from hope_jax.training.optimizer import make_optimizer
@@ -87,19 +90,26 @@ def batches(tokenizer: Tokenizer, phase: Phase, seed: int) -> Iterator[dict[str,
         }
 
 
-def make_config(steps: int, window: int, chunks: list[int]) -> ConfigDict:
+KINDS: dict[str, dict[str, Any]] = {
+    "levels": {
+        "num_layers": 3,
+        "attention_window": 32,
+        "in_context": {"chunks": (16,), "blocks": 1},
+    },
+    "memory": {
+        "num_layers": 4,
+        "attention_window": 32,
+        "pattern": ("attention", "titans"),
+        "titans": {**FAMILY["delta_net"], "memory_chunk": 32},
+    },
+    "attention": {"num_layers": 3, "attention_window": 1024},
+}
+
+
+def make_config(kind: str, steps: int) -> ConfigDict:
     """Of the run."""
-    config = default_config(
-        vocab_size=432,
-        width=64,
-        num_layers=3,
-        num_heads=4,
-        mlp_width=128,
-        sequence_layer="attention",
-        attention_window=window,
-    )
-    if chunks:
-        config.model.in_context = ConfigDict({"chunks": tuple(chunks), "blocks": 1})
+    sizes = dict(vocab_size=432, width=64, num_heads=4, mlp_width=128)
+    config = default_config(**sizes, sequence_layer="attention", **KINDS[kind])
     config.steps = steps
     config.data.tokenizer = TOKENIZER
     config.optimizer.update(name="m3", learning_rate=0.02, warmup_steps=50)
@@ -143,13 +153,12 @@ def train(config: ConfigDict, every: int) -> Any:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("kind", choices=KINDS)
     parser.add_argument("--workdir", required=True, help="folder of the run")
-    parser.add_argument("--steps", type=int, default=1000)
-    parser.add_argument("--window", type=int, default=1024, help="of attention")
-    parser.add_argument("--chunks", type=int, nargs="*", default=[], help="of levels that learn")
+    parser.add_argument("--steps", type=int, default=500)
     given = parser.parse_args()
     check_no_run(given.workdir)
-    config = make_config(given.steps, given.window, given.chunks)
+    config = make_config(given.kind, given.steps)
     write_first_checkpoint(given.workdir, config, train(config, every=50))
 
 
