@@ -206,7 +206,7 @@ class Experiment(NamedTuple):
       kind: of stream.
       settings: of the stream, but for its seed.
       readers: of each row.
-      runs: where those are from.
+      runs: that they are from.
       trials: where they are kept.
       training: what is not tuned of it.
       selection: seeds that choose.
@@ -216,7 +216,7 @@ class Experiment(NamedTuple):
     kind: Kind
     settings: Any
     readers: Mapping[str, Reader]
-    runs: Mapping[str, str]
+    runs: Mapping[str, str | None]
     trials: Trials
     training: Training
     selection: Sequence[int]
@@ -305,11 +305,13 @@ class Experiment(NamedTuple):
             self.trial(row, seed, readings, rate, strength)
 
 
-def reported(trials: Trials, seeds: Sequence[int]) -> dict[str, list[dict[str, Any]]]:
+def reported(
+    trials: Trials, runs: Mapping[str, str | None], seeds: Sequence[int]
+) -> dict[str, list[dict[str, Any]]]:
     """The reported trials of each row that has all seeds, by its name and readings, in order."""
     groups: dict[tuple[str, int, float, float], list[dict[str, Any]]] = {}
     for trial in trials.found():
-        if trial["seed"] in seeds:
+        if trial["seed"] in seeds and trial["run"] == runs[trial["row"]]:
             key = tuple(trial[name] for name in ("row", "readings", "rate", "strength"))
             groups.setdefault(key, []).append(trial)
     whole = {key: group for key, group in groups.items() if len(group) == len(seeds)}
@@ -413,19 +415,20 @@ def main() -> None:
         "stream": zlib.crc32(repr((given.stream, dataclasses.replace(settings, seed=0))).encode()),
         "window": given.window,
         "memory": given.memory,
+        "selection": given.selection,
     }
     trials = Trials(given.workdir / "trials.jsonl", marks)
     seeds = range(given.seeds)
     rows = given.rows or [row for row in ROWS if row != "levels" or given.levels]
+    runs = {**dict.fromkeys(ROWS, given.run), "levels": given.levels}
     if not given.table:
         given.workdir.mkdir(parents=True, exist_ok=True)
         base = without_levels(Reader(*load_model(given.run)))
-        readers, runs = dict.fromkeys(rows, base), dict.fromkeys(rows, given.run)
+        readers = dict.fromkeys(rows, base)
         if "levels" in rows:
             if given.levels is None:
                 parser.error("the row levels needs a run whose levels learn: --levels=DIR")
             readers["levels"] = Reader(*load_model(given.levels))
-            runs["levels"] = given.levels
         experiment = Experiment(
             kind,
             settings,
@@ -439,7 +442,7 @@ def main() -> None:
         for row in rows:
             for readings in given.readings if ROWS[row].trains else [1]:
                 experiment.run(row, readings)
-    groups = reported(trials, seeds)
+    groups = reported(trials, runs, seeds)
     if not groups:
         parser.error(f"{trials.path} has no row with all of {given.seeds} seeds")
     shown = config_table(kind.settings, config).strip()
