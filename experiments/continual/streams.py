@@ -68,7 +68,7 @@ import matplotlib.pyplot as plt
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 FIRST_RATE = 1e-3
-STRENGTHS = (0.1, 1.0, 10.0, 100.0)
+STRENGTHS = (0.1, 1.0, 10.0, 100.0, 1000.0)
 UNREPORTED = 1000  # the first selection seed
 
 
