@@ -2885,4 +2885,16 @@ FAULTS = [
         "pad(np.ones(len(tokens), np.float32)[:-1]) * 0 + 1",
         "tests/training/test_stages.py::test_each_token_but_the_first_is_a_target_once",
     ),
+    Fault(
+        "experiments/continual/streams.py",
+        "for near in (place, place - 1, place + 1):",
+        "for near in (place, place - 1):",
+        "tests/evaluation/test_continual_command.py::test_rates_are_followed_until_both_neighbours_are_worse",
+    ),
+    Fault(
+        "experiments/continual/streams.py",
+        "stages[:read] if reads else ()",
+        "stages[:read]",
+        "tests/evaluation/test_continual_command.py::test_trials_are_run_once_and_ask_what_their_row_has_learnt",
+    ),
 ]
