@@ -32,6 +32,11 @@ FACTORIES = {
         {"learning_rate": 3e-2},
         (),
     ),
+    "elastic_weights": (
+        lambda learning_rate: optax.chain(optim.elastic_weights(1.0), optax.adam(learning_rate)),
+        {"learning_rate": 1e-2},
+        (),
+    ),
 }
 EXTRA = {"inputs": {}}  # read by delta gradient descent, ignored by all others
 
