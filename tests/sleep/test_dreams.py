@@ -1,5 +1,6 @@
 """Dreams of two readers, against one reader after the other in plain loops."""
 
+import dataclasses
 import functools
 
 import jax
@@ -31,6 +32,8 @@ CONFIG = LanguageModelConfig(
     tie_embeddings=False,  # else it says one token over and over
     in_context={"chunks": (4,), "blocks": 1},
 )
+# The same model in a chunk that does not end: asleep, no level learns.
+STILL = LanguageModel(dataclasses.replace(CONFIG, in_context={"chunks": (64,), "blocks": 1}))
 SETTINGS = SleepConfig(experts=3, expert_width=3, temperature=0.0)
 DREAMING = DreamConfig(
     dreams=4,
@@ -90,15 +93,15 @@ def dreamt():
 
 def alone(reader):
     """One reader's own: the newest expert, and loss and gradient of it by a text."""
-    model, params, lesson = made()
-    state = read(model, params, TEXT[reader : reader + 1]).state
+    _, params, lesson = made()
+    state = read(STILL, params, TEXT[reader : reader + 1]).state
     older = jax.tree.map(lambda leaf: leaf[:, reader : reader + 1], experts_of(lesson.student))
     expert = Expert(*(leaf[:, 0, 0, 2] for leaf in older[:3]))
 
     def loss(expert, text, counted):
         new = (old.at[0, 0, 0, 2].set(leaf[0]) for old, leaf in zip(older, expert, strict=False))
         having = with_experts(state, older._replace(**dict(zip(Expert._fields, new, strict=True))))
-        losses = score_segment(model, params, text[None, :-1], text[None, 1:], having)[0][0]
+        losses = score_segment(STILL, params, text[None, :-1], text[None, 1:], having)[0][0]
         return jnp.sum(losses * counted) / jnp.sum(counted)
 
     compiled = jax.jit(jax.value_and_grad(loss))
@@ -162,11 +165,11 @@ def test_all_but_the_newest_expert_stays_to_the_bit():
 
 
 def test_each_dream_is_spoken_with_another_expert_opened():
-    model, params, lesson = made()
+    _, params, lesson = made()
     _, dreams = dreamt()
     found = set()
     for reader in range(READERS):
-        alone = read(model, params, TEXT[reader : reader + 1])
+        alone = read(STILL, params, TEXT[reader : reader + 1])
         own = experts_of(lesson.teacher.state)
         own = own._replace(**{name: leaf[:, reader] for name, leaf in own._asdict().items()})
         key = jax.random.split(jax.random.fold_in(KEYS[reader], _DREAMS), 3)[1]
@@ -180,8 +183,8 @@ def test_each_dream_is_spoken_with_another_expert_opened():
             opening = OPENINGS[LENGTHS.tolist().index(start), :start]
             np.testing.assert_array_equal(text[:start], opening)
             for token in opening:
-                context = read(model, params, token[None, None], context)
-            said, _ = generate(model, params, context, keys[0], num_tokens=LENGTH, temperature=0)
+                context = read(STILL, params, token[None, None], context)
+            said, _ = generate(STILL, params, context, keys[0], num_tokens=LENGTH, temperature=0)
             np.testing.assert_array_equal(text[start : start + LENGTH], said[0])
             found.add((start, *said[0].tolist()))
     assert len(found) > 3 and {start for start, *_ in found} == {2, 3}
