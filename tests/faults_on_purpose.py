@@ -2617,9 +2617,33 @@ FAULTS = [
     ),
     Fault(
         "hope_jax/sleep/seeding.py",
-        "        key = jax.random.fold_in(key, seeding.step)\n",
-        "        key = jax.random.fold_in(lesson.keys[0], seeding.step)\n",
+        "jax.random.split(jax.random.fold_in(key, seeding.step), 3)",
+        "jax.random.split(jax.random.fold_in(lesson.keys[0], seeding.step), 3)",
         "tests/sleep/test_night.py::test_two_readers_in_a_batch_sleep_as_each_alone",
+    ),
+    Fault(
+        "hope_jax/sleep/seeding.py",
+        "        key, size = jax.random.fold_in(key, _AHEAD), settings.kept_samples\n",
+        "        key, size = jax.random.fold_in(lesson.keys[0], _AHEAD), settings.kept_samples\n",
+        "tests/sleep/test_night.py::test_samples_that_are_kept_are_those_that_steps_learn_from",
+    ),
+    Fault(
+        "hope_jax/sleep/seeding.py",
+        "    places = (step % count * size + jnp.arange(size)) % count\n",
+        "    places = (step * size + jnp.arange(size)) % count\n",
+        "tests/sleep/test_samples.py::test_kept_samples_are_taken_in_turn",
+    ),
+    Fault(
+        "hope_jax/sleep/seeding.py",
+        "        given_length=starts - first,\n",
+        "        given_length=starts,\n",
+        "tests/sleep/test_samples.py::test_what_all_prefixes_have_is_read_at_once_and_gives_the_same",
+    ),
+    Fault(
+        "hope_jax/sleep/cycle.py",
+        "    if settings.kept_samples:\n",
+        "    if not settings.kept_samples:\n",
+        "tests/sleep/test_night.py::test_compute_then_consolidate_then_update",
     ),
     Fault(
         "hope_jax/sleep/seeding.py",

@@ -49,6 +49,12 @@ class SleepConfig:
     expert_width: int = setting("rank of an expert", 64, least=1)
     steps: int = setting("of the optimiser", 100, least=0)
     samples: int = setting("sequences that the teacher makes for each step", 16, least=1)
+    kept_samples: int = setting(
+        "sequences that the teacher makes once, before the first step, of which each step takes its "
+        "samples in turn; 0 for new ones at each step",
+        0,
+        least=0,
+    )
     tokens: int = setting("of each sequence", 64, least=2)
     temperature: float = setting("of the teacher's samples; 0 is greedy", 1.0, least=0)
     top_p: float = setting(

@@ -22,6 +22,7 @@ from hope_jax.sleep.seeding import (
     Seeding,
     SeedingStep,
     begin_seeding,
+    keep_samples,
     measure,
     newest_expert,
     seed_step,
@@ -130,6 +131,8 @@ def sleep(
     student = expand(model, student, settings.level, expert_keys)
     # Consolidate: the teacher is still whole.
     lesson = Lesson(Context(state, context.logits), student, lesson_keys, openings)
+    if settings.kept_samples:
+        lesson = keep_samples(model, params, lesson, settings, vocab_size)
     look = functools.partial(
         measure, model, params, lesson, settings=settings, vocab_size=vocab_size
     )

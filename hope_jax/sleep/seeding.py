@@ -11,6 +11,7 @@ where F(d') is taken of what the student has said, and the last term is descende
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-from hope_jax.inference.sampling import Context, sample
+from hope_jax.inference.sampling import Context, read, sample
 from hope_jax.models.language_model import LanguageModel, ModelState
 from hope_jax.sleep.config import SleepConfig
 from hope_jax.sleep.expansion import (
@@ -34,7 +35,7 @@ from hope_jax.sleep.imitation import policy_gradient_loss, reward
 from hope_jax.sleep.readers import Reader, as_batch, axes, equipped, readers_of
 from hope_jax.sleep.samples import Openings, Samples, mean_of, say
 
-_UNSEEN = 2**31  # no step has that number
+_UNSEEN, _AHEAD = 2**31, 2**31 + 1  # no step has these numbers
 
 
 class Lesson(NamedTuple):
@@ -46,12 +47,15 @@ class Lesson(NamedTuple):
       keys: random keys, one for each reader.
       openings: of the teacher's samples, from `openings_of`; None for samples that go on from what the
         teacher has read.
+      kept: samples that the teacher has made before the first step, from `keep_samples`; None if it makes
+        new ones at each.
     """
 
     teacher: Context
     student: ModelState
     keys: Array
     openings: Openings | None = None
+    kept: Samples | None = None
 
 
 class Seeding(NamedTuple):
@@ -100,6 +104,34 @@ def begin_seeding(
     return Seeding(expert, jax.jit(jax.vmap(optimizer.init))(expert), jnp.zeros((), jnp.int32))
 
 
+@functools.partial(jax.jit, static_argnames=("model", "settings", "vocab_size"))
+def keep_samples(
+    model: LanguageModel,
+    params: Any,
+    lesson: Lesson,
+    settings: SleepConfig,
+    vocab_size: int | None = None,
+) -> Lesson:
+    """The lesson with all that its teacher will say, said at once.
+
+    A token costs little more for many sequences than for a few, since most of it is reading the weights.
+
+    Args:
+      model: that sleeps.
+      params: of the model.
+      lesson: of the night.
+      settings: of the night, of which `kept_samples` is not 0.
+      vocab_size: see `seed_step`.
+    """
+
+    def one(teacher: Reader, key: Array) -> Samples:
+        key, size = jax.random.fold_in(key, _AHEAD), settings.kept_samples
+        return _teach(model, params, teacher, size, key, settings, lesson.openings, vocab_size)
+
+    mapped = jax.vmap(one, in_axes=(axes(model), 0))
+    return lesson._replace(kept=mapped(readers_of(lesson.teacher), lesson.keys))
+
+
 @functools.partial(jax.jit, static_argnames=("model", "settings", "optimizer", "vocab_size"))
 def seed_step(
     model: LanguageModel,
@@ -124,11 +156,24 @@ def seed_step(
     openings, here = lesson.openings, pools_for(model.config, settings.level)
 
     def one(
-        teacher: Reader, student: Reader, expert: Expert, state: Any, key: Array
+        teacher: Reader,
+        student: Reader,
+        expert: Expert,
+        state: Any,
+        key: Array,
+        kept: Samples | None,
     ) -> tuple[Expert, Any, SeedingStep]:
-        key = jax.random.fold_in(key, seeding.step)
+        for_samples, *keys = jax.random.split(jax.random.fold_in(key, seeding.step), 3)
         having = lambda expert: equipped(student, expert, here)
-        said = _speak(model, params, teacher, having(expert), key, settings, openings, vocab_size)
+        if kept is None:
+            size = settings.samples
+            original = _teach(
+                model, params, teacher, size, for_samples, settings, openings, vocab_size
+            )
+        else:
+            original = _in_turn(kept, seeding.step, settings.samples)
+        first = 0 if openings is None else openings.first.shape[1]
+        said = _imitated(model, params, having(expert), original, first, keys, settings, vocab_size)
 
         def loss(expert: Expert) -> tuple[Array, Array]:
             compared = _compare(
@@ -141,8 +186,8 @@ def seed_step(
         found = SeedingStep(value, divergence, jnp.mean(said.rewards))
         return optax.apply_updates(expert, updates), state, found
 
-    mapped = jax.vmap(one, in_axes=(axes(model), axes(model), 0, 0, 0))
-    inputs = *both_readers(lesson), seeding.expert, seeding.optimizer, lesson.keys
+    mapped = jax.vmap(one, in_axes=(axes(model), axes(model), 0, 0, 0, 0))
+    inputs = *both_readers(lesson), seeding.expert, seeding.optimizer, lesson.keys, lesson.kept
     expert, state, found = mapped(*inputs)
     return Seeding(expert, state, seeding.step + 1), found
 
@@ -175,7 +220,8 @@ def measure(
 
     def one(teacher: Reader, student: Reader, expert: Expert, key: Array) -> Array:
         key = jax.random.fold_in(key, _UNSEEN)
-        said = _teach(model, params, teacher, key, settings, openings, vocab_size)
+        size = settings.samples
+        said = _teach(model, params, teacher, size, key, settings, openings, vocab_size)
         student = equipped(student, expert, here)
         divergence, _ = _compare(model, params, teacher, student, said.tokens, settings, vocab_size)
         return mean_of(divergence, said.spoken[:, 1:])
@@ -224,19 +270,26 @@ class _Said(NamedTuple):
     rewards: Float[Array, "n K"]
 
 
-def _speak(
+def _in_turn(kept: Samples, step: Int[Array, ""], size: int) -> Samples:
+    """Those of a step, where each goes on behind those of the step before, round and round."""
+    count = kept.tokens.shape[0]
+    # Of the step first, so that no product outgrows its integers.
+    places = (step % count * size + jnp.arange(size)) % count
+    return jax.tree.map(lambda leaf: leaf[places], kept)
+
+
+def _imitated(
     model: LanguageModel,
     params: Any,
-    teacher: Reader,
     student: Reader,
-    key: Array,
+    original: Samples,
+    first: int,
+    keys: Sequence[Array],
     settings: SleepConfig,
-    openings: Openings | None,
     vocab_size: int | None,
 ) -> _Said:
-    """What the teacher says, and how the student goes on from random prefixes of it."""
-    for_samples, for_prefixes, for_imitations = jax.random.split(key, 3)
-    original = _teach(model, params, teacher, for_samples, settings, openings, vocab_size)
+    """What the teacher has said, and how the student goes on from random prefixes of it."""
+    for_prefixes, for_imitations = keys
     size = original.tokens.shape[0]
     if not settings.student_speaks:
         return _Said(original.tokens, original.spoken, jnp.zeros((size, 1)))
@@ -244,7 +297,7 @@ def _speak(
     starts = jax.random.randint(for_prefixes, (size,), least, original.end)
     repeat = lambda x: jnp.repeat(x, settings.continuations, 0)
     (tokens, _, end), starts = jax.tree.map(repeat, original), repeat(starts)
-    imitation = _imitate(model, params, student, tokens, starts, for_imitations, vocab_size)
+    imitation = _imitate(model, params, student, tokens, starts, first, for_imitations, vocab_size)
     rewards = reward(
         imitation,
         tokens,
@@ -285,16 +338,17 @@ def _teach(
     model: LanguageModel,
     params: Any,
     teacher: Reader,
+    size: int,
     key: Array,
     settings: SleepConfig,
     openings: Openings | None,
     vocab_size: int | None,
 ) -> Samples:
-    """What the teacher says, behind its openings."""
+    """So many samples of what the teacher says, behind its openings."""
     return say(
         model,
         params,
-        as_batch(model, teacher, settings.samples),
+        as_batch(model, teacher, size),
         key,
         openings,
         num_tokens=settings.tokens,
@@ -310,22 +364,26 @@ def _imitate(
     student: Reader,
     original: Int[Array, "m T"],
     starts: Int[Array, " m"],
+    first: int,
     key: Array,
     vocab_size: int | None,
 ) -> Int[Array, "m T"]:
-    """How the student goes on from the first tokens of each original."""
+    """How the student goes on from the first tokens of each original, of which all have `first`."""
     context = as_batch(model, student, starts.shape[0])
+    given, rest = original[:, :first], original[:, first:]
+    if first:
+        context = read(model, params, given, context)
     tokens, _ = sample(
         model,
         params,
         context,
         key,
-        num_tokens=original.shape[1],
+        num_tokens=rest.shape[1],
         vocab_size=vocab_size,
-        given=original,
-        given_length=starts,
+        given=rest,
+        given_length=starts - first,
     )
-    return tokens
+    return jnp.concatenate([given, tokens], 1)
 
 
 def _compare(

@@ -22,6 +22,7 @@ from hope_jax.sleep.seeding import (
     Lesson,
     SeedingStep,
     begin_seeding,
+    keep_samples,
     measure,
     newest_expert,
     seed_step,
@@ -127,6 +128,42 @@ def test_a_step_descends_the_measured_divergence():
         moved = getattr(after.expert, name) - weights
         axes = tuple(range(1, weights.ndim))
         np.testing.assert_allclose(-jnp.sum(moved * way, axes), slope, rtol=0.03, atol=2e-4)
+
+
+def test_samples_that_are_kept_are_those_that_steps_learn_from():
+    model, params, context = made()
+    settings = dataclasses.replace(SETTINGS, lam=0.0, a=1.0, temperature=1.0, kept_samples=4)
+    room = make_room(model, context.state, 2, 3)
+    student = expand(model, student_of(model, params, room, settings), 0, KEYS)
+    bare = Lesson(Context(room, context.logits), student, KEYS)
+    lesson = keep_samples(model, params, bare, settings)
+    tokens = lesson.kept.tokens
+    assert tokens.shape == (READERS, 4, 5) and (tokens[0] != tokens[1]).any()
+    seeding = begin_seeding(model, lesson, settings, OPTIMIZER)
+    found = [
+        seed_step(
+            model, params, lesson, seeding._replace(step=jnp.asarray(step)), settings, OPTIMIZER
+        )[1].divergence
+        for step in range(3)
+    ]
+    np.testing.assert_array_equal(found[0], found[2])
+    assert (found[0] != found[1]).all()
+    # The first step's are the first of each reader's own: the others do not matter to it.
+    half = jax.tree.map(lambda leaf: leaf.at[:, 2:].set(0), lesson.kept)
+    same = seed_step(model, params, lesson._replace(kept=half), seeding, settings, OPTIMIZER)
+    np.testing.assert_array_equal(same[1].divergence, found[0])
+    # A greedy teacher says the same anew at each step.
+    _, night = sleep(
+        model,
+        params,
+        context,
+        KEYS,
+        dataclasses.replace(SETTINGS, kept_samples=2),
+        OPTIMIZER,
+    )
+    (_, anew), *_ = nights()
+    np.testing.assert_allclose(night.steps.loss, anew.steps.loss, rtol=1e-5)
+    np.testing.assert_allclose(night.after, anew.after, rtol=1e-5)
 
 
 class Fake:

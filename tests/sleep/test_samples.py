@@ -7,12 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax.inference.sampling import read
+from hope_jax.inference.sampling import Context, read
 from hope_jax.models import LanguageModel
 from hope_jax.sleep import seeding
 from hope_jax.sleep.config import SleepConfig
+from hope_jax.sleep.expansion import make_room
+from hope_jax.sleep.readers import axes, readers_of
 from hope_jax.sleep.samples import Samples, mean_of, openings_of, say
-from tests.sleep.reader import CONFIG, VOCAB, assert_same
+from tests.sleep.reader import CONFIG, TEXT, VOCAB, assert_same, made
 
 RANDOM = np.random.default_rng(3)
 PLAIN = dataclasses.replace(CONFIG, num_layers=1, cms_levels=1, in_context=None)
@@ -67,16 +69,17 @@ def test_what_counts_in_a_step_follows_each_row_s_own_opening(monkeypatch):
         jnp.asarray(length + tokens),
     )
 
-    def imitate(model, params, student, original, starts, *_):
+    def imitate(model, params, student, original, starts, first, *_):
+        assert first == 0
         starts_of.append(np.asarray(starts))
         place = np.arange(9)
         return jnp.where(place < starts[:, None], original, (original + 1) % VOCAB)
 
-    monkeypatch.setattr(seeding, "_teach", lambda *_: original)
     monkeypatch.setattr(seeding, "_imitate", imitate)
     settings = SleepConfig(tokens=tokens, continuations=2, lam=0.5, a=0.5)
     for number in range(40):
-        said = seeding._speak(*[None] * 4, jax.random.key(number), settings, None, None)
+        keys = jax.random.split(jax.random.key(number))
+        said = seeding._imitated(None, None, None, original, 0, keys, settings, None)
         starts, ends = starts_of[-1], np.repeat(length + tokens, 2)
         place = np.arange(9)
         np.testing.assert_array_equal(said.counted[:size], original.spoken)
@@ -90,6 +93,35 @@ def test_what_counts_in_a_step_follows_each_row_s_own_opening(monkeypatch):
     starts = np.array(starts_of)[:, ::2]
     np.testing.assert_array_equal(starts.min(0), np.maximum(length, 1))
     np.testing.assert_array_equal(starts.max(0), length + tokens - 1)
+
+
+def test_what_all_prefixes_have_is_read_at_once_and_gives_the_same():
+    model, params, _ = made()
+    loud = params | {"embedding": 1e3 * params["embedding"]}  # so that nothing is left to chance
+    original = RANDOM.integers(VOCAB, size=(3, 8))
+    context = read(model, loud, TEXT[:1])
+    room = make_room(model, context.state, 2, 3)
+    reader = readers_of(Context(room, context.logits))
+
+    def imitations(first):
+        one = lambda reader: seeding._imitate(
+            model, loud, reader, original, jnp.array([4, 5, 7]), first, jax.random.key(0), None
+        )
+        return jax.jit(jax.vmap(one, in_axes=(axes(model),)))(reader)[0]
+
+    at_once = imitations(4)
+    np.testing.assert_array_equal(at_once, imitations(0))
+    for row, ours, start in zip(original, at_once, (4, 5, 7), strict=True):
+        np.testing.assert_array_equal(ours[:start], row[:start])
+    assert (at_once != original).any()
+
+
+def test_kept_samples_are_taken_in_turn():
+    kept = Samples(jnp.arange(10)[:, None], jnp.arange(10), jnp.arange(10) + 1)
+    taken = [seeding._in_turn(kept, jnp.asarray(step), 4).start.tolist() for step in range(6)]
+    assert np.ravel(taken).tolist() == [number % 10 for number in range(24)]
+    late = seeding._in_turn(kept, jnp.asarray(2**31 - 1), 4)  # no product outgrows its integers
+    np.testing.assert_array_equal(late.start, (4 * (2**31 - 1) + np.arange(4)) % 10)
 
 
 def test_the_mean_is_of_what_counts():
