@@ -114,7 +114,7 @@ def keep_samples(
 ) -> Lesson:
     """The lesson with all that its teacher will say, said at once.
 
-    A token costs little more for many sequences than for a few, since most of it is reading the weights.
+    Weights are read once for a token of all of them; a cache for each lies in memory meanwhile.
 
     Args:
       model: that sleeps.
