@@ -26,6 +26,7 @@ there, as is done at the end.
 
 import argparse
 import dataclasses
+import functools
 import math
 import statistics
 import time
@@ -40,9 +41,10 @@ from ml_collections import ConfigDict
 
 from hope_jax.commands.config import change_settings, config_table
 from hope_jax.commands.trained_model import load_model
-from hope_jax.data.json_lines import add_json_line, read_json_lines
+from hope_jax.data.json_lines import add_json_line, find_json_lines
 from hope_jax.data.tokenizers import Tokenizer
 from hope_jax.data.whole_file import write_whole
+from hope_jax.evaluation.grid import climb
 from hope_jax.evaluation.stream import (
     MEASURES,
     Asking,
@@ -125,12 +127,7 @@ class Trials:
 
     def found(self, **key: Any) -> list[dict[str, Any]]:
         """Those with these entries."""
-        key |= self.marks
-        return [
-            trial
-            for _, trial in read_json_lines(self.path)
-            if isinstance(trial, dict) and all(trial.get(name) == key[name] for name in key)
-        ]
+        return list(find_json_lines(self.path, key | self.marks))
 
     def add(self, trial: Mapping[str, Any]) -> dict[str, Any]:
         """Keeps one."""
@@ -269,7 +266,7 @@ class Experiment(NamedTuple):
         print(f"{key}: {end} at the end, {trial['seconds']} s", flush=True)
         return trial
 
-    def at_end(self, row: str, readings: int, rate: float, strength: float) -> float:
+    def at_end(self, row: str, readings: int, strength: float, rate: float) -> float:
         """Mean average at the end over the selection seeds, of the finest measure there is."""
         ends = []
         for seed in self.selection:
@@ -284,18 +281,10 @@ class Experiment(NamedTuple):
             return 0.0, 0.0
         best = (-math.inf, 0.0, 0.0)
         for strength in STRENGTHS if ROWS[row].holds else (0.0,):
-            found: dict[int, float] = {}
-            place = RATES.index(FIRST_RATE)
-            while True:
-                for near in (place, place - 1, place + 1):
-                    if near in range(len(RATES)) and near not in found:
-                        found[near] = self.at_end(row, readings, RATES[near], strength)
-                highest = max(found, key=found.__getitem__)
-                if highest == place:
-                    break
-                place = highest
+            at_end = functools.partial(self.at_end, row, readings, strength)
+            rate, score = climb(RATES, FIRST_RATE, at_end)
             # The first of equals, which changes least.
-            best = max(best, (found[place], RATES[place], strength), key=lambda one: one[0])
+            best = max(best, (score, rate, strength), key=lambda one: one[0])
         return best[1:]
 
     def run(self, row: str, readings: int) -> None:

@@ -27,6 +27,7 @@ from documents import PARTS, text_of
 from hope_jax.commands.trained_model import load_model
 from hope_jax.data.json_lines import add_json_line
 from hope_jax.data.tokenizers import Tokenizer
+from hope_jax.evaluation.grid import climb
 from hope_jax.inference.sampling import score_segment
 from hope_jax.models import LanguageModel
 
@@ -191,17 +192,8 @@ def read_part(
 
 def choose_step(trained: Trained, rows: Rows, setting: str, length: int) -> float:
     """The step with the lowest mean loss on the tuning documents, both neighbours read too."""
-    losses: dict[int, float] = {}
-    best = STEPS.index(FIRST_STEP)
-    while True:
-        for index in (best, best - 1, best + 1):
-            if index in range(len(STEPS)) and index not in losses:
-                loss = read_part(trained, rows, setting, STEPS[index], "tuning", length)
-                losses[index] = loss if math.isfinite(loss) else math.inf
-        lowest = min(losses, key=losses.__getitem__)
-        if lowest == best:
-            return STEPS[best]
-        best = lowest
+    loss = lambda step: read_part(trained, rows, setting, step, "tuning", length)
+    return climb(STEPS, FIRST_STEP, lambda step: -loss(step))[0]
 
 
 def learns(setting: str) -> bool:

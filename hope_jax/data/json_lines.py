@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,13 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
         yield number, value
 
 
+def find_json_lines(path: Path, entries: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The objects of a file that have all of some entries, and maybe others."""
+    for _, value in read_json_lines(path):
+        if isinstance(value, dict) and all(value.get(key) == entries[key] for key in entries):
+            yield value
+
+
 def add_json_line(path: Path, value: Any) -> None:
     """Adds a value, on a line of its own behind whatever a writer that was killed has left.
 
@@ -30,6 +37,8 @@ def add_json_line(path: Path, value: Any) -> None:
       >>> add_json_line(path, {"right": 1.0})
       >>> list(read_json_lines(path))
       [(2, {'right': 1.0})]
+      >>> list(find_json_lines(path, {"right": 0.5}))
+      []
     """
     with path.open("ab+") as file:  # which is read anywhere and written at its end
         cut = file.tell() > 0 and file.seek(-1, os.SEEK_END) >= 0 and file.read() != b"\n"

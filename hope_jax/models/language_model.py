@@ -1,5 +1,6 @@
 """Language models with an explicit streaming state."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
@@ -150,6 +151,44 @@ class LanguageModel(nn.Module):
         """As a call, but with the normed final activations, of which `logits` are made."""
         return self._advance(tokens, state, reset)
 
+    def below(
+        self,
+        tokens: Int[Array, "B T"],
+        state: ModelState | None = None,
+        reset: Bool[Array, "B T"] | None = None,
+    ) -> tuple[Float[Array, "B T D"], BlockState]:
+        """What the blocks that do not adapt make of tokens, of a model whose levels learn in context.
+
+        Arguments are those of a call.
+
+        Returns:
+          What the adapting blocks read, and the states of those below them after the last token.
+        """
+        config = self.config
+        x, still = self._embedded(tokens), config.num_layers - config.adapting_blocks
+        held = None if state is None else state.blocks
+        if not still:
+            return x, BlockState((), ())
+        params = nn.unbox(self.blocks.variables["params"])
+        if held is not None and tokens.shape[1] == 1:
+            return read_token(config, params, range(still), x, held, reset)
+        lower = jax.tree.map(lambda w: w[:still], params)
+        return _apply_stack(config, lower, x, held, reset, None, None, ())
+
+    def hidden_above(
+        self, below: Float[Array, "B T D"], state: ModelState
+    ) -> Float[Array, "B T D"]:
+        """The first output of `hidden` for the same tokens and a state whose levels are held.
+
+        What `below` has made stays what it is while nothing but experts changes, and is read again and
+        again.
+
+        Args:
+          below: the first output of `below`.
+          state: whose `adapting` is a `HeldState`.
+        """
+        return self._read_adapting(below, None, state, None, None)[0]
+
     def next_logits(
         self,
         tokens: Int[Array, "B T"],
@@ -206,9 +245,11 @@ class LanguageModel(nn.Module):
         targets: Array | None = None,
     ) -> tuple[Array, ModelState]:
         """Final activations, or where levels adapt and targets are given, losses; and the state."""
-        x = self._embedded(tokens)
         if self._adapts:
-            return self._read_adapting(x, tokens, state, reset, targets)
+            x, blocks = self.below(tokens, state, reset)
+            output, adapting = self._read_adapting(x, tokens, state, reset, targets)
+            return output, ModelState(blocks, adapting)
+        x = self._embedded(tokens)
         recording = self.is_mutable_collection("dense_inputs")
         if state is not None and tokens.shape[1] == 1 and not recording:
             params = nn.unbox(self.blocks.variables["params"])
@@ -234,37 +275,23 @@ class LanguageModel(nn.Module):
     def _read_adapting(
         self,
         x: Array,
-        tokens: Array,
+        tokens: Array | None,
         state: ModelState | None,
         reset: Array | None,
         targets: Array | None,
-    ) -> tuple[Array, ModelState]:
-        """What `_advance` does with embedded tokens, where the last blocks adapt."""
+    ) -> tuple[Array, AdaptingState | HeldState]:
+        """What `_advance` does with what `below` has made; tokens may be None where levels are held."""
         config = self.config
         # Within the gradients of the inner loop, blocks are functions of their parameters.
         params = nn.unbox(self.blocks.variables["params"])
         still = config.num_layers - config.adapting_blocks
-        lower, upper = (
-            jax.tree.map(lambda w, part=part: w[part], params)
-            for part in (slice(still), slice(still, None))
-        )
+        upper = jax.tree.map(lambda w: w[still:], params)
         # Gradients of what every chunk reads are sums over chunks: they are formed in float32.
         upper, norm_params, table = (
             jax.tree.map(at_least_float32, tree)
             for tree in (upper, nn.unbox(self.norm.variables["params"]), self._output_table())
         )
-
-        def stack(params, x, *inputs):
-            layers = jax.tree.leaves(params)[0].shape[0]
-            return make_stack(config, layers, None).apply({"params": params}, x, *inputs)
-
-        one = state is not None and tokens.shape[1] == 1
-        blocks = BlockState((), ())
-        if still and one:
-            x, blocks = read_token(config, params, range(still), x, state.blocks, reset)
-        elif still:
-            held = None if state is None else state.blocks
-            x, blocks = stack(lower, x, held, reset, None, None, ())
+        stack = functools.partial(_apply_stack, config)
         norm = self.norm.clone(parent=None, name=None)
         normed = lambda x: cast(Array, norm.apply({"params": norm_params}, x))
         head = Head(normed, lambda hidden, targets: self._losses(hidden, targets, table))
@@ -274,13 +301,14 @@ class LanguageModel(nn.Module):
         if isinstance(adapting, HeldState):
             sequence, weights, _ = adapting
             held = BlockState(sequence, ())
-            if one:
+            if x.shape[1] == 1:
                 places = range(still, config.num_layers)
                 x, held = read_token(config, params, places, x, held, reset, experts, weights)
             else:
                 x, held = stack(with_held(upper, weights), x, held, reset, None, None, experts)
             output = normed(x) if targets is None else head.losses(normed(x), targets)
-            return output, ModelState(blocks, adapting._replace(sequence=held.sequence))
+            return output, adapting._replace(sequence=held.sequence)
+        assert tokens is not None
         output, adapting = read_adapting(
             config,
             lambda *inputs: stack(upper, *inputs, experts),
@@ -292,7 +320,7 @@ class LanguageModel(nn.Module):
             reset,
             targets,
         )
-        return output, ModelState(blocks, adapting._replace(experts=own))
+        return output, adapting._replace(experts=own)
 
     def _losses(self, hidden: Array, targets: Array, table: Array) -> Array:
         return chunked_cross_entropy(
@@ -309,6 +337,14 @@ class LanguageModel(nn.Module):
 
     def _output_table(self) -> Array:
         return self.embedding if self.config.tie_embeddings else self.unembedding
+
+
+def _apply_stack(
+    config: LanguageModelConfig, params: Any, x: Array, *inputs: Any
+) -> tuple[Array, BlockState]:
+    """Blocks as a function of their stacked parameters, which say how many there are."""
+    stack = make_stack(config, jax.tree.leaves(params)[0].shape[0], None)
+    return stack.apply({"params": params}, x, *inputs)
 
 
 def init_state(model: LanguageModel, params: Any, batch_size: int) -> ModelState:

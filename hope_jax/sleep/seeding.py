@@ -11,8 +11,8 @@ where F(d') is taken of what the student has said, and the last term is descende
 """
 
 import functools
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,20 @@ from hope_jax.sleep.samples import Openings, Samples, mean_of, say
 _UNSEEN, _AHEAD = 2**31, 2**31 + 1  # no step has these numbers
 
 
+class Kept(NamedTuple):
+    """Samples that a teacher has made before the first step, and what does not change of them.
+
+    Attributes:
+      samples: in the order in which steps take them.
+      taught: the teacher's final activations of all tokens but the last.
+      below: what the student's blocks that do not adapt make of the same tokens.
+    """
+
+    samples: Samples
+    taught: Float[Array, "*n T-1 D"]
+    below: Float[Array, "*n T-1 D"]
+
+
 class Lesson(NamedTuple):
     """Who teaches whom in a night, arrays throughout.
 
@@ -47,15 +61,15 @@ class Lesson(NamedTuple):
       keys: random keys, one for each reader.
       openings: of the teacher's samples, from `openings_of`; None for samples that go on from what the
         teacher has read.
-      kept: samples that the teacher has made before the first step, from `keep_samples`; None if it makes
-        new ones at each.
+      kept: what the teacher has said before the first step, from `keep_samples`; None if it says
+        something new at each.
     """
 
     teacher: Context
     student: ModelState
     keys: Array
     openings: Openings | None = None
-    kept: Samples | None = None
+    kept: Kept | None = None
 
 
 class Seeding(NamedTuple):
@@ -114,7 +128,8 @@ def keep_samples(
 ) -> Lesson:
     """The lesson with all that its teacher will say, said at once.
 
-    Weights are read once for a token of all of them; a cache for each lies in memory meanwhile.
+    Weights are read once for a token of all of them; a cache for each lies in memory meanwhile. What
+    steps would find out again and again is found out here.
 
     Args:
       model: that sleeps.
@@ -124,12 +139,16 @@ def keep_samples(
       vocab_size: see `seed_step`.
     """
 
-    def one(teacher: Reader, key: Array) -> Samples:
+    def one(teacher: Reader, student: Reader, key: Array) -> Kept:
         key, size = jax.random.fold_in(key, _AHEAD), settings.kept_samples
-        return _teach(model, params, teacher, size, key, settings, lesson.openings, vocab_size)
+        said = _teach(model, params, teacher, size, key, settings, lesson.openings, vocab_size)
+        inputs = said.tokens[:, :-1]
+        return Kept(
+            said, _taught(model, params, teacher, inputs), _below(model, params, student, inputs)
+        )
 
-    mapped = jax.vmap(one, in_axes=(axes(model), 0))
-    return lesson._replace(kept=mapped(readers_of(lesson.teacher), lesson.keys))
+    mapped = jax.vmap(one, in_axes=(axes(model), axes(model), 0))
+    return lesson._replace(kept=mapped(*both_readers(lesson), lesson.keys))
 
 
 @functools.partial(jax.jit, static_argnames=("model", "settings", "optimizer", "vocab_size"))
@@ -161,7 +180,7 @@ def seed_step(
         expert: Expert,
         state: Any,
         key: Array,
-        kept: Samples | None,
+        kept: Kept | None,
     ) -> tuple[Expert, Any, SeedingStep]:
         for_samples, *keys = jax.random.split(jax.random.fold_in(key, seeding.step), 3)
         having = lambda expert: equipped(student, expert, here)
@@ -170,15 +189,18 @@ def seed_step(
             original = _teach(
                 model, params, teacher, size, for_samples, settings, openings, vocab_size
             )
+            taught = below = None
         else:
-            original = _in_turn(kept, seeding.step, settings.samples)
+            original, taught, below = _in_turn(kept, seeding.step, settings.samples)
         first = 0 if openings is None else openings.first.shape[1]
         said = _imitated(model, params, having(expert), original, first, keys, settings, vocab_size)
+        inputs = said.tokens[:, :-1]
+        taught = _rest(functools.partial(_taught, model, params, teacher), inputs, taught)
+        below = _rest(functools.partial(_below, model, params, student), inputs, below)
 
         def loss(expert: Expert) -> tuple[Array, Array]:
-            compared = _compare(
-                model, params, teacher, having(expert), said.tokens, settings, vocab_size
-            )
+            mine = _above(model, params, having(expert), below)
+            compared = _compare(model, params, taught, mine, said.tokens, settings, vocab_size)
             return _loss(said, *compared, settings)
 
         (value, divergence), gradient = jax.value_and_grad(loss, has_aux=True)(expert)
@@ -222,8 +244,11 @@ def measure(
         key = jax.random.fold_in(key, _UNSEEN)
         size = settings.samples
         said = _teach(model, params, teacher, size, key, settings, openings, vocab_size)
-        student = equipped(student, expert, here)
-        divergence, _ = _compare(model, params, teacher, student, said.tokens, settings, vocab_size)
+        inputs = said.tokens[:, :-1]
+        taught = _taught(model, params, teacher, inputs)
+        below = _below(model, params, student, inputs)
+        mine = _above(model, params, equipped(student, expert, here), below)
+        divergence, _ = _compare(model, params, taught, mine, said.tokens, settings, vocab_size)
         return mean_of(divergence, said.spoken[:, 1:])
 
     mapped = jax.vmap(one, in_axes=(axes(model), axes(model), 0, 0))
@@ -270,9 +295,9 @@ class _Said(NamedTuple):
     rewards: Float[Array, "n K"]
 
 
-def _in_turn(kept: Samples, step: Int[Array, ""], size: int) -> Samples:
+def _in_turn(kept: Kept, step: Int[Array, ""], size: int) -> Kept:
     """Those of a step, where each goes on behind those of the step before, round and round."""
-    count = kept.tokens.shape[0]
+    count = kept.samples.tokens.shape[0]
     # Of the step first, so that no product outgrows its integers.
     places = (step % count * size + jnp.arange(size)) % count
     return jax.tree.map(lambda leaf: leaf[places], kept)
@@ -386,11 +411,47 @@ def _imitate(
     return jnp.concatenate([given, tokens], 1)
 
 
+def _taught(
+    model: LanguageModel, params: Any, teacher: Reader, inputs: Int[Array, "m T"]
+) -> Float[Array, "m T D"]:
+    """The teacher's final activations, which nothing changes."""
+    state = as_batch(model, teacher, inputs.shape[0]).state
+    hidden, _ = model.apply({"params": params}, inputs, state, method="hidden")
+    return jax.lax.stop_gradient(hidden)
+
+
+def _below(
+    model: LanguageModel, params: Any, student: Reader, inputs: Int[Array, "m T"]
+) -> Float[Array, "m T D"]:
+    """What the student's blocks without experts make, which nothing changes either."""
+    state = as_batch(model, student, inputs.shape[0]).state
+    below, _ = model.apply({"params": params}, inputs, state, method="below")
+    return below
+
+
+def _above(
+    model: LanguageModel, params: Any, student: Reader, below: Float[Array, "m T D"]
+) -> Float[Array, "m T D"]:
+    """The student's final activations."""
+    state = as_batch(model, student, below.shape[0]).state
+    return cast(Array, model.apply({"params": params}, below, state, method="hidden_above"))
+
+
+def _rest(
+    made: Callable[[Array], Array], inputs: Int[Array, "m T"], known: Float[Array, "n T D"] | None
+) -> Float[Array, "m T D"]:
+    """What is made of inputs, of which the first are known, or none."""
+    if known is None:
+        return made(inputs)
+    rest = inputs[known.shape[0] :]
+    return jnp.concatenate([known, made(rest)]) if len(rest) else known
+
+
 def _compare(
     model: LanguageModel,
     params: Any,
-    teacher: Reader,
-    student: Reader,
+    taught: Float[Array, "m T-1 D"],
+    mine: Float[Array, "m T-1 D"],
     tokens: Int[Array, "m T"],
     settings: SleepConfig,
     vocab_size: int | None,
@@ -399,12 +460,8 @@ def _compare(
 
     Logits exist for `loss_chunk` tokens of each sequence at a time, as in the loss of training.
     """
-    inputs, following = tokens[:, :-1], tokens[:, 1:]
+    following = tokens[:, 1:]
     apply: Any = functools.partial(model.apply, {"params": params})
-
-    def hidden(reader: Reader) -> Array:
-        state = as_batch(model, reader, tokens.shape[0]).state
-        return apply(inputs, state, method="hidden")[0]
 
     def compared(part: Any) -> tuple[Array, Array]:
         *both, following = part
@@ -413,8 +470,8 @@ def _compare(
         at_token = jnp.take_along_axis(log_probability, following[..., None], -1)[..., 0]
         return settings.divergence_function(theirs, mine), at_token
 
-    parts = jax.lax.stop_gradient(hidden(teacher)), hidden(student), following
-    length, chunk = inputs.shape[1], model.config.loss_chunk
+    parts = taught, mine, following
+    length, chunk = following.shape[1], model.config.loss_chunk
     if length <= chunk:
         return compared(parts)
     pieces = -(-length // chunk)

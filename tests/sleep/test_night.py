@@ -137,11 +137,11 @@ def test_samples_that_are_kept_are_those_that_steps_learn_from():
     student = expand(model, student_of(model, params, room, settings), 0, KEYS)
     bare = Lesson(Context(room, context.logits), student, KEYS)
     lesson = keep_samples(model, params, bare, settings)
-    tokens = lesson.kept.tokens
+    tokens = lesson.kept.samples.tokens
     assert tokens.shape == (READERS, 4, 5)
     # Each reader's key is its own.
     other = bare._replace(keys=jnp.stack([KEYS[0], jax.random.key(6)]))
-    changed = keep_samples(model, params, other, settings).kept.tokens
+    changed = keep_samples(model, params, other, settings).kept.samples.tokens
     np.testing.assert_array_equal(changed[0], tokens[0])
     assert (changed[1] != tokens[1]).any()
     seeding = begin_seeding(model, lesson, settings, OPTIMIZER)

@@ -117,11 +117,13 @@ def test_what_all_prefixes_have_is_read_at_once_and_gives_the_same():
 
 
 def test_kept_samples_are_taken_in_turn():
-    kept = Samples(jnp.arange(10)[:, None], jnp.arange(10), jnp.arange(10) + 1)
-    taken = [seeding._in_turn(kept, jnp.asarray(step), 4).start.tolist() for step in range(6)]
-    assert np.ravel(taken).tolist() == [number % 10 for number in range(24)]
+    number = jnp.arange(10)
+    kept = seeding.Kept(Samples(number[:, None], number, number + 1), number, number)
+    taken = [seeding._in_turn(kept, jnp.asarray(step), 4) for step in range(6)]
+    for of in (lambda kept: kept.samples.start, lambda kept: kept.taught, lambda kept: kept.below):
+        assert np.ravel(list(map(of, taken))).tolist() == [number % 10 for number in range(24)]
     late = seeding._in_turn(kept, jnp.asarray(2**31 - 1), 4)  # no product outgrows its integers
-    np.testing.assert_array_equal(late.start, (4 * (2**31 - 1) + np.arange(4)) % 10)
+    np.testing.assert_array_equal(late.taught, (4 * (2**31 - 1) + np.arange(4)) % 10)
 
 
 def test_the_mean_is_of_what_counts():
