@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from hope_jax.inference.sampling import Context
 from hope_jax.models import LanguageModel
+from hope_jax.models.in_context import slow_weights
 from hope_jax.models.language_model import ModelState
 from hope_jax.models.stack import with_held
 from hope_jax.sleep.expansion import pools_for
@@ -84,8 +85,8 @@ def train_mlps(
         adapting: Any = state.adapting
         return state._replace(adapting=adapting._replace(weights=weights, experts=()))
 
-    held: Any = as_batch(model, student, 1).state.adapting
-    weights = _descend(model, params, held.weights, having, sequences, training)
+    weights = slow_weights(model.config, params)
+    weights = _descend(model, params, weights, having, sequences, training)
     still = model.config.num_layers - model.config.adapting_blocks
     upper = with_held(jax.tree.map(lambda w: w[still:], params["blocks"]), weights)
     put = lambda whole, part: whole.at[still:].set(part.astype(whole.dtype))
