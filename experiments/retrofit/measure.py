@@ -35,6 +35,7 @@ WINDOW, SEGMENT, BIN = 256, 4096, 256
 # Of the model; step sizes come on top. "as trained" is the run's own config.
 SETTINGS: dict[str, dict[str, Any] | None] = {
     "window": {"in_context": None},
+    "window, sink": {"in_context": None, "attention_sinks": 1},
     "window 512": {"in_context": None, "attention_window": 512},
     "window 1024": {"in_context": None, "attention_window": 1024},
     "full": {"in_context": None, "attention_window": 0},  # the whole of what is read
@@ -54,6 +55,8 @@ SETTINGS: dict[str, dict[str, Any] | None] = {
     },
     "8 blocks, 64, dgd": {"in_context": {"blocks": 8, "chunks": (64,), "optimizer": "dgd"}},
     "8 blocks, 64, decay": {"in_context": {"blocks": 8, "chunks": (64,), "decay": 0.02}},
+    "8 blocks, 64, sink": {"in_context": {"blocks": 8, "chunks": (64,)}, "attention_sinks": 1},
+    "30 blocks, 64, sink": {"in_context": {"blocks": 30, "chunks": (64,)}, "attention_sinks": 1},
     "as trained": None,
 }
 LARGEST_CHANGE = 3e-4  # of 1e-4, 3e-4 and 1e-3, by the tuning documents

@@ -46,6 +46,7 @@ KEPT = "llama"
 _SMALL = ("config.json", "tokenizer.json", "tokenizer.model")
 # Settings of the model that a checkpoint does not speak of.
 _OWN = (
+    "attention_sinks",
     "attention_window",
     "cms_connection",
     "cms_levels",

@@ -16,6 +16,18 @@ from hope_jax.layers.rotary import RotaryScaling, apply_rotary, rotary_frequenci
 Kernel = Literal["xla", "cudnn"]
 
 
+class Sinks(NamedTuple):
+    """First tokens of a document.
+
+    Attributes:
+      keys: rotated as if the document began at 0.
+      values: their values.
+    """
+
+    keys: Float[Array, "*B S K N"]
+    values: Float[Array, "*B S K N"]
+
+
 class AttentionState(NamedTuple):
     """What a window of attention carries from one call to the next.
 
@@ -26,12 +38,14 @@ class AttentionState(NamedTuple):
       values: their values.
       position: number of tokens read so far, which is the next token's position.
       document: position of the first token of the current document.
+      sinks: the first S tokens of the document, as far as they are read; `()` for a layer without.
     """
 
     keys: Float[Array, "B W K N"]
     values: Float[Array, "B W K N"]
     position: Int[Array, " B"]
     document: Int[Array, " B"]
+    sinks: Sinks | tuple[()] = ()
 
 
 class Attention(nn.Module):
@@ -49,6 +63,10 @@ class Attention(nn.Module):
       rope_scaling: how they are lowered, if at all.
       persistent: learned tokens that every query sees beside the window (the persistent memory of
         Titans). They have no position: their keys are not rotated, and no distance counts.
+      sinks: first tokens of its document that a query goes on to see when the window has left them
+        behind, at the distance of the window's end. A model that was trained to see all of a text
+        leans on them: softmax has to look somewhere. Not beside persistent tokens, which are learned
+        for the same end.
       kernel: implementation of `jax.nn.dot_product_attention`; `cudnn` is the fused one of NVIDIA
         GPUs, which wants a dtype of 16 bits. None leaves the choice to JAX.
       dtype: dtype of the computation; the softmax is formed in float32.
@@ -61,6 +79,7 @@ class Attention(nn.Module):
     rope_base: float = 10_000.0
     rope_scaling: RotaryScaling | None = None
     persistent: int = 0
+    sinks: int = 0
     kernel: Kernel | None = None
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
@@ -96,6 +115,11 @@ class Attention(nn.Module):
                 f"num_kv_heads {kv_heads} must divide num_heads {self.num_heads}, so that each is "
                 f"shared by equally many"
             )
+        if self.sinks and self.persistent:
+            raise ValueError(
+                f"sinks={self.sinks} and persistent={self.persistent} serve the same end; set one of "
+                f"them to 0"
+            )
         project = {
             name: Projection(
                 (heads, head_dim),
@@ -106,35 +130,53 @@ class Attention(nn.Module):
             )
             for name, heads in (("query", self.num_heads), ("key", kv_heads), ("value", kv_heads))
         }
-        plain_query, key, value = (projection(x) for projection in project.values())
+        plain_query, plain_key, value = (projection(x) for projection in project.values())
 
         fresh = state is None
         if state is None:
-            state = _empty_state(batch, self.window, key)
+            state = _empty_state(batch, self.window, self.sinks, value)
         positions = state.position[:, None] + jnp.arange(tokens, dtype=jnp.int32)
         documents = document_starts(state.document, positions, reset)
         frequencies = rotary_frequencies(head_dim, self.rope_base, self.rope_scaling)
         query = apply_rotary(plain_query, positions, frequencies)
-        key = apply_rotary(key, positions, frequencies)
+        key = apply_rotary(plain_key, positions, frequencies)
+        after = _remember(state, key, value, positions, documents)
 
-        persistent = None
-        if self.persistent:
+        persistent: Always | None = None
+        sinks_of: Callable[[Array], Sinks] | None = None
+        if self.sinks and tokens:
+            turn = functools.partial(apply_rotary, frequencies=frequencies)
+            sinks_of = functools.partial(_sinks_of, state, plain_key, value, turn)
+            keys, values = sinks_of(after.document[:, None])
+            after = after._replace(sinks=Sinks(keys[:, 0], values[:, 0]))
+        attend = functools.partial(softmax_attention, kernel=self.kernel)
+        whole = fresh and tokens <= self.window  # so that no window leaves anything behind
+        if sinks_of is not None and not whole:
+            furthest = self.window + self.sinks - 1
+            from_first = turn(plain_query, jnp.minimum(positions - documents, furthest))
+            query = jnp.concatenate([query, from_first], axis=-1)
+        elif self.persistent:
             learned = persistent_tokens(self, self.persistent, width)
-            persistent = project["key"](learned), project["value"](learned)
+            persistent = Always(project["key"](learned), project["value"](learned), None)
             query = jnp.concatenate([query, plain_query], axis=-1)
-        attend = functools.partial(softmax_attention, kernel=self.kernel, persistent=persistent)
         if tokens == 0:
             mixed = plain_query
-        elif fresh and tokens <= self.window:
+        elif whole:
             same_document = None
             if reset is not None:
                 same_document = positions[:, None, None, :] >= documents[:, None, :, None]
-            mixed = attend(query, key, value, same_document, is_causal=True)
+            mixed = attend(query, key, value, same_document, persistent=persistent, is_causal=True)
         elif tokens == 1:
-            after = _remember(state, key, value, positions, documents)
-            mixed = attend(query, after.keys, after.values, _seen_in_ring(after))
+            if isinstance(after.sinks, Sinks):
+                behind = _behind_window(positions, documents, after.document, self)
+                persistent = Always(*after.sinks, behind)
+            mixed = attend(
+                query, after.keys, after.values, _seen_in_ring(after), persistent=persistent
+            )
         else:
-            mixed = _attend_to_window(attend, query, key, value, positions, documents, state)
+            mixed = _attend_to_window(
+                self, attend, query, key, value, positions, documents, state, persistent, sinks_of
+            )
 
         y = Projection(
             (width,),
@@ -144,14 +186,17 @@ class Attention(nn.Module):
             param_dtype=self.param_dtype,
             name="out",
         )(mixed)
-        return y, _remember(state, key, value, positions, documents)
+        return y, after
 
 
-def _empty_state(batch: int, window: int, key: Float[Array, "B T K N"]) -> AttentionState:
+def _empty_state(
+    batch: int, window: int, sinks: int, value: Float[Array, "B T K N"]
+) -> AttentionState:
     # An array for each field, so that a state can be donated.
-    ring = lambda: jnp.zeros((batch, window, *key.shape[2:]), key.dtype)
+    room = lambda slots: jnp.zeros((batch, slots, *value.shape[2:]), value.dtype)
     count = lambda: jnp.zeros((batch,), jnp.int32)
-    return AttentionState(ring(), ring(), count(), count())
+    first = Sinks(room(sinks), room(sinks)) if sinks else ()
+    return AttentionState(room(window), room(window), count(), count(), first)
 
 
 def _held(position: Int[Array, " B"], window: int) -> Int[Array, "B W"]:
@@ -179,6 +224,49 @@ def document_starts(
     return jax.lax.cummax(starts, axis=1)
 
 
+def _sinks_of(
+    state: AttentionState,
+    plain_key: Float[Array, "B T K N"],
+    value: Float[Array, "B T K N"],
+    turn: Callable[[Array, Array], Array],
+    documents: Int[Array, "B C"],
+) -> Sinks:
+    """First tokens of documents, (B, C, S, K, N), each of this call or the one carried into it.
+
+    Those that are not read yet are no token's.
+
+    Args:
+      state: before this call.
+      plain_key: keys of this call, not rotated.
+      value: its values.
+      turn: rotates heads by positions.
+      documents: positions of the documents' first tokens.
+    """
+    assert isinstance(state.sinks, Sinks)
+    carried, tokens = state.sinks, plain_key.shape[1]
+    behind = jnp.arange(carried.keys.shape[1])
+    place = documents[..., None] + behind - state.position[:, None, None]
+    rows = jnp.arange(place.shape[0])[:, None, None]
+    keys, values = (x[rows, jnp.clip(place, 0, tokens - 1)] for x in (plain_key, value))
+    flat = keys.reshape(-1, *keys.shape[2:])
+    keys = turn(flat, jnp.broadcast_to(behind, flat.shape[:2])).reshape(keys.shape)
+    own = (place >= 0)[..., None, None]
+    pairs = zip((keys, values), carried, strict=True)
+    return Sinks(*(jnp.where(own, here, before[:, None]) for here, before in pairs))
+
+
+def _behind_window(
+    positions: Int[Array, "B T"],
+    documents: Int[Array, "B T"],
+    document: Int[Array, " B"],
+    layer: Attention,
+) -> Bool[Array, "B 1 T S"]:
+    """Whether a query's window has left each of a document's first tokens behind; not of another's."""
+    first = document[:, None] + jnp.arange(layer.sinks)
+    far = positions[:, :, None] - first[:, None] >= layer.window
+    return (far & (documents == document[:, None])[..., None])[:, None]
+
+
 def persistent_tokens(module: nn.Module, count: int, width: int) -> Float[Array, "P D"]:
     """The parameter of that name of a compact module: learned rows that every query sees."""
     init: Callable[..., Any] = nn.with_logical_partitioning(
@@ -187,27 +275,42 @@ def persistent_tokens(module: nn.Module, count: int, width: int) -> Float[Array,
     return module.param("persistent", init, (count, width), module.param_dtype)
 
 
+class Always(NamedTuple):
+    """Rows that queries see wherever they stand.
+
+    Attributes:
+      keys: of which the second half of a query of twice the width makes scores; the same for all
+        sequences, or of each.
+      values: likewise.
+      visible: which queries see them; None for all.
+    """
+
+    keys: Float[Array, "*B P K N"]
+    values: Float[Array, "*B P K N"]
+    visible: Bool[Array, "B 1 T P"] | None
+
+
 def softmax_attention(
     query: Float[Array, "B T H Q"],
     key: Float[Array, "B S K N"],
     value: Float[Array, "B S K N"],
     mask: Bool[Array, "B #H T S"] | None,
     *,
-    persistent: tuple[Float[Array, "P K N"], Float[Array, "P K N"]] | None = None,
+    persistent: Always | None = None,
     is_causal: bool = False,
     kernel: Kernel | None = None,
 ) -> Float[Array, "B T H N"]:
     """JAX's fused attention, with rows beside that every query sees wherever it stands.
 
-    A score with a key is of rotated vectors, one with a persistent row of plain ones. Vectors of twice
-    the width, of which either half of every key is zero, give both in one softmax.
+    A score with a key is of rotated vectors, one with a row that is always there of others. Vectors of
+    twice the width, of which either half of every key is zero, give both in one softmax.
 
     Args:
-      query: rotated queries; with persistent rows, these and the plain ones, Q = 2 N.
+      query: rotated queries; with such rows, these and those that they are compared with, Q = 2 N.
       key: rotated keys, in as many heads or fewer.
       value: values.
       mask: True where a query sees a key; None for everywhere.
-      persistent: keys and values of the persistent rows.
+      persistent: the rows that are always there.
       is_causal: whether a query sees only the keys up to its own place.
       kernel: of `jax.nn.dot_product_attention`.
     """
@@ -217,18 +320,21 @@ def softmax_attention(
         if is_causal:
             causal = jnp.tril(jnp.ones((query.shape[1], key.shape[1]), bool))[None, None]
             mask, is_causal = causal if mask is None else mask & causal, False
-        count = persistent[0].shape[0]
-        if mask is not None:
-            mask = jnp.pad(mask, ((0, 0), (0, 0), (0, 0), (0, count)), constant_values=True)
+        keys, values, visible = persistent
+        if mask is not None and visible is None:
+            added = ((0, 0), (0, 0), (0, 0), (0, keys.shape[-3]))
+            mask = jnp.pad(mask, added, constant_values=True)
+        elif mask is not None:
+            mask = jnp.concatenate([mask, visible], axis=-1)
 
         def beside(rows: Array, always: Array, half: tuple[int, int]) -> Array:
             rows = jnp.pad(rows, ((0, 0), (0, 0), (0, 0), (0, size)))
-            always = jnp.pad(always, ((0, 0), (0, 0), half)).astype(rows.dtype)
-            always = jnp.broadcast_to(always, (rows.shape[0], *always.shape))
+            always = jnp.pad(always, ((0, 0),) * (always.ndim - 1) + (half,)).astype(rows.dtype)
+            always = jnp.broadcast_to(always, (rows.shape[0], *always.shape[-3:]))
             return jnp.concatenate([rows, always], axis=1)
 
-        key = beside(key, persistent[0], (size, 0))
-        value = beside(value, persistent[1], (0, size))
+        key = beside(key, keys, (size, 0))
+        value = beside(value, values, (0, size))
     mixed = jax.nn.dot_product_attention(
         query,
         key,
@@ -242,6 +348,7 @@ def softmax_attention(
 
 
 def _attend_to_window(
+    layer: Attention,
     attend: Callable[..., Any],
     query: Float[Array, "B T H Q"],
     key: Float[Array, "B T K N"],
@@ -249,11 +356,15 @@ def _attend_to_window(
     positions: Int[Array, "B T"],
     documents: Int[Array, "B T"],
     state: AttentionState,
+    persistent: Always | None,
+    sinks_of: Callable[[Array], Sinks] | None,
 ) -> Float[Array, "B T H N"]:
     """Attention in pieces of at most a window: a piece sees itself and the W tokens before it.
 
     The pieces are a batch axis and no score outside the band of two windows is formed. Before the
     first piece lies the cache; the order of its slots does not matter, since masks go by position.
+    First tokens that a window leaves behind within a piece lie before it, in the document that its
+    first query belongs to.
     """
     batch, tokens = positions.shape
     window = state.keys.shape[1]
@@ -284,8 +395,17 @@ def _attend_to_window(
         & (key_position > query_position - window)
         & (key_position >= flat(documents)[:, None, :, None])
     )
+    if sinks_of is not None:
+        first = documents[:, ::size]
+        keys, values = (x.reshape(batch * count, *x.shape[2:]) for x in sinks_of(first))
+        behind = _behind_window(flat(positions), flat(documents), first.reshape(-1), layer)
+        persistent = Always(keys, values, behind)
     mixed = attend(
-        flat(query), with_previous(state.keys, key), with_previous(state.values, value), visible
+        flat(query),
+        with_previous(state.keys, key),
+        with_previous(state.values, value),
+        visible,
+        persistent=persistent,
     )
     return mixed.reshape(batch, count * size, *mixed.shape[2:])[:, :tokens]
 
@@ -304,7 +424,7 @@ def _remember(
     kept = slice(max(0, tokens - window), None)
     slots = positions[:, kept] % window
     rows = jnp.arange(positions.shape[0])[:, None]
-    return AttentionState(
+    return state._replace(
         keys=state.keys.at[rows, slots].set(key[:, kept], unique_indices=True),
         values=state.values.at[rows, slots].set(value[:, kept], unique_indices=True),
         position=positions[:, -1] + 1,

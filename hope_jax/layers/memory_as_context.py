@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from hope_jax.layers.attention import (
+    Always,
     Kernel,
     document_starts,
     persistent_tokens,
@@ -212,7 +213,7 @@ class _Piece(nn.Module):
         query, persistent = rotated(plain_query), None
         if self.persistent:
             learned = persistent_tokens(self, self.persistent, x.shape[-1])
-            persistent = key(learned), value(learned)
+            persistent = Always(key(learned), value(learned), None)
             query = jnp.concatenate([query, plain_query], axis=-1)
         mixed = plain_query
         if rows:

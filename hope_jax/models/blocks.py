@@ -43,6 +43,7 @@ def _sequence_layer(config: LanguageModelConfig, **dtypes: Any) -> nn.Module:
         rope_base=config.rope_base,
         rope_scaling=config.rotary_scaling,
         persistent=config.persistent_tokens,
+        sinks=config.attention_sinks,
         kernel=config.attention_kernel,
         **dtypes,
     )

@@ -65,6 +65,12 @@ class LanguageModelConfig:
         "heads of attention's keys and values; None for num_heads", None, least=1
     )
     attention_window: int = setting("tokens an attention layer sees and keeps", 1024, least=1)
+    attention_sinks: int = setting(
+        "first tokens of its document that attention goes on to see behind its window; a model that "
+        "was trained to see all of a text needs one",
+        0,
+        least=0,
+    )
     attention_kernel: Kernel | None = setting(
         "of jax.nn.dot_product_attention: xla or, on GPUs at 16 bits, cudnn; None for its choice",
         None,
@@ -137,6 +143,11 @@ class LanguageModelConfig:
         for layer in own:
             with located("sequence_layer"):
                 check_own_layer(layer, FrozenDict(self.layer), FrozenDict(self.own_sizes))
+        if self.attention_sinks and (self.persistent_tokens or "memory_as_context" in used):
+            raise ValueError(
+                f"attention_sinks={self.attention_sinks} is for attention that has a window, which "
+                f"memory_as_context has not, and no persistent_tokens; leave it out, or those"
+            )
         if "memory_as_context" in used:
             check_segment(self.titans_config, self.attention_window)
             if self.num_kv_heads not in (None, self.num_heads) or self.rope_scaling is not None:

@@ -13,13 +13,13 @@ RESET = np.zeros((BATCH, TOKENS), bool)
 RESET[0, 4] = RESET[1, [0, 5, 6]] = True
 
 
-def layer(window):
-    return Attention(num_heads=HEADS, window=window, rope_base=BASE)
+def layer(window, sinks=0):
+    return Attention(num_heads=HEADS, window=window, rope_base=BASE, sinks=sinks)
 
 
 @functools.cache
-def compiled(window):
-    return jax.jit(layer(window).apply)
+def compiled(window, sinks=0):
+    return jax.jit(layer(window, sinks).apply)
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +32,12 @@ def params(inputs):
     return jax.jit(layer(4).init)(jax.random.key(1), inputs)
 
 
-def naive_attention(params, x, window, reset=None, start=0):
-    """The definition, token by token, in float64."""
+def naive_attention(params, x, window, reset=None, start=0, sinks=0):
+    """The definition, token by token, in float64.
+
+    First tokens of a document that lie behind the window are seen as if the rest of it began at once
+    behind them.
+    """
     kernels = {
         name: np.asarray(value["kernel"].unbox(), np.float64) for name, value in params.items()
     }
@@ -51,9 +55,15 @@ def naive_attention(params, x, window, reset=None, start=0):
         for t in range(tokens):
             if reset is not None and reset[b, t]:
                 first = t
-            seen = slice(max(first, t - window + 1), t + 1)
+            near = np.arange(max(first, t - window + 1), t + 1)
+            behind = np.arange(first, min(first + sinks, near[0]))
+            seen = np.concatenate([behind, near]).astype(int)
+            left_out = near[0] - (behind[-1] + 1 if len(behind) else near[0])
+            nearer = np.exp(1j * BASE ** (-np.arange(half) / half) * left_out)
             for h in range(HEADS):
-                scores = (key[seen, h].conj() * query[t, h]).real.sum(-1) / np.sqrt(2 * half)
+                keys = key[seen, h]
+                keys[: len(behind)] *= nearer
+                scores = (keys.conj() * query[t, h]).real.sum(-1) / np.sqrt(2 * half)
                 weights = np.exp(scores - scores.max())
                 mixed = weights @ value[seen, h] / weights.sum()
                 y[b, t] += mixed @ kernels["out"][h]
@@ -72,6 +82,42 @@ def test_agrees_with_the_definition(params, inputs, window, reset):
     y, _ = compiled(window)(params, inputs, None, reset)
     expected = naive_attention(params["params"], inputs, window, reset)
     np.testing.assert_allclose(y, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("reset", [None, RESET], ids=["one_document", "documents"])
+@pytest.mark.parametrize("window, sinks", [(1, 3), (4, 1), (3, 2), (5, 20), (50, 2)])
+def test_first_tokens_are_seen_behind_the_window(params, inputs, window, sinks, reset):
+    y, _ = compiled(window, sinks)(params, inputs, None, reset)
+    expected = naive_attention(params["params"], inputs, window, reset, sinks=sinks)
+    np.testing.assert_allclose(y, expected, atol=1e-5)
+    cut = naive_attention(params["params"], inputs, window, reset)
+    assert (np.abs(expected - cut).max() > 0.01) == (window < TOKENS)
+
+
+@pytest.mark.parametrize("sinks", [1, 3])
+@pytest.mark.parametrize("pieces", [[1] * TOKENS, [3, 0, 9, 1], [6, 7], [2, 11]], ids=str)
+def test_pieces_with_sinks_give_what_one_call_gives(params, inputs, sinks, pieces):
+    step = compiled(3, sinks)
+    one_call, last = step(params, inputs, None, RESET)
+    for at in (0, 100_000):
+        _, state = step(params, inputs[:, :0])
+        state = state._replace(position=state.position + at, document=state.document + at)
+        outputs = []
+        for begin, end in zip(np.cumsum(pieces) - pieces, np.cumsum(pieces), strict=True):
+            y, state = step(params, inputs[:, begin:end], state, RESET[:, begin:end])
+            outputs.append(y)
+        np.testing.assert_allclose(np.concatenate(outputs, 1), one_call, atol=1e-4 if at else 1e-5)
+    # The first sequence's last document began at 4, the second's at 6; all of their sinks are read.
+    for ours, theirs in zip(state.sinks, last.sinks, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_gradients_pass_through_sinks(params, inputs):
+    loss = lambda params, x: jnp.sum(compiled(3, 2)(params, x, None, RESET)[0] ** 2)
+    gradient = jax.grad(loss, 1)(params, inputs)
+    way = np.random.default_rng(1).normal(size=inputs.shape).astype(np.float32)
+    slope = (loss(params, inputs + 1e-3 * way) - loss(params, inputs - 1e-3 * way)) / 2e-3
+    np.testing.assert_allclose(jnp.sum(gradient * way), slope, rtol=0.01)
 
 
 @pytest.mark.parametrize("window", [4, 50])
