@@ -22,6 +22,7 @@ def get_config() -> ConfigDict:
     config = load_config_file(path).get_config("transformer")
     config.model.num_layers = 32
     config.model.attention_window = 1024  # what attention sees; the levels are for the rest
+    config.model.attention_sinks = 1  # but for the first token, which pre-trained models lean on
     config.model.in_context = ConfigDict(
         {"chunks": (64, 512), "step_size": 0.1, "largest_change": 3e-4}
     )

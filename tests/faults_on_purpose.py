@@ -127,8 +127,8 @@ FAULTS = [
     ),
     Fault(
         "hope_jax/layers/attention.py",
-        "    return AttentionState(ring(), ring(), count(), count())\n",
-        "    empty = ring()\n    return AttentionState(empty, empty, count(), count())\n",
+        "    return AttentionState(room(window), room(window), count(), count(), first)\n",
+        "    one = room(window)\n    return AttentionState(one, one, count(), count(), first)\n",
         "tests/layers/test_memory_and_attention.py::test_states_can_be_donated[gate]",
     ),
     Fault(
@@ -1980,9 +1980,9 @@ FAULTS = [
         "tests/inference/test_retrofit.py::test_a_reading_in_segments_is_the_model_s_with_that_step",
     ),
     Fault(
-        "experiments/retrofit/measure.py",
-        "        if lowest == best:\n            return STEPS[best]\n",
-        "        if len(losses) == 3:\n            return STEPS[lowest]\n",
+        "hope_jax/evaluation/grid.py",
+        "        if highest == place:\n            return grid[place], found[place]\n",
+        "        if len(found) == 3:\n            return grid[highest], found[highest]\n",
         "tests/inference/test_retrofit.py::test_the_step_is_followed_until_both_neighbours_are_worse",
     ),
     Fault(
@@ -2545,8 +2545,8 @@ FAULTS = [
     ),
     Fault(
         "hope_jax/models/language_model.py",
-        "adapting._replace(experts=own))",
-        "adapting)",
+        "        return output, adapting._replace(experts=own)\n",
+        "        return output, adapting\n",
         "tests/sleep/test_student.py::test_experts_of_a_reader_stay_where_another_text_is_read",
     ),
     Fault(
@@ -2647,8 +2647,8 @@ FAULTS = [
     ),
     Fault(
         "hope_jax/sleep/seeding.py",
-        "jax.lax.stop_gradient(hidden(teacher)), hidden(student), following",
-        "hidden(teacher), jax.lax.stop_gradient(hidden(student)), following",
+        "            mine = _above(model, params, having(expert), below)\n",
+        "            mine = _above(model, params, student, below)\n",
         "tests/sleep/test_night.py::test_a_step_descends_the_measured_divergence",
     ),
     Fault(
@@ -3066,7 +3066,7 @@ FAULTS = [
         "tests/training/test_stages.py::test_each_token_but_the_first_is_a_target_once",
     ),
     Fault(
-        "experiments/continual/streams.py",
+        "hope_jax/evaluation/grid.py",
         "for near in (place, place - 1, place + 1):",
         "for near in (place, place - 1):",
         "tests/evaluation/test_continual_command.py::test_rates_are_followed_until_both_neighbours_are_worse",
@@ -3076,5 +3076,41 @@ FAULTS = [
         "stages[:read] if reads else ()",
         "stages[:read]",
         "tests/evaluation/test_continual_command.py::test_trials_are_run_once_and_ask_what_their_row_has_learnt",
+    ),
+    Fault(
+        "hope_jax/sleep/seeding.py",
+        "            said, _taught(model, params, teacher, inputs), _below(model, params, student, inputs)\n",
+        "            said, _taught(model, params, student, inputs), _below(model, params, student, inputs)\n",
+        "tests/sleep/test_night.py::test_samples_that_are_kept_are_those_that_steps_learn_from",
+    ),
+    Fault(
+        "hope_jax/sleep/seeding.py",
+        "    rest = inputs[known.shape[0] :]\n",
+        "    rest = inputs[: known.shape[0]]\n",
+        "tests/sleep/test_night.py::test_samples_that_are_kept_are_those_that_steps_learn_from",
+    ),
+    Fault(
+        "hope_jax/layers/attention.py",
+        "    return (far & (documents == document[:, None])[..., None])[:, None]\n",
+        "    return far[:, None]\n",
+        "tests/layers/test_attention.py::test_first_tokens_are_seen_behind_the_window",
+    ),
+    Fault(
+        "hope_jax/layers/attention.py",
+        "    own = (place >= 0)[..., None, None]\n",
+        "    own = (place >= tokens)[..., None, None]\n",
+        "tests/layers/test_attention.py::test_pieces_with_sinks_give_what_one_call_gives",
+    ),
+    Fault(
+        "hope_jax/layers/attention.py",
+        "            furthest = self.window + self.sinks - 1\n",
+        "            furthest = self.window + self.sinks\n",
+        "tests/layers/test_attention.py::test_first_tokens_are_seen_behind_the_window",
+    ),
+    Fault(
+        "hope_jax/commands/convert.py",
+        "    if window < longest and not model_config.attention_sinks:\n",
+        "    if window < longest:\n",
+        "tests/commands/test_convert_llama.py::test_a_window_that_hides_the_first_token_is_told_of",
     ),
 ]

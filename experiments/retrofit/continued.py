@@ -1,4 +1,4 @@
-"""Continued training of a pre-trained Llama that sees 256 tokens by attention, with levels and without.
+"""Continued training of a Llama whose attention sees 256 tokens and the first, with levels and without.
 
     hope convert --from_llama=runs/smollm2 --workdir=runs/retrofit/levels \
         --config=experiments/retrofit/continued.py:levels
@@ -27,6 +27,7 @@ def get_config(variant: str = "plain") -> ConfigDict:
     config = load_config_file(path).get_config("transformer")
     config.model.num_layers = 32
     config.model.attention_window = 256
+    config.model.attention_sinks = 1
     if variant == "levels":
         config.model.in_context = ConfigDict(
             {"blocks": 8, "chunks": (64,), "step_size": 0.1, "largest_change": 3e-4}

@@ -90,7 +90,7 @@ def set_up(
     changes = SETTINGS[setting]
     if changes is None:
         return trained.model, trained.params
-    changes = {"attention_window": WINDOW, **changes}
+    changes = {"attention_window": WINDOW, "attention_sinks": 0, **changes}
     changes["attention_window"] = changes["attention_window"] or length
     params = {name: w for name, w in trained.params.items() if name != "log_step"}
     if changes["in_context"] is not None:

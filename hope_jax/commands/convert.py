@@ -15,6 +15,7 @@ write and read any model, to the bit, with its config and tokenizer; `--to_hub` 
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,9 @@ _OWN = (
 )
 
 
-def import_llama(folder: str, workdir: str, config: ConfigDict) -> None:
+def import_llama(
+    folder: str, workdir: str, config: ConfigDict, told: Callable[[str], None] = lambda line: None
+) -> None:
     """Makes a run at step 0 whose parameters are those of a Llama checkpoint.
 
     Args:
@@ -68,6 +71,7 @@ def import_llama(folder: str, workdir: str, config: ConfigDict) -> None:
       workdir: folder of the run.
       config: of the run. Of its model, what does not follow from the checkpoint is kept: levels,
         in-context learning, window, dtypes and the like.
+      told: is given what the user should know.
 
     Raises:
       ValueError: if the checkpoint cannot be read, or the folder holds another run.
@@ -75,6 +79,13 @@ def import_llama(folder: str, workdir: str, config: ConfigDict) -> None:
     check_no_run(workdir)
     own = {name: value for name, value in config.model.to_dict().items() if name in _OWN}
     model_config = read_llama_config(folder, **own)
+    window, longest = model_config.attention_window, read_llama_config(folder).attention_window
+    if window < longest and not model_config.attention_sinks:
+        told(
+            f"attention was trained to see {longest:,} tokens and is cut to {window:,}: a text's first "
+            f"token gets out of sight, which costs such models more than all else that does; "
+            f"model.attention_sinks=1 keeps it in sight"
+        )
     named = config.data.tokenizer != "bytes" and not any(_tokenizers(folder))
     tokenizer = config.data.tokenizer if named else str(tokenizer_file(folder))
     check_vocabulary(load_tokenizer(tokenizer), model_config.vocab_size, tokenizer)
@@ -171,7 +182,7 @@ def run() -> None:
         raise ValueError("--from_llama needs --config, such as experiments/stacked_llama.py")
     if given.from_llama:
         config = change_settings(RunConfig, read_config(given.config), given.set)
-        import_llama(given.from_llama, given.workdir, whole_config(config, print))
+        import_llama(given.from_llama, given.workdir, whole_config(config, print), print)
         print(
             f"made a run in {given.workdir}; sample from it with\n"
             f'  hope generate --workdir={given.workdir} --prompt="Once upon a time"'

@@ -414,19 +414,19 @@ def _imitate(
 def _taught(
     model: LanguageModel, params: Any, teacher: Reader, inputs: Int[Array, "m T"]
 ) -> Float[Array, "m T D"]:
-    """The teacher's final activations, which nothing changes."""
+    """The teacher's final activations, which no step changes."""
     state = as_batch(model, teacher, inputs.shape[0]).state
     hidden, _ = model.apply({"params": params}, inputs, state, method="hidden")
-    return jax.lax.stop_gradient(hidden)
+    return cast(Array, hidden)
 
 
 def _below(
     model: LanguageModel, params: Any, student: Reader, inputs: Int[Array, "m T"]
 ) -> Float[Array, "m T D"]:
-    """What the student's blocks without experts make, which nothing changes either."""
+    """What the student's blocks without experts make, which no step changes either."""
     state = as_batch(model, student, inputs.shape[0]).state
     below, _ = model.apply({"params": params}, inputs, state, method="below")
-    return below
+    return cast(Array, below)
 
 
 def _above(

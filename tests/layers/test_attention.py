@@ -177,3 +177,8 @@ def test_bfloat16_keeps_its_dtype_and_its_sense(params, inputs):
 def test_widths_that_do_not_split_are_refused(inputs, heads):
     with pytest.raises(ValueError, match=f"width 8 does not split so into {heads} heads"):
         Attention(num_heads=heads, window=4).init(jax.random.key(0), inputs)
+
+
+def test_sinks_and_persistent_tokens_are_not_had_together(inputs):
+    with pytest.raises(ValueError, match="sinks=1 and persistent=2 serve the same end"):
+        Attention(num_heads=2, window=4, sinks=1, persistent=2).init(jax.random.key(0), inputs)

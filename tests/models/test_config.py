@@ -66,6 +66,14 @@ def test_a_config_dict_becomes_a_hashable_config():
             {"sequence_layer": "memory_as_context", "num_kv_heads": 1},
             "leave out num_kv_heads and rope_scaling",
         ),
+        (
+            {"sequence_layer": "attention", "attention_sinks": 2, "persistent_tokens": 1},
+            "attention_sinks=2 is for attention that has a window, .* and no persistent_tokens",
+        ),
+        (
+            {"sequence_layer": "memory_as_context", "attention_sinks": 1},
+            "attention_sinks=1 is for attention that has a window, which memory_as_context has not",
+        ),
         ({"norm_epsilon": float("nan")}, "norm_epsilon=nan must be a finite number above 0"),
         ({"norm_epsilon": 10**400}, "norm_epsilon=1000.* must be a finite number above 0"),
         ({"rope_base": float("inf")}, "rope_base=inf must be a finite number above 1"),
