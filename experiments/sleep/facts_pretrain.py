@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 from words import USED
@@ -27,6 +28,8 @@ from hope_jax.training.step import init_state, make_train_step
 
 TOKENIZER = "runs/facts/words.json"
 TRAINED, FIRST_NEW = 10_000, 10_200  # worlds below are trained on; those from there on never looked at
+CHUNK = 32  # tokens after which the levels learn
+LEVELS = {"chunks": (CHUNK,), "blocks": 2}
 LENGTH, SIZE = 192, 16  # tokens of a sequence, and sequences of a step
 ELSE = 0.2  # how much tokens count that are no answer
 UNTOLD = 0.15  # of documents begin with what nobody can know
@@ -66,6 +69,13 @@ def document(world: int, lines: int, seed: int = 0) -> tuple[str, list[str]]:
     return first, after
 
 
+def whole_chunks(tokenizer: Tokenizer, text: str) -> np.ndarray:
+    """Ids of a text, with as many blank lines before it as make its chunks whole."""
+    ids = np.asarray(tokenizer.encode(text), np.int32)
+    blank = np.asarray(tokenizer.encode("\n"), np.int32)
+    return np.concatenate([np.resize(blank, -len(ids) % CHUNK), ids])
+
+
 def batches(
     tokenizer: Tokenizer, first: int, worlds: int, size: int = SIZE, length: int = LENGTH
 ) -> Iterator[dict[str, np.ndarray]]:
@@ -78,8 +88,9 @@ def batches(
         answers = np.zeros_like(weights)
         for row, place in enumerate(range(number, number + size)):
             start, lines = document(first + place % worlds, length // 6, place // worlds)
-            begun = len(tokenizer.encode(start))
-            ids = np.asarray(tokenizer.encode(start + "".join(lines)))[: length + 1]
+            before = whole_chunks(tokenizer, start)
+            begun = len(before)
+            ids = np.concatenate([before, tokenizer.encode("".join(lines))])[: length + 1]
             tokens[row, : len(ids)] = ids
             if begun:
                 answers[row, begun:] = values[tokens[row, begun + 1 :]]
@@ -101,16 +112,28 @@ def make_config(steps: int, rate: float, **changes) -> ConfigDict:
     return whole_config(config)
 
 
-def train(config: ConfigDict, levels: dict[str, Any], shares=(0.75, 0.25), every: int = 50) -> Any:
-    """Parameters; the levels learn in the last part."""
+def train(
+    config: ConfigDict, params: Any = None, every: int = 50, worlds_seen: int = 0
+) -> Any:
+    """Trains a model.
+
+    Args:
+      config: of the run.
+      params: to begin with; None for new ones.
+      every: steps, after which it says how many answers are right.
+
+    Returns:
+      Parameters.
+    """
     tokenizer = load_tokenizer(config.data.tokenizer)
-    plain = LanguageModelConfig.from_config_dict(config.model)
+    model = LanguageModel(LanguageModelConfig.from_config_dict(config.model))
     mesh, optimizer = make_mesh(), make_optimizer(config.optimizer, config.steps)
-    state = init_state(LanguageModel(plain), optimizer, mesh, config.seed)
+    state = init_state(model, optimizer, mesh, config.seed)
+    if params is not None:
+        state = state._replace(params=jax.tree.map(jnp.asarray, state.params | params))
     begun = time.monotonic()
     source = batches(tokenizer, 0, TRAINED)
     test = next(batches(tokenizer, TRAINED, 64, 64))
-    model = LanguageModel(plain)
     step = make_train_step(model, optimizer, mesh)
     likeliest = jax.jit(lambda params, ids: model.apply({"params": params}, ids)[0].argmax(-1))
     losses = []
