@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from facts_pretrain import CHUNK, FIRST_NEW, PHRASINGS, TRAINED, batches, facts_of, whole_chunks
+from facts_pretrain import CHUNK, FIRST_NEW, LENGTH, PHRASINGS, TRAINED, batches, document, facts_of, whole_chunks
 
 from hope_jax.commands.trained_model import load_model
 from hope_jax.data.json_lines import add_json_line, read_json_lines
@@ -38,6 +38,9 @@ from hope_jax.sleep.readers import Reader, as_batch, axes, readers_of
 from hope_jax.sleep.samples import Samples, mean_of, openings_of
 from hope_jax.sleep.seeding import Lesson, keep_samples
 
+OWN = 96  # pieces of the text, nearly all that there are
+LONGEST = 40  # of openings
+OTHERS = 1_000_000  # a seed of documents that is not one of training's
 PEOPLE, KINDS_EACH = 4, 4  # facts of a world: one of each kind about each
 OPENING = 8  # tokens of the text with which each sample begins
 SELECTION = (1000, 1001)  # seeds that choose rates, and are not reported
@@ -89,7 +92,8 @@ def world_of(tokenizer: Tokenizer, seed: int) -> World:
     random = np.random.default_rng([seed, 4])
     facts = facts_of(FIRST_NEW + seed, PEOPLE, KINDS_EACH)
     ways = random.integers(PHRASINGS, size=len(facts))
-    text = "".join(f"{tell(fact, int(way))}\n" for fact, way in zip(facts, ways, strict=True))
+    lines = [tell(fact, int(way)) for fact, way in zip(facts, ways, strict=True)]
+    text = "".join(f"{line}\n" for line in lines) + "\n"
     ids = whole_chunks(tokenizer, text)
     questions = []
     for question, way in zip(ask(facts, random), ways, strict=True):
@@ -101,9 +105,34 @@ def world_of(tokenizer: Tokenizer, seed: int) -> World:
     return World(ids, len(ids) - len(tokenizer.encode(text)), questions)
 
 
-def openings_from(world: World) -> np.ndarray:
-    """Pieces of the text."""
-    return np.lib.stride_tricks.sliding_window_view(world.ids, OPENING)[-96:]
+def openings_from(
+    tokenizer: Tokenizer, world: World, seed: int, others: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pieces of the text, and how other documents begin, of any length.
+
+    Returns:
+      Rows, filled up at their ends, and how much of each counts.
+    """
+    own = np.lib.stride_tricks.sliding_window_view(world.ids, OPENING)[-OWN:]
+    rows = np.zeros((len(own) + others, LONGEST), np.int32)
+    rows[: len(own), :OPENING] = own
+    lengths = np.full(len(rows), OPENING)
+    random = np.random.default_rng([seed, 5])
+    for place in range(len(own), len(rows)):
+        rows[place] = beginning(tokenizer, random, LONGEST)
+        lengths[place] = random.integers(OPENING, LONGEST + 1)
+    lengths[len(own) :][:1] = LONGEST  # so that all seeds share a program
+    return rows, lengths
+
+
+def beginning(tokenizer: Tokenizer, random: np.random.Generator, length: int) -> np.ndarray:
+    """So many tokens from the beginning of another document, one of the training's worlds."""
+    while True:
+        ids, known = document(tokenizer, int(random.integers(TRAINED)), LENGTH, seed=OTHERS)
+        (blank,) = tokenizer.encode("\n")
+        first = int(np.flatnonzero(ids != blank)[0])
+        if first and known.any():
+            return ids[max(0, first - int(random.integers(1, 9))) :][:length]
 
 
 def measured(
@@ -139,8 +168,10 @@ def held_out(reader: Model, learnt: Learnt) -> dict[str, float]:
 
 
 def night_of(
-    reader: Model, world: World, seed: int, rate: float, settings: SleepConfig
+    reader: Model, world: World, seed: int, rate: float, settings: SleepConfig, others: int = OWN
 ) -> tuple[Learnt, dict[str, Any]]:
+    """A night."""
+    prompts, lengths = openings_from(reader.tokenizer, world, seed, others)
     context = read(reader.model, reader.params, world.ids[None])
     state, night = sleep(
         reader.model,
@@ -149,7 +180,8 @@ def night_of(
         jax.random.split(jax.random.key(seed), 1),
         settings,
         optimizer_of(rate),
-        prompts=openings_from(world),
+        prompts=prompts,
+        prompt_lengths=lengths,
     )
     found = {"divergence": [round(float(x[0]), 4) for x in (night.before, night.after)]}
     return Learnt(reader.params, state), found
@@ -178,13 +210,13 @@ def everything(model: LanguageModel, params: Any) -> Any:
 
 
 def dense_night_of(
-    reader: Model, world: World, seed: int, rate: float, settings: SleepConfig
+    reader: Model, world: World, seed: int, rate: float, settings: SleepConfig, others: int = OWN
 ) -> tuple[Learnt, dict[str, Any]]:
     """The night without an expert: the receiving MLPs themselves learn the same, of the same samples."""
     model, params = reader.model, reader.params
     context = read(model, params, world.ids[None])
     lesson_key, key = jax.random.split(jax.random.key(seed))
-    openings = openings_of(openings_from(world))
+    openings = openings_of(*openings_from(reader.tokenizer, world, seed, others))
     lesson = Lesson(context, context.state, lesson_key[None], openings)
     lesson = keep_samples(model, params, lesson, settings)
     kept = jax.tree.map(lambda leaf: leaf[0], lesson.kept)
@@ -273,16 +305,30 @@ def dense_step(
 
 
 def fine_tuned(
-    reader: Model, world: World, seed: int, rate: float, settings: SleepConfig, trains: Callable
+    reader: Model,
+    world: World,
+    seed: int,
+    rate: float,
+    settings: SleepConfig,
+    trains: Callable[..., Any] = everything,
+    others: int = 0,
 ) -> tuple[Learnt, dict[str, Any]]:
-    """Trained on pieces of the text, as many and as long as the samples of a night."""
-    random, learnt = np.random.default_rng(seed), reader.params
+    """Trained on pieces of the text, as many and as long as the sequences of a night.
+
+    With `others`, half of them are beginnings of so many other documents.
+    """
+    random, learnt = np.random.default_rng([seed, 6]), reader.params
+    length = LONGEST + settings.tokens
+    size = settings.samples * (1 + settings.student_speaks * settings.continuations)
     text = world.ids[world.begin - 1 :]
-    pieces = np.lib.stride_tricks.sliding_window_view(text, OPENING + settings.tokens)
+    pieces = np.lib.stride_tricks.sliding_window_view(text, length)
+    rest = [beginning(reader.tokenizer, random, length) for _ in range(others)]
     mask, optimizer = trains(reader.model, reader.params), optimizer_of(rate)
     state = jax.jit(optimizer.init)(learnt)
     for _ in range(settings.steps):
-        rows = pieces[random.integers(len(pieces), size=settings.samples)]
+        rows = pieces[random.integers(len(pieces), size=size)]
+        if others:
+            rows[::2] = np.stack(rest)[random.integers(others, size=len(rows[::2]))]
         learnt, state, loss = tuning_step(reader.model, learnt, state, mask, rows, optimizer)
     return Learnt(learnt, None), {"loss": round(float(loss), 4)}
 

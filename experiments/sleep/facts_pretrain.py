@@ -8,7 +8,7 @@ import argparse
 import dataclasses
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -30,10 +30,10 @@ TOKENIZER = "runs/facts/words.json"
 TRAINED, FIRST_NEW = 10_000, 10_200  # worlds below are trained on; those from there on never looked at
 CHUNK = 32  # tokens after which the levels learn
 LEVELS = {"chunks": (CHUNK,), "blocks": 2}
-LENGTH, SIZE = 192, 16  # tokens of a sequence, and sequences of a step
-ELSE = 0.2  # how much tokens count that are no answer
-UNTOLD = 0.15  # of documents begin with what nobody can know
-RETOLD = 0.3  # of lines after the first telling
+LENGTH, SIZE = 224, 16  # tokens of a sequence, and sequences of a step
+TOLD, SAID = 0.1, 0.4  # how much tokens count that are no answer, while facts are told and afterwards
+BEGINS = (0.1, 0.65, 0.25)  # shares of documents that tell facts so many times
+RETOLD = 0.3  # of lines afterwards
 
 
 def facts_of(number: int, people: int, kinds: int, seed: int = 0) -> tuple[Fact, ...]:
@@ -44,29 +44,23 @@ def facts_of(number: int, people: int, kinds: int, seed: int = 0) -> tuple[Fact,
     return facts
 
 
-def told(facts: tuple[Fact, ...], random: np.random.Generator) -> str:
-    """Facts, a line each."""
-    return "".join(f"{tell(fact, int(random.integers(PHRASINGS)))}\n" for fact in facts)
+def told(facts: Sequence[Fact], random: np.random.Generator) -> str:
+    """Facts, a line each, and a blank line that says that all are told."""
+    lines = [tell(fact, int(random.integers(PHRASINGS))) for fact in facts]
+    return "".join(f"{line}\n" for line in lines) + "\n"
 
 
-def document(world: int, lines: int, seed: int = 0) -> tuple[str, list[str]]:
-    """A world's facts, and lines that ask for them or tell them again.
-
-    Returns:
-      What is told first, which is nothing in some documents; and the lines.
-    """
-    random = np.random.default_rng([world, seed, 3])
-    facts = facts_of(world, int(random.integers(2, 6)), int(random.integers(2, 5)))
-    first = "" if random.random() < UNTOLD else told(facts, random)
-    after = []
+def talk(facts: Sequence[Fact], lines: int, random: np.random.Generator) -> str:
+    """Lines that ask for facts, with answers, or tell them again."""
+    said = ""
     for _ in range(lines):
         fact = facts[int(random.integers(len(facts)))]
         if random.random() < RETOLD:
-            after.append(told((fact,), random))
+            said += f"{tell(fact, int(random.integers(PHRASINGS)))}\n"
         else:
             (question,) = ask([fact], random, 0)
-            after.append(f"{question.prompt}{question.answer}\n")
-    return first, after
+            said += f"{question.prompt}{question.answer}\n"
+    return said
 
 
 def whole_chunks(tokenizer: Tokenizer, text: str) -> np.ndarray:
@@ -76,6 +70,36 @@ def whole_chunks(tokenizer: Tokenizer, text: str) -> np.ndarray:
     return np.concatenate([np.resize(blank, -len(ids) % CHUNK), ids])
 
 
+def document(
+    tokenizer: Tokenizer, world: int, length: int, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """A text that tells facts and then talks of them; some tell nothing before, and some begin twice.
+
+    Returns:
+      So many ids, and which of them are said of what has been told.
+    """
+    random = np.random.default_rng([world, seed, 3])
+    begins = int(random.choice(len(BEGINS), p=BEGINS))
+    ids, known = [], []
+    for part in range(max(begins, 1)):
+        most = (5, 4) if begins < 2 else (3, 3)
+        sizes = (int(random.integers(2, one + 1)) for one in most)
+        facts = facts_of((world + part * TRAINED // 2) % TRAINED if part else world, *sizes)
+        before = whole_chunks(tokenizer, told(facts, random))
+        if part:
+            blank = np.asarray(tokenizer.encode("\n"), np.int32)
+            bare = tokenizer.encode(told(facts, random))
+            before = np.concatenate([np.repeat(blank, int(random.integers(1, 9))), bare])
+        lines = int(random.integers(1, 6)) if part + 1 < begins else length // 6
+        after = tokenizer.encode(talk(facts, lines, random))
+        if begins:
+            ids.append(before)
+            known.append(np.zeros(len(before), bool))
+        ids.append(after)
+        known.append(np.full(len(after), begins > 0))
+    return np.concatenate(ids)[:length].astype(np.int32), np.concatenate(known)[:length]
+
+
 def batches(
     tokenizer: Tokenizer, first: int, worlds: int, size: int = SIZE, length: int = LENGTH
 ) -> Iterator[dict[str, np.ndarray]]:
@@ -83,23 +107,15 @@ def batches(
     values = np.zeros(tokenizer.vocab_size, bool)
     values[[tokenizer.encode(f" {value}")[0] for kind in USED for value in KINDS[kind].values]] = True
     for number in itertools.count(0, size):
-        tokens = np.zeros((size, length + 1), np.int32)
-        weights = np.full((size, length), ELSE, np.float32)
-        answers = np.zeros_like(weights)
-        for row, place in enumerate(range(number, number + size)):
-            start, lines = document(first + place % worlds, length // 6, place // worlds)
-            before = whole_chunks(tokenizer, start)
-            begun = len(before)
-            ids = np.concatenate([before, tokenizer.encode("".join(lines))])[: length + 1]
-            tokens[row, : len(ids)] = ids
-            if begun:
-                answers[row, begun:] = values[tokens[row, begun + 1 :]]
-        yield {
-            "tokens": tokens[:, :-1],
-            "targets": tokens[:, 1:],
-            "weights": np.maximum(weights, answers),
-            "answers": answers,
-        }
+        made = [
+            document(tokenizer, first + place % worlds, length + 1, place // worlds)
+            for place in range(number, number + size)
+        ]
+        tokens, known = (np.stack(part) for part in zip(*made, strict=True))
+        tokens, targets, known = tokens[:, :-1], tokens[:, 1:], known[:, 1:]
+        answers = values[targets] & known
+        weights = np.where(answers, 1, np.where(known, SAID, TOLD)).astype(np.float32)
+        yield {"tokens": tokens, "targets": targets, "weights": weights, "answers": answers}
 
 
 def make_config(steps: int, rate: float, **changes) -> ConfigDict:

@@ -28,7 +28,7 @@ def make_tokenizer() -> Tokenizer:
     ids = {piece: number for number, piece in enumerate(["<unknown>", *ordered])}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unknown>"))
     # The longest that fits is taken.
-    pattern = "|".join(map(re.escape, ordered)).replace("\\ ", " ").replace("\\\n", "\\n")
+    pattern = f"(?:{'|'.join(map(re.escape, ordered))})(?![a-z])"
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), "isolated")
     tokenizer.decoder = decoders.Fuse()
     return tokenizer
