@@ -1,17 +1,14 @@
 """What is left of the facts of a world after a night, beside what other ways of learning them leave.
 
-    python experiments/sleep/words.py runs/facts/words.json
-    python experiments/sleep/facts_pretrain.py --workdir=runs/facts/model
-    python experiments/sleep/facts.py --run=runs/facts/model --workdir=experiments/sleep/facts
+python experiments/sleep/words.py runs/facts/words.json
+python experiments/sleep/facts_pretrain.py --workdir=runs/facts/model
+python experiments/sleep/facts.py --run=runs/facts/model --workdir=experiments/sleep/facts
 """
 
-import argparse
-import dataclasses
 import functools
-import math
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,9 +16,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from facts_pretrain import CHUNK, FIRST_NEW, LENGTH, PHRASINGS, TRAINED, batches, document, facts_of, whole_chunks
+from facts_pretrain import (
+    FIRST_NEW,
+    LENGTH,
+    PHRASINGS,
+    TRAINED,
+    batches,
+    document,
+    facts_of,
+    whole_chunks,
+)
 
-from hope_jax.commands.trained_model import load_model
 from hope_jax.data.json_lines import add_json_line, read_json_lines
 from hope_jax.data.tokenizers import Tokenizer
 from hope_jax.evaluation.choices import log_likelihoods, row_losses, share_won
@@ -32,25 +37,27 @@ from hope_jax.models import LanguageModel
 from hope_jax.models.in_context import HeldState
 from hope_jax.models.language_model import ModelState, init_state
 from hope_jax.sleep.config import SleepConfig
-from hope_jax.sleep.cycle import sleep
+from hope_jax.sleep.expansion import expand, make_room
 from hope_jax.sleep.imitation import policy_gradient_loss, reward
 from hope_jax.sleep.readers import Reader, as_batch, axes, readers_of
 from hope_jax.sleep.samples import Samples, mean_of, openings_of
-from hope_jax.sleep.seeding import Lesson, keep_samples
+from hope_jax.sleep.seeding import Lesson, begin_seeding, keep_samples, seed_step, with_expert
+from hope_jax.sleep.student import student_of
 
 OWN = 96  # pieces of the text, nearly all that there are
-LONGEST = 40  # of openings
+LONGEST = 28  # of openings
 OTHERS = 1_000_000  # a seed of documents that is not one of training's
 PEOPLE, KINDS_EACH = 4, 4  # facts of a world: one of each kind about each
 OPENING = 8  # tokens of the text with which each sample begins
 SELECTION = (1000, 1001)  # seeds that choose rates, and are not reported
 SEEDS = (0, 1, 2)
-RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)  # of Adam
+FIRST_RATE = 1e-2
 NIGHT: dict[str, Any] = {
     "steps": 100,
-    "samples": 16,
-    "kept_samples": 256,
-    "tokens": 24,
+    "samples": 8,
+    "kept_samples": 512,
+    "tokens": 20,
     "lam": 0.5,
     "a": 0.9,
     "experts": 1,
@@ -135,9 +142,7 @@ def beginning(tokenizer: Tokenizer, random: np.random.Generator, length: int) ->
             return ids[max(0, first - int(random.integers(1, 9))) :][:length]
 
 
-def measured(
-    reader: Model, learnt: Learnt, questions: Sequence[Question]
-) -> dict[str, float]:
+def measured(reader: Model, learnt: Learnt, questions: Sequence[Question]) -> dict[str, float]:
     """Share of questions won, and mean log-likelihood of the right answers."""
     found = log_likelihoods(
         reader.model,
@@ -159,7 +164,9 @@ def held_out(reader: Model, learnt: Learnt) -> dict[str, float]:
     """Mean losses of other worlds' documents, of all tokens and of answers told before."""
     batch = next(batches(reader.tokenizer, TRAINED, 64, 64))
     state = learnt.state or init_state(reader.model, learnt.params, 1)
-    losses = np.asarray(row_losses(reader.model, learnt.params, batch["tokens"], batch["targets"], state))
+    losses = np.asarray(
+        row_losses(reader.model, learnt.params, batch["tokens"], batch["targets"], state)
+    )
     answers = batch["answers"] > 0
     return {"loss": float(losses.mean()), "answers": float(losses[answers].mean())}
 
@@ -171,26 +178,47 @@ def night_of(
     reader: Model, world: World, seed: int, rate: float, settings: SleepConfig, others: int = OWN
 ) -> tuple[Learnt, dict[str, Any]]:
     """A night."""
-    prompts, lengths = openings_from(reader.tokenizer, world, seed, others)
+    model, params = reader.model, reader.params
+    lesson_key, expert_key = (key[None] for key in jax.random.split(jax.random.key(seed)))
+    lesson = lesson_of(reader, world, seed, settings, others, lesson_key)
+    student = student_of(model, params, lesson.teacher.state, settings)
+    student = expand(model, student, settings.level, expert_key)
+    lesson = lesson._replace(student=student)
+    seeding = begin_seeding(model, lesson, settings, OPTIMIZER)
+    seeding = seeding._replace(optimizer=with_rate(seeding.optimizer, rate))
+    found = []
+    for _ in range(settings.steps):
+        seeding, step = seed_step(model, params, lesson, seeding, settings, OPTIMIZER)
+        found.append(step.divergence[0])
+    state = with_expert(model, student, seeding.expert, settings.level)
+    return Learnt(params, state), {"divergence": ends(found)}
+
+
+def lesson_of(
+    reader: Model, world: World, seed: int, settings: SleepConfig, others: int, key: Any
+) -> Lesson:
+    """What the teacher says, who has read the text; of the student's state only the shape is given."""
     context = read(reader.model, reader.params, world.ids[None])
-    state, night = sleep(
-        reader.model,
-        reader.params,
-        context,
-        jax.random.split(jax.random.key(seed), 1),
-        settings,
-        optimizer_of(rate),
-        prompts=prompts,
-        prompt_lengths=lengths,
-    )
-    found = {"divergence": [round(float(x[0]), 4) for x in (night.before, night.after)]}
-    return Learnt(reader.params, state), found
+    state = make_room(reader.model, context.state, settings.experts, settings.expert_width)
+    openings = openings_of(*openings_from(reader.tokenizer, world, seed, others))
+    lesson = Lesson(Context(state, context.logits), state, key, openings)
+    return keep_samples(reader.model, reader.params, lesson, settings)
 
 
-@functools.lru_cache
-def optimizer_of(rate: float) -> optax.GradientTransformation:
-    """One object for each rate, so that nothing is compiled again."""
-    return optax.adam(rate)
+# Its rate is part of its state, so that another compiles nothing.
+OPTIMIZER = optax.inject_hyperparams(optax.adam)(learning_rate=0.0)
+
+
+def with_rate(state: Any, rate: float) -> Any:
+    """The optimiser's state with another rate."""
+    old = state.hyperparams["learning_rate"]
+    new = jnp.full_like(old, rate)
+    return state._replace(hyperparams={**state.hyperparams, "learning_rate": new})
+
+
+def ends(values: Sequence[Any]) -> list[float]:
+    """The first and the last."""
+    return [round(float(values[place]), 4) for place in (0, -1)]
 
 
 def receiver_of(model: LanguageModel, params: Any) -> Any:
@@ -214,19 +242,17 @@ def dense_night_of(
 ) -> tuple[Learnt, dict[str, Any]]:
     """The night without an expert: the receiving MLPs themselves learn the same, of the same samples."""
     model, params = reader.model, reader.params
-    context = read(model, params, world.ids[None])
     lesson_key, key = jax.random.split(jax.random.key(seed))
-    openings = openings_of(*openings_from(reader.tokenizer, world, seed, others))
-    lesson = Lesson(context, context.state, lesson_key[None], openings)
-    lesson = keep_samples(model, params, lesson, settings)
+    lesson = lesson_of(reader, world, seed, settings, others, lesson_key[None])
     kept = jax.tree.map(lambda leaf: leaf[0], lesson.kept)
-    mask, optimizer = receiver_of(model, params), optimizer_of(rate)
-    state, learnt = jax.jit(optimizer.init)(params), params
+    mask, learnt, found = receiver_of(model, params), params, []
+    state = with_rate(jax.jit(OPTIMIZER.init)(params), rate)
     for step in range(settings.steps):
         learnt, state, divergence = dense_step(
-            model, params, learnt, context, kept, state, mask, key, step, settings, optimizer
+            model, params, learnt, lesson.teacher, kept, state, mask, key, step, settings
         )
-    return Learnt(learnt, None), {"divergence": [round(float(divergence), 4)]}
+        found.append(divergence)
+    return Learnt(learnt, None), {"divergence": ends(found)}
 
 
 def fresh(model: LanguageModel, params: Any, size: int) -> ModelState:
@@ -237,7 +263,7 @@ def fresh(model: LanguageModel, params: Any, size: int) -> ModelState:
     return state._replace(adapting=HeldState(adapting.blocks.sequence, weights, ()))
 
 
-@functools.partial(jax.jit, static_argnames=("model", "settings", "optimizer"))
+@functools.partial(jax.jit, static_argnames=("model", "settings"))
 def dense_step(
     model: LanguageModel,
     params: Any,
@@ -249,7 +275,6 @@ def dense_step(
     key: Any,
     step: Any,
     settings: SleepConfig,
-    optimizer: optax.GradientTransformation,
 ) -> tuple[Any, Any, Any]:
     """One step: parameters, the optimiser's state, and the divergence."""
     count, size = kept.tokens.shape[0], settings.samples
@@ -300,7 +325,7 @@ def dense_step(
 
     (_, divergence), gradient = jax.value_and_grad(loss, has_aux=True)(learnt)
     gradient = jax.tree.map(jnp.multiply, gradient, mask)
-    updates, state = optimizer.update(gradient, state, learnt)
+    updates, state = OPTIMIZER.update(gradient, state, learnt)
     return optax.apply_updates(learnt, updates), state, divergence
 
 
@@ -317,30 +342,30 @@ def fine_tuned(
 
     With `others`, half of them are beginnings of so many other documents.
     """
-    random, learnt = np.random.default_rng([seed, 6]), reader.params
+    random, learnt, found = np.random.default_rng([seed, 6]), reader.params, []
     length = LONGEST + settings.tokens
     size = settings.samples * (1 + settings.student_speaks * settings.continuations)
     text = world.ids[world.begin - 1 :]
     pieces = np.lib.stride_tricks.sliding_window_view(text, length)
     rest = [beginning(reader.tokenizer, random, length) for _ in range(others)]
-    mask, optimizer = trains(reader.model, reader.params), optimizer_of(rate)
-    state = jax.jit(optimizer.init)(learnt)
+    mask = trains(reader.model, reader.params)
+    state = with_rate(jax.jit(OPTIMIZER.init)(learnt), rate)
     for _ in range(settings.steps):
         rows = pieces[random.integers(len(pieces), size=size)]
         if others:
             rows[::2] = np.stack(rest)[random.integers(others, size=len(rows[::2]))]
-        learnt, state, loss = tuning_step(reader.model, learnt, state, mask, rows, optimizer)
-    return Learnt(learnt, None), {"loss": round(float(loss), 4)}
+        learnt, state, loss = tuning_step(reader.model, learnt, state, mask, rows)
+        found.append(loss)
+    return Learnt(learnt, None), {"loss": ends(found)}
 
 
-@functools.partial(jax.jit, static_argnames=("model", "optimizer"))
+@functools.partial(jax.jit, static_argnames=("model",))
 def tuning_step(
     model: LanguageModel,
     learnt: Any,
     state: Any,
     mask: Any,
     rows: Any,
-    optimizer: optax.GradientTransformation,
 ) -> tuple[Any, Any, Any]:
     def loss(learnt: Any) -> Any:
         variables, pair = {"params": learnt}, (rows[:, :-1], rows[:, 1:])
@@ -348,5 +373,83 @@ def tuning_step(
 
     value, gradient = jax.value_and_grad(loss)(learnt)
     gradient = jax.tree.map(jnp.multiply, gradient, mask)
-    updates, state = optimizer.update(gradient, state, learnt)
+    updates, state = OPTIMIZER.update(gradient, state, learnt)
     return optax.apply_updates(learnt, updates), state, value
+
+
+class Arm(NamedTuple):
+    """A way to learn.
+
+    Attributes:
+      learn: `(reader, world, seed, rate, settings, others=...)`.
+      changes: of the night's settings.
+      others: openings, or pieces, of other documents.
+      rates: that are tried, the first one first; none for who learns nothing.
+    """
+
+    learn: Callable[..., tuple[Learnt, dict[str, Any]]]
+    changes: Mapping[str, Any] = {}
+    others: int = OWN
+
+
+ARMS = {
+    "sleep": Arm(night_of),
+    "sleep without imitation": Arm(night_of, {"a": 1.0}),
+    "sleep without its own words": Arm(night_of, {"a": 1.0, "lam": 0.0}),
+    "sleep without distillation": Arm(night_of, {"a": 1e-3}),
+    "sleep without other openings": Arm(night_of, others=0),
+    "sleep without expansion": Arm(dense_night_of),
+    "self-distillation": Arm(dense_night_of, {"a": 1.0, "lam": 1.0}),
+    "fine-tuning": Arm(fine_tuned, others=0),
+    "fine-tuning with other documents": Arm(fine_tuned),
+}
+
+
+class Experiment(NamedTuple):
+    """All that trials need.
+
+    Attributes:
+      reader: who learns.
+      path: of the file of trials.
+      steps: of each way to learn.
+    """
+
+    reader: Model
+    path: Path
+    steps: int
+
+    def trial(self, name: str, seed: int, rate: float) -> dict[str, Any]:
+        """Runs a trial, if it is not there."""
+        key = {"arm": name, "seed": seed, "rate": rate, "steps": self.steps}
+        for _, row in read_json_lines(self.path):
+            if isinstance(row, dict) and all(row.get(part) == key[part] for part in key):
+                return row
+        arm, (model, params, tokenizer) = ARMS[name], self.reader
+        settings = SleepConfig(**{**NIGHT, "steps": self.steps, **arm.changes})
+        world = world_of(tokenizer, seed)
+        unread = Learnt(params, None)
+        text = read(model, params, world.ids[None])
+        begun = time.monotonic()
+        learnt, found = arm.learn(self.reader, world, seed, rate, settings, others=arm.others)
+        row: dict[str, Any] = {**key, **found, "seconds": round(time.monotonic() - begun, 1)}
+        asked = {"before": unread, "read": Learnt(params, text.state), "after": learnt}
+        for when, who in asked.items():
+            row[when] = measured(self.reader, who, world.questions)
+        row["unrelated"] = [held_out(self.reader, who) for who in (unread, learnt)]
+        add_json_line(self.path, row)
+        print(row, flush=True)
+        return row
+
+    def chosen(self, name: str) -> float:
+        """The rate of an arm: rates are followed until both neighbours are worse."""
+        found: dict[float, float] = {}
+        place = RATES.index(FIRST_RATE)
+        while True:
+            for near in (place, place - 1, place + 1):
+                if near in range(len(RATES)) and near not in found:
+                    trials = [self.trial(name, seed, RATES[near]) for seed in SELECTION]
+                    found[near] = statistics.fmean(trial["after"]["won"] for trial in trials)
+            highest = max(found, key=found.__getitem__)
+            if highest == place:
+                return RATES[place]
+            place = highest

@@ -1,11 +1,10 @@
 """A small model that learns to be told facts and asked for them, in worlds that it will not meet again.
 
-    python experiments/sleep/words.py runs/facts/words.json
-    python experiments/sleep/facts_pretrain.py --workdir=runs/facts/model
+python experiments/sleep/words.py runs/facts/words.json
+python experiments/sleep/facts_pretrain.py --workdir=runs/facts/model
 """
 
 import argparse
-import dataclasses
 import itertools
 import time
 from collections.abc import Iterator, Sequence
@@ -27,11 +26,18 @@ from hope_jax.training.sharding import make_mesh
 from hope_jax.training.step import init_state, make_train_step
 
 TOKENIZER = "runs/facts/words.json"
-TRAINED, FIRST_NEW = 10_000, 10_200  # worlds below are trained on; those from there on never looked at
+TRAINED, FIRST_NEW = (
+    10_000,
+    10_200,
+)  # worlds below are trained on; those from there on never looked at
 CHUNK = 32  # tokens after which the levels learn
 LEVELS = {"chunks": (CHUNK,), "blocks": 2}
+RATES = (0.02, 0.01)  # of M3, without levels and with them
 LENGTH, SIZE = 224, 16  # tokens of a sequence, and sequences of a step
-TOLD, SAID = 0.1, 0.4  # how much tokens count that are no answer, while facts are told and afterwards
+TOLD, SAID = (
+    0.1,
+    0.4,
+)  # how much tokens count that are no answer, while facts are told and afterwards
 BEGINS = (0.1, 0.65, 0.25)  # shares of documents that tell facts so many times
 RETOLD = 0.3  # of lines afterwards
 
@@ -105,7 +111,9 @@ def batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     """Of tokens, targets and weights; `answers` is 1 where the value follows of a fact told before."""
     values = np.zeros(tokenizer.vocab_size, bool)
-    values[[tokenizer.encode(f" {value}")[0] for kind in USED for value in KINDS[kind].values]] = True
+    values[[tokenizer.encode(f" {value}")[0] for kind in USED for value in KINDS[kind].values]] = (
+        True
+    )
     for number in itertools.count(0, size):
         made = [
             document(tokenizer, first + place % worlds, length + 1, place // worlds)
@@ -118,19 +126,18 @@ def batches(
         yield {"tokens": tokens, "targets": targets, "weights": weights, "answers": answers}
 
 
-def make_config(steps: int, rate: float, **changes) -> ConfigDict:
-    """Of the run."""
-    sizes = dict(vocab_size=194, width=64, num_layers=3, num_heads=4, mlp_width=128) | changes
-    config = default_config(**sizes, sequence_layer="convolved_attention.ConvolvedAttention")
+def make_config(steps: int, rate: float, in_context: dict[str, Any] | None = None) -> ConfigDict:
+    """Of a part of the training."""
+    sizes = dict(vocab_size=194, width=64, num_layers=3, num_heads=4, mlp_width=128)
+    layer = "convolved_attention.ConvolvedAttention"
+    config = default_config(**sizes, sequence_layer=layer, in_context=in_context)
     config.steps = steps
     config.data.tokenizer = TOKENIZER
     config.optimizer.update(name="m3", learning_rate=rate, warmup_steps=50)
     return whole_config(config)
 
 
-def train(
-    config: ConfigDict, params: Any = None, every: int = 50, worlds_seen: int = 0
-) -> Any:
+def train(config: ConfigDict, params: Any = None, every: int = 50) -> Any:
     """Trains a model.
 
     Args:
@@ -167,3 +174,19 @@ def train(
             )
             losses = []
     return state.params
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--workdir", required=True, help="folder of the run")
+    parser.add_argument("--steps", type=int, default=1400, help="without levels")
+    parser.add_argument("--level_steps", type=int, default=300, help="with them, afterwards")
+    given = parser.parse_args()
+    check_no_run(given.workdir)
+    params = train(make_config(given.steps, RATES[0]))
+    config = make_config(given.level_steps, RATES[1], LEVELS)
+    write_first_checkpoint(given.workdir, config, train(config, params))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,6 @@
-"""A tokenizer for worlds of facts: syllables of names, the words that facts are made of, and what lies between.
+"""A tokenizer for worlds of facts: syllables of names, values, and what lies between.
 
-    python experiments/sleep/words.py runs/facts/words.json
+python experiments/sleep/words.py runs/facts/words.json
 """
 
 import argparse
