@@ -5,7 +5,9 @@ python experiments/sleep/facts_pretrain.py --workdir=runs/facts/model
 python experiments/sleep/facts.py --run=runs/facts/model --workdir=experiments/sleep/facts
 """
 
+import argparse
 import functools
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import matplotlib
 import numpy as np
 import optax
 from facts_pretrain import (
@@ -27,8 +30,10 @@ from facts_pretrain import (
     whole_chunks,
 )
 
+from hope_jax.commands.trained_model import load_model
 from hope_jax.data.json_lines import add_json_line, read_json_lines
 from hope_jax.data.tokenizers import Tokenizer
+from hope_jax.data.whole_file import write_whole
 from hope_jax.evaluation.choices import log_likelihoods, row_losses, share_won
 from hope_jax.evaluation.world import KINDS, Question, ask, tell
 from hope_jax.inference.level_tools import learnt_in
@@ -43,6 +48,9 @@ from hope_jax.sleep.readers import Reader, as_batch, axes, readers_of
 from hope_jax.sleep.samples import Samples, mean_of, openings_of
 from hope_jax.sleep.seeding import Lesson, begin_seeding, keep_samples, seed_step, with_expert
 from hope_jax.sleep.student import student_of
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
 
 OWN = 96  # pieces of the text, nearly all that there are
 LONGEST = 28  # of openings
@@ -453,3 +461,106 @@ class Experiment(NamedTuple):
             if highest == place:
                 return RATES[place]
             place = highest
+
+
+def kept_share(row: Mapping[str, Any]) -> float:
+    """What is won after, of what is won with the text."""
+    return row["after"]["won"] / row["read"]["won"]
+
+
+def added(row: Mapping[str, Any], of: str) -> float:
+    """To a loss of other documents."""
+    before, after = row["unrelated"]
+    return after[of] - before[of]
+
+
+def rise(row: Mapping[str, Any]) -> float:
+    """Of the loss of other documents, as a share of it."""
+    return added(row, "loss") / row["unrelated"][0]["loss"]
+
+
+COLUMNS: dict[str, Callable[[Mapping[str, Any]], float]] = {
+    "right, %": lambda row: 100 * row["after"]["won"],
+    "of what it knew with the text, %": lambda row: 100 * kept_share(row),
+    "log-likelihood": lambda row: row["after"]["log_likelihood"],
+    "loss of other documents, + %": lambda row: 100 * rise(row),
+    "of their answers, + nats": lambda row: (
+        row["unrelated"][1]["answers"] - row["unrelated"][0]["answers"]
+    ),
+    "seconds": lambda row: row["seconds"],
+}
+
+
+def table(groups: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """Means over seeds and standard deviations, in Markdown."""
+    any_group = next(iter(groups.values()))
+    lines = []
+    for when, name in (("before", "before, without the text"), ("read", "before, with the text")):
+        asked = [row[when] for row in any_group]
+        won = spread([100 * one["won"] for one in asked])
+        likely = spread([one["log_likelihood"] for one in asked])
+        lines.append(f"| {name} | {won} | | {likely} | | | | |")
+    for name, group in groups.items():
+        cells = [spread([column(row) for row in group]) for column in COLUMNS.values()]
+        lines.append(f"| {name} | {' | '.join(cells)} | {group[0]['rate']:g} |")
+    head = ["way to learn", *COLUMNS, "rate"]
+    return "\n".join([f"| {' | '.join(head)} |", "|---" * len(head) + "|", *lines]) + "\n"
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation."""
+    deviation = statistics.stdev(values) if len(values) > 1 else math.nan
+    return f"{statistics.fmean(values):.3g} ± {deviation:.2g}"
+
+
+def draw(groups: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
+    """What is right after each way to learn, and what it costs elsewhere; a point for each seed."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained", sharey=True)
+    names = list(groups)
+    some = next(iter(groups.values()))
+    for when, color in (("before", "gray"), ("read", "black")):
+        value = 100 * statistics.fmean(row[when]["won"] for row in some)
+        label = "with the text" if when == "read" else "before"
+        left.axvline(value, color=color, linestyle=":", label=label)
+    for place, name in enumerate(names):
+        for half, column in ((left, "right, %"), (right, "loss of other documents, + %")):
+            values = [COLUMNS[column](row) for row in groups[name]]
+            half.barh(place, statistics.fmean(values), color="C0", alpha=0.6)
+            half.plot(values, [place] * len(values), "k.", markersize=4)
+    left.set_yticks(range(len(names)), names, fontsize=8)
+    left.invert_yaxis()
+    left.set_xlabel("questions right without the text, %", fontsize=8)
+    right.axvline(1, color="gray", linestyle=":")
+    right.set_xlabel("loss of other documents, + %", fontsize=8)
+    left.legend(fontsize=7)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def reported(experiment: Experiment, names: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+    """The trials of each arm at its rate, which are run if they are not there."""
+    groups = {}
+    for name in names:
+        rate = experiment.chosen(name)
+        groups[name] = [experiment.trial(name, seed, rate) for seed in SEEDS]
+    return groups
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--run", required=True, help="folder of the model's run")
+    parser.add_argument("--workdir", type=Path, required=True, help="folder of the trials")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, metavar="ARM", default=list(ARMS))
+    parser.add_argument("--steps", type=int, default=NIGHT["steps"], help="of each way to learn")
+    given = parser.parse_args()
+    given.workdir.mkdir(parents=True, exist_ok=True)
+    reader = Model(*load_model(given.run))
+    groups = reported(Experiment(reader, given.workdir / "trials.jsonl", given.steps), given.arms)
+    made = table(groups)
+    write_whole(given.workdir / "results.md", made)
+    draw(groups, given.workdir / "results.png")
+    print(made)
+
+
+if __name__ == "__main__":
+    main()
