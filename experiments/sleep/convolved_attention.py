@@ -33,7 +33,7 @@ class ConvolvedState(NamedTuple):
 
 
 class ConvolvedAttention(nn.Module):
-    """Attention, whose queries, keys and values are read from a causal convolution of the tokens.
+    """Attention to a causal convolution of the tokens, and that beside it: `y = attention(c) + c`.
 
     Attributes:
       num_heads: of attention.
@@ -45,7 +45,7 @@ class ConvolvedAttention(nn.Module):
 
     num_heads: int
     window: int = setting("tokens that attention sees", 256, least=1)
-    taps: int = setting("tokens that the convolution sees, its own included", 4, least=1)
+    taps: int = setting("tokens that the convolution sees, its own included", 5, least=1)
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
     matrices: ClassVar = (
@@ -67,4 +67,4 @@ class ConvolvedAttention(nn.Module):
         near, tail = CausalConvolution(self.taps, **dtypes, name="convolution")(x, tail, reset)
         attention = Attention(self.num_heads, self.window, **dtypes, name="attention")
         y, seen = attention(near, seen, reset)
-        return y, ConvolvedState(tail, seen)
+        return y + near, ConvolvedState(tail, seen)

@@ -31,7 +31,7 @@ TRAINED, FIRST_NEW = (
     10_200,
 )  # worlds below are trained on; those from there on never looked at
 CHUNK = 32  # tokens after which the levels learn
-LEVELS = {"chunks": (CHUNK,), "blocks": 2}
+LEVELS = {"chunks": (CHUNK,), "blocks": 2, "gradient_steps": 0}
 RATES = (0.02, 0.01)  # of M3, without levels and with them
 LENGTH, SIZE = 224, 16  # tokens of a sequence, and sequences of a step
 TOLD, SAID = (
