@@ -21,12 +21,12 @@ import numpy as np
 import optax
 from facts_pretrain import (
     FIRST_NEW,
-    LENGTH,
     PHRASINGS,
     TRAINED,
     batches,
-    document,
     facts_of,
+    talk,
+    told,
     whole_chunks,
 )
 
@@ -53,8 +53,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 OWN = 96  # pieces of the text, nearly all that there are
-LONGEST = 28  # of openings
-OTHERS = 1_000_000  # a seed of documents that is not one of training's
+LONGEST = 40  # of openings
 PEOPLE, KINDS_EACH = 4, 4  # facts of a world: one of each kind about each
 OPENING = 8  # tokens of the text with which each sample begins
 SELECTION = (1000, 1001)  # seeds that choose rates, and are not reported
@@ -62,9 +61,9 @@ SEEDS = (0, 1, 2)
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)  # of Adam
 FIRST_RATE = 1e-2
 NIGHT: dict[str, Any] = {
-    "steps": 100,
-    "samples": 8,
-    "kept_samples": 512,
+    "steps": 400,
+    "samples": 16,
+    "kept_samples": 1024,
     "tokens": 20,
     "lam": 0.5,
     "a": 0.9,
@@ -141,13 +140,12 @@ def openings_from(
 
 
 def beginning(tokenizer: Tokenizer, random: np.random.Generator, length: int) -> np.ndarray:
-    """So many tokens from the beginning of another document, one of the training's worlds."""
-    while True:
-        ids, known = document(tokenizer, int(random.integers(TRAINED)), LENGTH, seed=OTHERS)
-        (blank,) = tokenizer.encode("\n")
-        first = int(np.flatnonzero(ids != blank)[0])
-        if first and known.any():
-            return ids[max(0, first - int(random.integers(1, 9))) :][:length]
+    """So many tokens from the beginning of another, short document, of one of the training's worlds."""
+    people, kinds = 2, int(random.integers(1, 3))
+    facts = facts_of(int(random.integers(TRAINED)), people, kinds)
+    blanks = "\n" * int(random.integers(1, 9))
+    text = blanks + told(facts, random) + talk(facts, length // 6, random)
+    return np.asarray(tokenizer.encode(text), np.int32)[:length]
 
 
 def measured(reader: Model, learnt: Learnt, questions: Sequence[Question]) -> dict[str, float]:
@@ -156,7 +154,7 @@ def measured(reader: Model, learnt: Learnt, questions: Sequence[Question]) -> di
         reader.model,
         learnt.params,
         reader.tokenizer,
-        [f"\n{question.prompt}" for question in questions],
+        [question.prompt for question in questions],
         [(question.answer, *question.wrong) for question in questions],
         learnt.state,
         batch_size=128,
