@@ -1,7 +1,17 @@
 """A small model that learns to be told facts and asked for them, in worlds that it will not meet again.
 
-python experiments/sleep/words.py runs/facts/words.json
-python experiments/sleep/facts_pretrain.py --workdir=runs/facts/model
+    python experiments/sleep/words.py runs/facts/words.json
+    python experiments/sleep/facts_pretrain.py --workdir=runs/facts/model
+
+0.14M parameters, three layers of attention behind a convolution (convolved_attention.py). Each sequence
+tells the facts of a world, which a blank line ends, and then asks for them or tells them again, each time
+in one of three phrasings; a quarter of the sequences do so twice, and a tenth talk of what nobody has told.
+Worlds from `FIRST_NEW` on are never seen.
+
+Most steps go without levels. Then the MLPs of the last two blocks learn after each 32 tokens. Of values
+that had been told before, the likeliest token was right for 60% after 300 steps, 90% after 400 and 96%
+after 800, four minutes of one core; and 96% after 100 steps more with levels, in 100 seconds. Without the
+convolution, or with bytes for tokens, a model of this size did not find whose a fact was.
 """
 
 import argparse
@@ -179,8 +189,8 @@ def train(config: ConfigDict, params: Any = None, every: int = 50) -> Any:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--workdir", required=True, help="folder of the run")
-    parser.add_argument("--steps", type=int, default=1400, help="without levels")
-    parser.add_argument("--level_steps", type=int, default=300, help="with them, afterwards")
+    parser.add_argument("--steps", type=int, default=800, help="without levels")
+    parser.add_argument("--level_steps", type=int, default=100, help="with them, afterwards")
     given = parser.parse_args()
     check_no_run(given.workdir)
     params = train(make_config(given.steps, RATES[0]))

@@ -124,8 +124,8 @@ def test_rates_are_followed_until_both_neighbours_are_worse(scripts, monkeypatch
     facts = scripts["facts"]
 
     def trial(self, name, seed, rate):
-        return {"after": {"won": -abs(math.log(rate / 1e-3))}}
+        return {"after": {"won": -abs(math.log(rate / 1e-2))}}
 
     monkeypatch.setattr(facts.Experiment, "trial", trial)
-    experiment = facts.Experiment(None, tmp_path / "trials.jsonl", 1)
-    assert experiment.chosen("sleep") == 1e-3
+    experiment = facts.Experiment(None, tmp_path / "trials.jsonl")
+    assert experiment.chosen("sleep") == 1e-2
