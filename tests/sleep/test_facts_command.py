@@ -76,6 +76,18 @@ def test_words_hold_all_that_is_said_and_values_are_single_tokens(scripts, token
     assert len(tokenizer.encode(" apples.")) == 2
 
 
+def test_training_sees_no_world_that_is_asked_or_held_out(scripts, tokenizer, monkeypatch):
+    pretrain, seen = scripts["facts_pretrain"], set()
+    monkeypatch.setattr(
+        pretrain,
+        "facts_of",
+        lambda world, *sizes, old=pretrain.facts_of: seen.add(world) or old(world, *sizes),
+    )
+    source = pretrain.batches(tokenizer, pretrain.TRAINED - 20, 20, size=20, length=60)
+    next(source)
+    assert len(seen) > 20 and max(seen) < pretrain.TRAINED < pretrain.FIRST_NEW
+
+
 def test_answers_are_those_of_facts_told_before(scripts, tokenizer):
     batch = next(scripts["facts_pretrain"].batches(tokenizer, 0, 5, size=8, length=120))
     assert batch["answers"].any()
