@@ -1,8 +1,22 @@
 """What is left of the facts of a world after a night, beside what other ways of learning them leave.
 
-python experiments/sleep/words.py runs/facts/words.json
-python experiments/sleep/facts_pretrain.py --workdir=runs/facts/model
-python experiments/sleep/facts.py --run=runs/facts/model --workdir=experiments/sleep/facts
+    python experiments/sleep/words.py runs/facts/words.json
+    python experiments/sleep/facts_pretrain.py --workdir=runs/facts/model
+    python experiments/sleep/facts.py --run=runs/facts/model --workdir=experiments/sleep/facts
+    python experiments/sleep/facts.py --table --workdir=experiments/sleep/facts    # runs nothing
+
+A model that was trained on other worlds (facts_pretrain.py) reads sixteen facts about four people once. It
+is asked for each without the text, in the two phrasings that do not go with how it was told, with four
+answers to choose from, three of them true of others as far as there are: before, with the text, and after
+it has learned by one of `ARMS`. Each takes `STEPS` steps of as many sequences, as long as the others'. The
+openings of a night's samples are pieces of the text, and beginnings of documents of the training's worlds;
+fine-tuning with other documents is given those too. Documents of worlds that nobody was trained on tell
+what it has cost, in nats a token: of all tokens, of facts as they are told, of what is then said of them,
+and of the answers.
+
+An arm's rate is that which wins most of a world that is not reported: rates on a grid of factor 3 are
+followed until both neighbours are worse. A trial that has ended is a line of WORKDIR/trials.jsonl, so that
+a command that is stopped and given again goes on.
 """
 
 import argparse
@@ -22,6 +36,8 @@ import optax
 from facts_pretrain import (
     FIRST_NEW,
     PHRASINGS,
+    SAID,
+    TOLD,
     TRAINED,
     batches,
     facts_of,
@@ -167,14 +183,17 @@ def measured(reader: Model, learnt: Learnt, questions: Sequence[Question]) -> di
 
 
 def held_out(reader: Model, learnt: Learnt) -> dict[str, float]:
-    """Mean losses of other worlds' documents, of all tokens and of answers told before."""
-    batch = next(batches(reader.tokenizer, TRAINED, 64, 64))
+    """Mean losses of other worlds' documents, and of parts of them."""
+    batch = next(batches(reader.tokenizer, TRAINED, FIRST_NEW - TRAINED, 64))
     state = learnt.state or init_state(reader.model, learnt.params, 1)
-    losses = np.asarray(
-        row_losses(reader.model, learnt.params, batch["tokens"], batch["targets"], state)
-    )
-    answers = batch["answers"] > 0
-    return {"loss": float(losses.mean()), "answers": float(losses[answers].mean())}
+    losses = row_losses(reader.model, learnt.params, batch["tokens"], batch["targets"], state)
+    parts = {
+        "loss": np.ones_like(batch["answers"]),
+        "told": batch["weights"] == np.float32(TOLD),  # for the first time
+        "said": batch["weights"] == np.float32(SAID),  # of what is known, all but the answers
+        "answers": batch["answers"],
+    }
+    return {name: float(np.asarray(losses)[part].mean()) for name, part in parts.items()}
 
 
 # Ways to learn.
@@ -502,7 +521,7 @@ def table(groups: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         asked = [row[when] for row in any_group]
         won = spread([100 * one["won"] for one in asked])
         likely = spread([one["log_likelihood"] for one in asked])
-        lines.append(f"| {name} | {won} | | {likely} | | | | |")
+        lines.append(f"| {name} | {won} | | {likely}{' |' * (len(COLUMNS) - 1)}")
     for name, group in groups.items():
         cells = [spread([column(row) for row in group]) for column in COLUMNS.values()]
         lines.append(f"| {name} | {' | '.join(cells)} | {group[0]['rate']:g} |")
@@ -540,24 +559,34 @@ def draw(groups: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
     plt.close(figure)
 
 
-def reported(experiment: Experiment, names: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
-    """The trials of each arm at its rate, which are run if they are not there."""
-    groups = {}
-    for name in names:
-        rate = experiment.chosen(name)
-        groups[name] = [experiment.trial(name, seed, rate) for seed in SEEDS]
-    return groups
+def reported(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """The trials of each arm that has all seeds, in the order of `ARMS`."""
+    groups: dict[tuple[str, float], dict[int, dict[str, Any]]] = {}
+    for _, row in read_json_lines(path):
+        if isinstance(row, dict) and row["steps"] == STEPS and row["seed"] in SEEDS:
+            groups.setdefault((row["arm"], row["rate"]), {})[row["seed"]] = row
+    whole = {arm: rows for (arm, _), rows in groups.items() if len(rows) == len(SEEDS)}
+    return {arm: [whole[arm][seed] for seed in SEEDS] for arm in ARMS if arm in whole}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--run", required=True, help="folder of the model's run")
+    parser.add_argument("--run", help="folder of the model's run")
     parser.add_argument("--workdir", type=Path, required=True, help="folder of the trials")
     parser.add_argument("--arms", nargs="+", choices=ARMS, metavar="ARM", default=list(ARMS))
+    parser.add_argument("--table", action="store_true", help="run nothing")
     given = parser.parse_args()
-    given.workdir.mkdir(parents=True, exist_ok=True)
-    reader = Model(*load_model(given.run))
-    groups = reported(Experiment(reader, given.workdir / "trials.jsonl"), given.arms)
+    path = given.workdir / "trials.jsonl"
+    if not given.table:
+        given.workdir.mkdir(parents=True, exist_ok=True)
+        experiment = Experiment(Model(*load_model(given.run)), path)
+        for name in given.arms:
+            rate = experiment.chosen(name)
+            for seed in SEEDS:
+                experiment.trial(name, seed, rate)
+    groups = reported(path)
+    if not groups:
+        parser.error(f"{path} has no way to learn with all seeds")
     made = table(groups)
     write_whole(given.workdir / "results.md", made)
     draw(groups, given.workdir / "results.png")

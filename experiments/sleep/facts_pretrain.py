@@ -5,13 +5,12 @@
 
 0.14M parameters, three layers of attention behind a convolution (convolved_attention.py). Each sequence
 tells the facts of a world, which a blank line ends, and then asks for them or tells them again, each time
-in one of three phrasings; a quarter of the sequences do so twice, and a tenth talk of what nobody has told.
-Worlds from `FIRST_NEW` on are never seen.
+in one of three phrasings. A quarter of them do so twice, and a tenth talk of what nobody has told. Worlds
+from `FIRST_NEW` on are never seen.
 
 Most steps go without levels. Then the MLPs of the last two blocks learn after each 32 tokens. Of values
-that had been told before, the likeliest token was right for 60% after 300 steps, 90% after 400 and 96%
-after 800, four minutes of one core; and 96% after 100 steps more with levels, in 100 seconds. Without the
-convolution, or with bytes for tokens, a model of this size did not find whose a fact was.
+told before, the likeliest token was right for 60% after 300 steps, 90% after 400 and 96% after 800, four
+minutes of one core; and for 96% after 100 steps more with levels, in 100 seconds.
 """
 
 import argparse
