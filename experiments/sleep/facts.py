@@ -3,20 +3,20 @@
     python experiments/sleep/words.py runs/facts/words.json
     python experiments/sleep/facts_pretrain.py --workdir=runs/facts/model
     python experiments/sleep/facts.py --run=runs/facts/model --workdir=experiments/sleep/facts
-    python experiments/sleep/facts.py --table --workdir=experiments/sleep/facts    # runs nothing
+    python experiments/sleep/facts.py --table --workdir=experiments/sleep/facts  # runs nothing
 
-A model that was trained on other worlds (facts_pretrain.py) reads sixteen facts about four people once. It
-is asked for each without the text, in the two phrasings that do not go with how it was told, with four
-answers to choose from, three of them true of others as far as there are: before, with the text, and after
-it has learned by one of `ARMS`. Each takes `STEPS` steps of as many sequences, as long as the others'. The
-openings of a night's samples are pieces of the text, and beginnings of documents of the training's worlds;
-fine-tuning with other documents is given those too. Documents of worlds that nobody was trained on tell
-what it has cost, in nats a token: of all tokens, of facts as they are told, of what is then said of them,
-and of the answers.
+A model that was trained on other worlds (facts_pretrain.py) reads sixteen facts about four people once.
+It is asked for each without the text, in the two phrasings that do not go with how it was told, with four
+answers to choose from, which are true of others as far as there are any: before, with the text, and after
+it has learned by one of `ARMS`. Each takes `STEPS` steps of as many sequences, no longer than those of
+others. The openings of a night's samples are pieces of the text, and beginnings of documents of the
+training's worlds; fine-tuning with other documents is given those too. Documents of worlds on which
+nobody was trained tell what it has cost, in nats a token: of all tokens, of facts as they are told, of
+what is then said of them, and of the answers.
 
 An arm's rate is that which wins most of a world that is not reported: rates on a grid of factor 3 are
-followed until both neighbours are worse. A trial that has ended is a line of WORKDIR/trials.jsonl, so that
-a command that is stopped and given again goes on.
+followed until both neighbours are worse. A trial that has ended is a line of WORKDIR/trials.jsonl, so
+that a command that is stopped and given again goes on.
 """
 
 import argparse

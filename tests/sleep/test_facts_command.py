@@ -141,3 +141,22 @@ def test_rates_are_followed_until_both_neighbours_are_worse(scripts, monkeypatch
     monkeypatch.setattr(facts.Experiment, "trial", trial)
     experiment = facts.Experiment(None, tmp_path / "trials.jsonl")
     assert experiment.chosen("sleep") == 1e-2
+
+
+def test_a_table_is_made_of_ways_to_learn_that_have_all_seeds(scripts, tmp_path):
+    facts, path = scripts["facts"], tmp_path / "trials.jsonl"
+    for arm, seeds in (("sleep", (0, 1, 2, 1000)), ("fine-tuning", (0, 1, 1000))):
+        for seed in seeds:
+            losses = {"loss": 1.0, "told": 2.0, "said": 1.0, "answers": 0.5}
+            found = {"won": 0.25, "log_likelihood": -2.0}
+            row = {"arm": arm, "seed": seed, "rate": 1e-3, "steps": facts.STEPS, "seconds": 1.0}
+            row |= {"before": found, "read": found | {"won": 1.0}, "after": found | {"won": 0.5}}
+            row["unrelated"] = [losses, losses | {"loss": 1.5}]
+            facts.add_json_line(path, row)
+    groups = facts.reported(path)
+    assert list(groups) == ["sleep"] and [row["seed"] for row in groups["sleep"]] == [0, 1, 2]
+    lines = facts.table(groups).splitlines()
+    assert lines[-1].startswith("| sleep | 50 ± 0 | 50 ± 0 | -2 ± 0 | 50 ± 0 | 0 ± 0 |")
+    assert len({line.count("|") for line in lines}) == 1
+    facts.draw(groups, tmp_path / "results.png")
+    assert (tmp_path / "results.png").stat().st_size > 1000
