@@ -506,9 +506,9 @@ COLUMNS: dict[str, Callable[[Mapping[str, Any]], float]] = {
     "of what it knew with the text, %": lambda row: 100 * kept_share(row),
     "log-likelihood": lambda row: row["after"]["log_likelihood"],
     "loss of other documents, + %": lambda row: 100 * rise(row),
-    "of their answers, + nats": lambda row: (
-        row["unrelated"][1]["answers"] - row["unrelated"][0]["answers"]
-    ),
+    "of what they tell, + nats": lambda row: added(row, "told"),
+    "of what they say of it, + nats": lambda row: added(row, "said"),
+    "of their answers, + nats": lambda row: added(row, "answers"),
     "seconds": lambda row: row["seconds"],
 }
 
