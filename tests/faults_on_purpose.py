@@ -1974,6 +1974,30 @@ FAULTS = [
         "tests/models/test_smollm2.py::test_the_tokenizer_merges_letters_and_leaves_digits_alone",
     ),
     Fault(
+        "experiments/sleep/convolved_attention.py",
+        "(x, tail, reset)",
+        "(x, tail)",
+        "tests/sleep/test_facts_command.py",
+    ),
+    Fault(
+        "experiments/sleep/facts.py",
+        ".at[first:].set(1)",
+        ".at[:].set(1)",
+        "tests/sleep/test_facts_command.py",
+    ),
+    Fault(
+        "experiments/sleep/facts.py",
+        "if other != way:",
+        "if True:",
+        "tests/sleep/test_facts_command.py",
+    ),
+    Fault(
+        "experiments/sleep/facts_pretrain.py",
+        "% TRAINED if part else world",
+        "if part else world",
+        "tests/sleep/test_facts_command.py",
+    ),
+    Fault(
         "experiments/retrofit/measure.py",
         "jnp.full(shape, math.log(step), jnp.float32)",
         "jnp.full(shape, step, jnp.float32)",

@@ -21,8 +21,8 @@ from hope_jax.evaluation.haystack import words
 _FRIEND = "friend"
 _PEOPLE = 64  # names that are kept for each world
 _INITIALS, _VOWELS = "bcdfghjklmnprstvwxz", "aeiou"
-_SYLLABLES = [consonant + vowel for consonant in _INITIALS for vowel in _VOWELS]
-_TAILS = len(_VOWELS) * len(_SYLLABLES) ** 2  # names that begin with the same letter
+SYLLABLES = [consonant + vowel for consonant in _INITIALS for vowel in _VOWELS]
+_TAILS = len(_VOWELS) * len(SYLLABLES) ** 2  # names that begin with the same letter
 _SAME = -(-_PEOPLE // len(_INITIALS))  # people of a world who may have it in common
 WORLDS = _TAILS // _SAME
 
@@ -212,9 +212,9 @@ def _names(number: int, seed: int, random: np.random.Generator) -> list[str]:
         turn, place = divmod(person, len(_INITIALS))
         initial = int(initials[place])
         tail = int(_orders(seed)[initial, _SAME * number + turn])
-        tail, last = divmod(tail, len(_SYLLABLES))
-        vowel, middle = divmod(tail, len(_SYLLABLES))
-        parts = _INITIALS[initial], _VOWELS[vowel], _SYLLABLES[middle], _SYLLABLES[last]
+        tail, last = divmod(tail, len(SYLLABLES))
+        vowel, middle = divmod(tail, len(SYLLABLES))
+        parts = _INITIALS[initial], _VOWELS[vowel], SYLLABLES[middle], SYLLABLES[last]
         names.append("".join(parts).upper())
     return names
 

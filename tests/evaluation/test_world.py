@@ -7,9 +7,6 @@ import numpy as np
 import pytest
 
 from hope_jax.evaluation.world import KINDS, WORLDS, ask, ask_joined, documents, make_world, tell
-from hope_jax.models import LanguageModelConfig
-from hope_jax.runs.config_file import load_config_file
-from tests.evaluation.scripts import FOLDER
 
 TOLD = {
     "home": r"(\w+) lives in (\w+)|The home of (\w+) is (\w+)|(\w+) has a house in (\w+)",
@@ -169,13 +166,3 @@ def test_documents_tell_before_they_ask():
 def test_what_cannot_be_made_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
-
-
-def test_the_facts_model_is_trained_on_whole_documents_of_old_worlds():
-    module = load_config_file(FOLDER / "sleep" / "facts_pretrain.py")
-    config = module.get_config()
-    arguments = config.data.arguments.to_dict()
-    assert config.data.source.endswith("world.documents")
-    last = next(documents(**{**arguments, "first": arguments["count"] - 1}))
-    assert len(last) == config.data.sequence_length and arguments["count"] == module.FIRST_NEW
-    assert LanguageModelConfig.from_config_dict(config.model).in_context_config is not None

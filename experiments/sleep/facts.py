@@ -1,0 +1,597 @@
+"""What is left of the facts of a world after a night, beside what other ways of learning them leave.
+
+    python experiments/sleep/words.py runs/facts/words.json
+    python experiments/sleep/facts_pretrain.py --workdir=runs/facts/model
+    python experiments/sleep/facts.py --run=runs/facts/model --workdir=experiments/sleep/facts
+    python experiments/sleep/facts.py --table --workdir=experiments/sleep/facts  # runs nothing
+
+A model that was trained on other worlds (facts_pretrain.py) reads sixteen facts about four people once.
+It is asked for each without the text, in the two phrasings that do not go with how it was told, with four
+answers to choose from, which are true of others as far as there are any: before, with the text, and after
+it has learned by one of `ARMS`. Each takes `STEPS` steps of as many sequences, no longer than those of
+others. The openings of a night's samples are pieces of the text, and beginnings of documents of the
+training's worlds; fine-tuning with other documents is given those too. Documents of worlds on which
+nobody was trained tell what it has cost, in nats a token: of all tokens, of facts as they are told, of
+what is then said of them, and of the answers.
+
+An arm's rate is that which wins most of a world that is not reported: rates on a grid of factor 3 are
+followed until both neighbours are worse. A trial that has ended is a line of WORKDIR/trials.jsonl, so
+that a command that is stopped and given again goes on.
+"""
+
+import argparse
+import functools
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+import optax
+from facts_pretrain import (
+    FIRST_NEW,
+    PHRASINGS,
+    SAID,
+    TOLD,
+    TRAINED,
+    batches,
+    facts_of,
+    talk,
+    told,
+    whole_chunks,
+)
+
+from hope_jax.commands.trained_model import load_model
+from hope_jax.data.json_lines import add_json_line, read_json_lines
+from hope_jax.data.tokenizers import Tokenizer
+from hope_jax.data.whole_file import write_whole
+from hope_jax.evaluation.choices import log_likelihoods, row_losses, share_won
+from hope_jax.evaluation.world import KINDS, Question, ask, tell
+from hope_jax.inference.level_tools import learnt_in
+from hope_jax.inference.sampling import Context, read, sample
+from hope_jax.models import LanguageModel
+from hope_jax.models.in_context import HeldState
+from hope_jax.models.language_model import ModelState, init_state
+from hope_jax.sleep.config import SleepConfig
+from hope_jax.sleep.expansion import expand, make_room
+from hope_jax.sleep.imitation import policy_gradient_loss, reward
+from hope_jax.sleep.readers import Reader, as_batch, axes, readers_of
+from hope_jax.sleep.samples import Samples, mean_of, openings_of
+from hope_jax.sleep.seeding import Lesson, begin_seeding, keep_samples, seed_step, with_expert
+from hope_jax.sleep.student import student_of
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+STEPS = 400
+OWN = 96  # pieces of the text, nearly all that there are
+LONGEST = 40  # of openings
+PEOPLE, KINDS_EACH = 4, 4  # facts of a world: one of each kind about each
+OPENING = 8  # tokens of the text with which each sample begins
+SELECTION = (1000,)  # seeds that choose rates, and are not reported
+SEEDS = (0, 1, 2)
+RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)  # of Adam
+NIGHT: dict[str, Any] = {
+    "steps": STEPS,
+    "samples": 12,
+    "kept_samples": 1024,
+    "tokens": 20,
+    "lam": 0.5,
+    "a": 0.9,
+    "experts": 1,
+    "expert_width": 256,
+}
+
+
+class Model(NamedTuple):
+    """A trained model."""
+
+    model: LanguageModel
+    params: Any
+    tokenizer: Tokenizer
+
+
+class World(NamedTuple):
+    """What is read, and what is asked.
+
+    Attributes:
+      ids: of the text, whole chunks of it.
+      begin: of its first token that is not blank.
+      questions: each fact, asked for as it was not told.
+    """
+
+    ids: np.ndarray
+    begin: int
+    questions: list[Question]
+
+
+class Learnt(NamedTuple):
+    """Who is asked: parameters, and a state in which nothing is read, or the text."""
+
+    params: Any
+    state: ModelState | None
+
+
+def world_of(tokenizer: Tokenizer, seed: int) -> World:
+    """A world for which nothing was trained."""
+    random = np.random.default_rng([seed, 4])
+    facts = facts_of(FIRST_NEW + seed, PEOPLE, KINDS_EACH)
+    ways = random.integers(PHRASINGS, size=len(facts))
+    lines = [tell(fact, int(way)) for fact, way in zip(facts, ways, strict=True)]
+    text = "".join(f"{line}\n" for line in lines) + "\n"
+    ids = whole_chunks(tokenizer, text)
+    questions = []
+    for question, way in zip(ask(facts, random), ways, strict=True):
+        (fact,) = question.facts
+        for other in range(PHRASINGS):
+            if other != way:
+                prompt = KINDS[fact.kind].asked[other].format(name=fact.name)
+                questions.append(question._replace(prompt=prompt))
+    return World(ids, len(ids) - len(tokenizer.encode(text)), questions)
+
+
+def openings_from(
+    tokenizer: Tokenizer, world: World, seed: int, others: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pieces of the text, and how other documents begin, of any length.
+
+    Returns:
+      Rows, filled up at their ends, and how much of each counts.
+    """
+    own = np.lib.stride_tricks.sliding_window_view(world.ids, OPENING)[-OWN:]
+    rows = np.zeros((len(own) + others, LONGEST), np.int32)
+    rows[: len(own), :OPENING] = own
+    lengths = np.full(len(rows), OPENING)
+    random = np.random.default_rng([seed, 5])
+    for place in range(len(own), len(rows)):
+        rows[place] = beginning(tokenizer, random, LONGEST)
+        lengths[place] = random.integers(OPENING, LONGEST + 1)
+    lengths[len(own) :][:1] = LONGEST  # so that all seeds share a program
+    return rows, lengths
+
+
+def beginning(tokenizer: Tokenizer, random: np.random.Generator, length: int) -> np.ndarray:
+    """So many tokens from the beginning of another, short document, of one of the training's worlds."""
+    people, kinds = 2, int(random.integers(1, 3))
+    facts = facts_of(int(random.integers(TRAINED)), people, kinds)
+    blanks = "\n" * int(random.integers(1, 9))
+    text = blanks + told(facts, random) + talk(facts, length // 6, random)
+    return np.asarray(tokenizer.encode(text), np.int32)[:length]
+
+
+def measured(reader: Model, learnt: Learnt, questions: Sequence[Question]) -> dict[str, float]:
+    """Share of questions won, and mean log-likelihood of the right answers."""
+    found = log_likelihoods(
+        reader.model,
+        learnt.params,
+        reader.tokenizer,
+        [question.prompt for question in questions],
+        [(question.answer, *question.wrong) for question in questions],
+        learnt.state,
+        batch_size=128,
+        length=12,
+    )
+    return {
+        "won": round(share_won(found), 4),
+        "log_likelihood": round(float(found[:, 0].mean()), 3),
+    }
+
+
+def held_out(reader: Model, learnt: Learnt) -> dict[str, float]:
+    """Mean losses of other worlds' documents, and of parts of them."""
+    batch = next(batches(reader.tokenizer, TRAINED, FIRST_NEW - TRAINED, 64))
+    state = learnt.state or init_state(reader.model, learnt.params, 1)
+    losses = row_losses(reader.model, learnt.params, batch["tokens"], batch["targets"], state)
+    parts = {
+        "loss": np.ones_like(batch["answers"]),
+        "told": batch["weights"] == np.float32(TOLD),  # for the first time
+        "said": batch["weights"] == np.float32(SAID),  # of what is known, all but the answers
+        "answers": batch["answers"],
+    }
+    return {name: float(np.asarray(losses)[part].mean()) for name, part in parts.items()}
+
+
+# Ways to learn.
+
+
+def night_of(
+    reader: Model, world: World, seed: int, rate: float, settings: SleepConfig, others: int = OWN
+) -> tuple[Learnt, dict[str, Any]]:
+    """A night."""
+    model, params = reader.model, reader.params
+    lesson_key, expert_key = (key[None] for key in jax.random.split(jax.random.key(seed)))
+    lesson = lesson_of(reader, world, seed, settings, others, lesson_key)
+    student = student_of(model, params, lesson.teacher.state, settings)
+    student = expand(model, student, settings.level, expert_key)
+    lesson = lesson._replace(student=student)
+    seeding = begin_seeding(model, lesson, settings, OPTIMIZER)
+    seeding = seeding._replace(optimizer=with_rate(seeding.optimizer, rate))
+    found = []
+    for _ in range(settings.steps):
+        seeding, step = seed_step(model, params, lesson, seeding, settings, OPTIMIZER)
+        found.append(step.divergence[0])
+    state = with_expert(model, student, seeding.expert, settings.level)
+    return Learnt(params, state), {"divergence": ends(found)}
+
+
+def lesson_of(
+    reader: Model, world: World, seed: int, settings: SleepConfig, others: int, key: Any
+) -> Lesson:
+    """What the teacher says, who has read the text; of the student's state only the shape is given."""
+    context = read(reader.model, reader.params, world.ids[None])
+    state = make_room(reader.model, context.state, settings.experts, settings.expert_width)
+    openings = openings_of(*openings_from(reader.tokenizer, world, seed, others))
+    lesson = Lesson(Context(state, context.logits), state, key, openings)
+    return keep_samples(reader.model, reader.params, lesson, settings)
+
+
+# Its rate is part of its state, so that another compiles nothing.
+OPTIMIZER = optax.inject_hyperparams(
+    lambda learning_rate: optax.chain(
+        optax.adam(learning_rate), optax.scale_by_schedule(optax.linear_schedule(1, 0, STEPS))
+    )
+)(learning_rate=0.0)
+
+
+def with_rate(state: Any, rate: float) -> Any:
+    """The optimiser's state with another rate."""
+    old = state.hyperparams["learning_rate"]
+    new = jnp.full_like(old, rate)
+    return state._replace(hyperparams={**state.hyperparams, "learning_rate": new})
+
+
+def ends(values: Sequence[Any]) -> list[float]:
+    """The first and the last."""
+    return [round(float(values[place]), 4) for place in (0, -1)]
+
+
+def receiver_of(model: LanguageModel, params: Any) -> Any:
+    """1 for what a night without expansion trains: the MLPs beside which experts would lie; else 0."""
+    first = model.config.num_layers - model.config.adapting_blocks
+
+    def mask(path: tuple[Any, ...], leaf: Any) -> Any:
+        mine = "'level_0'" in jax.tree_util.keystr(path)
+        return jnp.full_like(leaf, mine) if not mine else jnp.zeros_like(leaf).at[first:].set(1)
+
+    return jax.tree_util.tree_map_with_path(mask, params)
+
+
+def everything(model: LanguageModel, params: Any) -> Any:
+    """1 for all."""
+    return jax.tree.map(jnp.ones_like, params)
+
+
+def dense_night_of(
+    reader: Model, world: World, seed: int, rate: float, settings: SleepConfig, others: int = OWN
+) -> tuple[Learnt, dict[str, Any]]:
+    """The night without an expert: the receiving MLPs themselves learn the same, of the same samples."""
+    model, params = reader.model, reader.params
+    lesson_key, key = jax.random.split(jax.random.key(seed))
+    lesson = lesson_of(reader, world, seed, settings, others, lesson_key[None])
+    kept = jax.tree.map(lambda leaf: leaf[0], lesson.kept)
+    mask, learnt, found = receiver_of(model, params), params, []
+    state = with_rate(jax.jit(OPTIMIZER.init)(params), rate)
+    for step in range(settings.steps):
+        learnt, state, divergence = dense_step(
+            model, params, learnt, lesson.teacher, kept, state, mask, key, step, settings
+        )
+        found.append(divergence)
+    return Learnt(learnt, None), {"divergence": ends(found)}
+
+
+def fresh(model: LanguageModel, params: Any, size: int) -> ModelState:
+    """A batch that has read nothing, and whose levels are held."""
+    state = init_state(model, params, size)
+    adapting, continuum = learnt_in(state)
+    weights = tuple(jax.tree.map(lambda w: w[:, 0], level.weights) for level in continuum.levels)
+    return state._replace(adapting=HeldState(adapting.blocks.sequence, weights, ()))
+
+
+@functools.partial(jax.jit, static_argnames=("model", "settings"))
+def dense_step(
+    model: LanguageModel,
+    params: Any,
+    learnt: Any,
+    context: Context,
+    kept: Samples,
+    state: Any,
+    mask: Any,
+    key: Any,
+    step: Any,
+    settings: SleepConfig,
+) -> tuple[Any, Any, Any]:
+    """One step: parameters, the optimiser's state, and the divergence."""
+    count, size = kept.tokens.shape[0], settings.samples
+    places = (step % count * size + jnp.arange(size)) % count
+    original = jax.tree.map(lambda leaf: leaf[places], kept)
+    tokens, spoken, rewards = original.tokens, original.spoken, jnp.zeros((size, 1))
+    if settings.student_speaks:
+        for_starts, for_tokens = jax.random.split(jax.random.fold_in(key, step))
+        starts = jax.random.randint(for_starts, (size,), original.start, original.end)
+        many = lambda leaf: jnp.repeat(leaf, settings.continuations, 0)
+        given, starts, end = many(tokens), many(starts), many(original.end)
+        speaker = Context(fresh(model, learnt, len(given)), jnp.zeros(()))
+        speaker = read(model, learnt, given[:, :OPENING], speaker)
+        said, _ = sample(
+            model,
+            learnt,
+            speaker,
+            for_tokens,
+            num_tokens=given.shape[1] - OPENING,
+            given=given[:, OPENING:],
+            given_length=starts - OPENING,
+        )
+        said = jnp.concatenate([given[:, :OPENING], said], 1)
+        rewards = reward(said, given, end, end, gam=0, z0=settings.largest_distance)
+        rewards = rewards.reshape(size, settings.continuations)
+        tokens = jnp.concatenate([tokens, said])
+        spoken = jnp.concatenate([spoken, Samples(said, starts, end).spoken])
+    inputs, following, counted = tokens[:, :-1], tokens[:, 1:], spoken[:, 1:]
+
+    def taught(teacher: Reader) -> Any:
+        state = as_batch(model, teacher, len(tokens)).state
+        return model.apply({"params": params}, inputs, state)[0]
+
+    (theirs,) = jax.vmap(taught, in_axes=(axes(model),))(readers_of(context))
+
+    def loss(learnt: Any) -> tuple[Any, Any]:
+        mine = model.apply({"params": learnt}, inputs, fresh(model, learnt, len(tokens)))[0]
+        divergence = settings.divergence_function(theirs, mine)
+        of_teacher = mean_of(divergence[:size], counted[:size])
+        if not settings.student_speaks:
+            return of_teacher, of_teacher
+        of_student = mean_of(divergence[size:], counted[size:])
+        logs = jnp.take_along_axis(jax.nn.log_softmax(mine), following[..., None], -1)[..., 0]
+        summed = jnp.sum(logs[size:] * counted[size:], 1).reshape(rewards.shape)
+        distilled = (1 - settings.lam) * of_teacher + settings.lam * of_student
+        imitated = policy_gradient_loss(summed, rewards)
+        return settings.a * distilled + (1 - settings.a) * imitated, of_teacher
+
+    (_, divergence), gradient = jax.value_and_grad(loss, has_aux=True)(learnt)
+    gradient = jax.tree.map(jnp.multiply, gradient, mask)
+    updates, state = OPTIMIZER.update(gradient, state, learnt)
+    return optax.apply_updates(learnt, updates), state, divergence
+
+
+def fine_tuned(
+    reader: Model,
+    world: World,
+    seed: int,
+    rate: float,
+    settings: SleepConfig,
+    trains: Callable[..., Any] = everything,
+    others: int = 0,
+) -> tuple[Learnt, dict[str, Any]]:
+    """Trained on pieces of the text, as many and as long as the sequences of a night.
+
+    With `others`, half of them are beginnings of so many other documents.
+    """
+    random, learnt, found = np.random.default_rng([seed, 6]), reader.params, []
+    length = LONGEST + settings.tokens
+    size = settings.samples * (1 + settings.student_speaks * settings.continuations)
+    text = world.ids[world.begin - 1 :]
+    pieces = np.lib.stride_tricks.sliding_window_view(text, length)
+    rest = [beginning(reader.tokenizer, random, length) for _ in range(others)]
+    mask = trains(reader.model, reader.params)
+    state = with_rate(jax.jit(OPTIMIZER.init)(learnt), rate)
+    for _ in range(settings.steps):
+        rows = pieces[random.integers(len(pieces), size=size)]
+        if others:
+            rows[::2] = np.stack(rest)[random.integers(others, size=len(rows[::2]))]
+        learnt, state, loss = tuning_step(reader.model, learnt, state, mask, rows)
+        found.append(loss)
+    return Learnt(learnt, None), {"loss": ends(found)}
+
+
+@functools.partial(jax.jit, static_argnames=("model",))
+def tuning_step(
+    model: LanguageModel,
+    learnt: Any,
+    state: Any,
+    mask: Any,
+    rows: Any,
+) -> tuple[Any, Any, Any]:
+    def loss(learnt: Any) -> Any:
+        variables, pair = {"params": learnt}, (rows[:, :-1], rows[:, 1:])
+        return jnp.mean(model.apply(variables, *pair, method="token_losses"))
+
+    value, gradient = jax.value_and_grad(loss)(learnt)
+    gradient = jax.tree.map(jnp.multiply, gradient, mask)
+    updates, state = OPTIMIZER.update(gradient, state, learnt)
+    return optax.apply_updates(learnt, updates), state, value
+
+
+class Arm(NamedTuple):
+    """A way to learn.
+
+    Attributes:
+      learn: `(reader, world, seed, rate, settings, others=...)`.
+      first: rate that is tried first, of `RATES`.
+      changes: of the night's settings.
+      others: openings, or pieces, of other documents.
+    """
+
+    learn: Callable[..., tuple[Learnt, dict[str, Any]]]
+    first: float
+    changes: Mapping[str, Any] = {}
+    others: int = OWN
+
+
+SILENT = {"lam": 0.0, "a": 1.0}  # the student says nothing, and a step costs a third
+ARMS = {
+    "sleep by the teacher's words": Arm(night_of, 3e-2, SILENT),
+    "the same without expansion": Arm(dense_night_of, 3e-3, SILENT),
+    "fine-tuning with other documents": Arm(fine_tuned, 1e-3, SILENT),
+    "fine-tuning": Arm(fine_tuned, 1e-3, SILENT, others=0),
+    "sleep by the teacher's words, without other openings": Arm(night_of, 3e-2, SILENT, others=0),
+    "sleep": Arm(night_of, 3e-2),
+    "sleep without imitation": Arm(night_of, 3e-2, {"a": 1.0}),
+    "sleep without distillation": Arm(night_of, 3e-2, {"a": 1e-3}),
+    "sleep without expansion": Arm(dense_night_of, 3e-3),
+    "on-policy self-distillation": Arm(dense_night_of, 3e-3, {"a": 1.0, "lam": 1.0}),
+}
+
+
+class Experiment(NamedTuple):
+    """All that trials need.
+
+    Attributes:
+      reader: who learns.
+      path: of the file of trials.
+    """
+
+    reader: Model
+    path: Path
+
+    def trial(self, name: str, seed: int, rate: float) -> dict[str, Any]:
+        """Runs a trial, if it is not there."""
+        key = {"arm": name, "seed": seed, "rate": rate, "steps": STEPS}
+        for _, row in read_json_lines(self.path):
+            if isinstance(row, dict) and all(row.get(part) == key[part] for part in key):
+                return row
+        arm, (model, params, tokenizer) = ARMS[name], self.reader
+        settings = SleepConfig(**{**NIGHT, **arm.changes})
+        world = world_of(tokenizer, seed)
+        unread = Learnt(params, None)
+        text = read(model, params, world.ids[None])
+        begun = time.monotonic()
+        learnt, found = arm.learn(self.reader, world, seed, rate, settings, others=arm.others)
+        row: dict[str, Any] = {**key, **found, "seconds": round(time.monotonic() - begun, 1)}
+        asked = {"before": unread, "read": Learnt(params, text.state), "after": learnt}
+        for when, who in asked.items():
+            row[when] = measured(self.reader, who, world.questions)
+        row["unrelated"] = [held_out(self.reader, who) for who in (unread, learnt)]
+        add_json_line(self.path, row)
+        print(row, flush=True)
+        return row
+
+    def chosen(self, name: str) -> float:
+        """The rate of an arm: rates are followed until both neighbours are worse."""
+        found: dict[float, float] = {}
+        place = RATES.index(ARMS[name].first)
+        while True:
+            for near in (place, place - 1, place + 1):
+                if near in range(len(RATES)) and near not in found:
+                    trials = [self.trial(name, seed, RATES[near]) for seed in SELECTION]
+                    found[near] = statistics.fmean(trial["after"]["won"] for trial in trials)
+            highest = max(found, key=found.__getitem__)
+            if highest == place:
+                return RATES[place]
+            place = highest
+
+
+def kept_share(row: Mapping[str, Any]) -> float:
+    """What is won after, of what is won with the text."""
+    return row["after"]["won"] / row["read"]["won"]
+
+
+def added(row: Mapping[str, Any], of: str) -> float:
+    """To a loss of other documents."""
+    before, after = row["unrelated"]
+    return after[of] - before[of]
+
+
+def rise(row: Mapping[str, Any]) -> float:
+    """Of the loss of other documents, as a share of it."""
+    return added(row, "loss") / row["unrelated"][0]["loss"]
+
+
+COLUMNS: dict[str, Callable[[Mapping[str, Any]], float]] = {
+    "right, %": lambda row: 100 * row["after"]["won"],
+    "of what it knew with the text, %": lambda row: 100 * kept_share(row),
+    "log-likelihood": lambda row: row["after"]["log_likelihood"],
+    "loss of other documents, + %": lambda row: 100 * rise(row),
+    "of what they tell, + nats": lambda row: added(row, "told"),
+    "of what they say of it, + nats": lambda row: added(row, "said"),
+    "of their answers, + nats": lambda row: added(row, "answers"),
+    "seconds": lambda row: row["seconds"],
+}
+
+
+def table(groups: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """Means over seeds and standard deviations, in Markdown."""
+    any_group = next(iter(groups.values()))
+    lines = []
+    for when, name in (("before", "before, without the text"), ("read", "before, with the text")):
+        asked = [row[when] for row in any_group]
+        won = spread([100 * one["won"] for one in asked])
+        likely = spread([one["log_likelihood"] for one in asked])
+        lines.append(f"| {name} | {won} | | {likely}{' |' * (len(COLUMNS) - 1)}")
+    for name, group in groups.items():
+        cells = [spread([column(row) for row in group]) for column in COLUMNS.values()]
+        lines.append(f"| {name} | {' | '.join(cells)} | {group[0]['rate']:g} |")
+    head = ["way to learn", *COLUMNS, "rate"]
+    return "\n".join([f"| {' | '.join(head)} |", "|---" * len(head) + "|", *lines]) + "\n"
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation."""
+    deviation = statistics.stdev(values) if len(values) > 1 else math.nan
+    return f"{statistics.fmean(values):.3g} ± {deviation:.2g}"
+
+
+def draw(groups: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
+    """What is right after each way to learn, and what it costs elsewhere; a point for each seed."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained", sharey=True)
+    names = list(groups)
+    some = next(iter(groups.values()))
+    for when, color in (("before", "gray"), ("read", "black")):
+        value = 100 * statistics.fmean(row[when]["won"] for row in some)
+        label = "with the text" if when == "read" else "before"
+        left.axvline(value, color=color, linestyle=":", label=label)
+    for place, name in enumerate(names):
+        for half, column in ((left, "right, %"), (right, "loss of other documents, + %")):
+            values = [COLUMNS[column](row) for row in groups[name]]
+            half.barh(place, statistics.fmean(values), color="C0", alpha=0.6)
+            half.plot(values, [place] * len(values), "k.", markersize=4)
+    left.set_yticks(range(len(names)), names, fontsize=8)
+    left.invert_yaxis()
+    left.set_xlabel("questions right without the text, %", fontsize=8)
+    right.axvline(1, color="gray", linestyle=":")
+    right.set_xlabel("loss of other documents, + %", fontsize=8)
+    left.legend(fontsize=7)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def reported(path: Path) -> dict[str, list[dict[str, Any]]]:
+    """The trials of each arm that has all seeds, in the order of `ARMS`."""
+    groups: dict[tuple[str, float], dict[int, dict[str, Any]]] = {}
+    for _, row in read_json_lines(path):
+        if isinstance(row, dict) and row["steps"] == STEPS and row["seed"] in SEEDS:
+            groups.setdefault((row["arm"], row["rate"]), {})[row["seed"]] = row
+    whole = {arm: rows for (arm, _), rows in groups.items() if len(rows) == len(SEEDS)}
+    return {arm: [whole[arm][seed] for seed in SEEDS] for arm in ARMS if arm in whole}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--run", help="folder of the model's run")
+    parser.add_argument("--workdir", type=Path, required=True, help="folder of the trials")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, metavar="ARM", default=list(ARMS))
+    parser.add_argument("--table", action="store_true", help="run nothing")
+    given = parser.parse_args()
+    path = given.workdir / "trials.jsonl"
+    if not given.table:
+        given.workdir.mkdir(parents=True, exist_ok=True)
+        experiment = Experiment(Model(*load_model(given.run)), path)
+        for name in given.arms:
+            rate = experiment.chosen(name)
+            for seed in SEEDS:
+                experiment.trial(name, seed, rate)
+    groups = reported(path)
+    if not groups:
+        parser.error(f"{path} has no way to learn with all seeds")
+    made = table(groups)
+    write_whole(given.workdir / "results.md", made)
+    draw(groups, given.workdir / "results.png")
+    print(made)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""A tokenizer for worlds of facts: syllables of names, values, and what lies between.
+
+python experiments/sleep/words.py runs/facts/words.json
+"""
+
+import argparse
+import re
+from pathlib import Path
+
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+
+from hope_jax.evaluation.world import KINDS, SYLLABLES
+
+USED = ("home", "work", "food", "pet")  # whose values are single tokens
+
+
+def make_tokenizer() -> Tokenizer:
+    """Each syllable, value and piece of a phrasing is a token, as is each letter that is in none."""
+    pieces = {"\n", ".", *(syllable.upper() for syllable in SYLLABLES)}
+    for name in USED:
+        kind = KINDS[name]
+        pieces.update(f" {value}" for value in kind.values)
+        for phrasing in (*kind.told, *kind.asked):
+            # The space before a value is of the value's token, that before a name of the piece.
+            parts = re.split(r"\{name\}| \{value\}\.", phrasing)
+            pieces.update(part for part in parts if part)
+    ordered = sorted(pieces, key=lambda piece: (-len(piece), piece))
+    ids = {piece: number for number, piece in enumerate(["<unknown>", *ordered])}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unknown>"))
+    # The longest that fits is taken.
+    pattern = f"(?:{'|'.join(map(re.escape, ordered))})(?![a-z])"
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return tokenizer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("path", type=Path, help="file to write")
+    given = parser.parse_args()
+    given.path.parent.mkdir(parents=True, exist_ok=True)
+    tokenizer = make_tokenizer()
+    tokenizer.save(str(given.path))
+    print(f"{tokenizer.get_vocab_size()} tokens in {given.path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""The experiment on facts: its layer, its documents, what its rivals train, and which rate is chosen."""
+
+import importlib
+import math
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from hope_jax.data.tokenizers import load_tokenizer
+from hope_jax.models import LanguageModel, LanguageModelConfig
+from hope_jax.sleep.config import SleepConfig
+from tests.evaluation.scripts import FOLDER
+
+NAMES = ("facts", "facts_pretrain", "words", "convolved_attention")
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER / "sleep"))
+    yield {name: importlib.import_module(name) for name in NAMES}
+    for name in NAMES:
+        sys.modules.pop(name)
+
+
+@pytest.fixture
+def tokenizer(scripts, tmp_path):
+    path = str(tmp_path / "words.json")
+    scripts["words"].make_tokenizer().save(path)
+    return load_tokenizer(path)
+
+
+@pytest.fixture
+def reader(scripts, tokenizer):
+    config = LanguageModelConfig(
+        vocab_size=tokenizer.vocab_size,
+        width=8,
+        num_layers=2,
+        num_heads=2,
+        mlp_width=8,
+        sequence_layer="convolved_attention.ConvolvedAttention",
+        in_context={"chunks": (32,), "blocks": 1},
+    )
+    model = LanguageModel(config)
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    params = nn.unbox(jax.jit(model.init)(jax.random.key(0), tokens)["params"])
+    return scripts["facts"].Model(model, params, tokenizer)
+
+
+def test_the_layer_reads_in_pieces_what_it_reads_at_once_and_begins_documents_anew(scripts):
+    layer = scripts["convolved_attention"].ConvolvedAttention(num_heads=2, window=5, taps=3)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 9, 8)), jnp.float32)
+    reset = jnp.zeros((2, 9), bool).at[0, 4].set(True)
+    params = nn.unbox(layer.init(jax.random.key(0), x))
+    whole, _ = layer.apply(params, x, None, reset)
+    for cuts in ((0, 1, 2, 7, 7, 9), range(10)):
+        state, parts = None, []
+        for begin, end in zip(cuts[:-1], cuts[1:], strict=True):
+            part, state = layer.apply(params, x[:, begin:end], state, reset[:, begin:end])
+            parts.append(part)
+        np.testing.assert_allclose(np.concatenate(parts, 1), whole, atol=1e-5)
+    alone, _ = layer.apply(params, x[:1, 4:])
+    np.testing.assert_allclose(whole[:1, 4:], alone, atol=1e-5)
+    assert not np.allclose(whole[1, 4:], layer.apply(params, x[1:, 4:])[0][0], atol=1e-3)
+
+
+def test_words_hold_all_that_is_said_and_values_are_single_tokens(scripts, tokenizer):
+    pretrain = scripts["facts_pretrain"]
+    for world in range(20):
+        ids, known = pretrain.document(tokenizer, world, 100)
+        assert len(ids) == len(known) == 100 and 0 not in ids
+        assert tokenizer.encode(tokenizer.decode(ids)).tolist() == ids.tolist()
+    assert len(tokenizer.encode(" apples.")) == 2
+
+
+def test_training_sees_no_world_that_is_asked_or_held_out(scripts, tokenizer, monkeypatch):
+    pretrain, seen = scripts["facts_pretrain"], set()
+    monkeypatch.setattr(
+        pretrain,
+        "facts_of",
+        lambda world, *sizes, old=pretrain.facts_of: seen.add(world) or old(world, *sizes),
+    )
+    source = pretrain.batches(tokenizer, pretrain.TRAINED - 20, 20, size=20, length=60)
+    next(source)
+    assert len(seen) > 20 and max(seen) < pretrain.TRAINED < pretrain.FIRST_NEW
+
+
+def test_answers_are_those_of_facts_told_before(scripts, tokenizer):
+    batch = next(scripts["facts_pretrain"].batches(tokenizer, 0, 5, size=8, length=120))
+    assert batch["answers"].any()
+    for tokens, targets, answers in zip(
+        batch["tokens"], batch["targets"], batch["answers"], strict=True
+    ):
+        for place in np.flatnonzero(answers):
+            assert targets[place] in tokens[:place]
+
+
+def test_what_is_asked_is_not_what_was_told(scripts, tokenizer):
+    world = scripts["facts"].world_of(tokenizer, 0)
+    text = tokenizer.decode(world.ids)
+    assert len(world.ids) % scripts["facts_pretrain"].CHUNK == 0 and len(world.questions) == 32
+    for question in world.questions:
+        (fact,) = question.facts
+        kind = scripts["facts"].KINDS[fact.kind]
+        (way,) = [
+            number
+            for number, told in enumerate(kind.told)
+            if told.format(name=fact.name, value=fact.value) in text
+        ]
+        assert question.prompt != kind.asked[way].format(name=fact.name)
+        assert question.prompt in [asked.format(name=fact.name) for asked in kind.asked]
+        assert question.answer == f" {fact.value}." and question.answer not in question.wrong
+
+
+def test_a_night_without_expansion_comes_nearer_and_changes_the_receiver_alone(scripts, reader):
+    facts = scripts["facts"]
+    settings = SleepConfig(steps=8, samples=4, kept_samples=8, tokens=4, lam=0.5, a=0.9)
+    world = facts.world_of(reader.tokenizer, 0)
+    learnt, found = facts.dense_night_of(reader, world, 0, 1e-2, settings, others=4)
+    last, first = found["divergence"][-1], found["divergence"][0]
+    assert 0 < last < first
+    for path, (new, old) in jax.tree_util.tree_leaves_with_path(
+        jax.tree.map(lambda *pair: pair, learnt.params, reader.params),
+        is_leaf=lambda x: isinstance(x, tuple),
+    ):
+        if "'level_0'" in jax.tree_util.keystr(path):
+            assert (new[0] == old[0]).all() and (new[1] != old[1]).any()
+        else:
+            assert (new == old).all()
+
+
+def test_rates_are_followed_until_both_neighbours_are_worse(scripts, monkeypatch, tmp_path):
+    facts = scripts["facts"]
+
+    def trial(self, name, seed, rate):
+        return {"after": {"won": -abs(math.log(rate / 1e-2))}}
+
+    monkeypatch.setattr(facts.Experiment, "trial", trial)
+    experiment = facts.Experiment(None, tmp_path / "trials.jsonl")
+    assert experiment.chosen("sleep") == 1e-2
+
+
+def test_a_table_is_made_of_ways_to_learn_that_have_all_seeds(scripts, tmp_path):
+    facts, path = scripts["facts"], tmp_path / "trials.jsonl"
+    for arm, seeds in (("sleep", (0, 1, 2, 1000)), ("fine-tuning", (0, 1, 1000))):
+        for seed in seeds:
+            losses = {"loss": 1.0, "told": 2.0, "said": 1.0, "answers": 0.5}
+            found = {"won": 0.25, "log_likelihood": -2.0}
+            row = {"arm": arm, "seed": seed, "rate": 1e-3, "steps": facts.STEPS, "seconds": 1.0}
+            row |= {"before": found, "read": found | {"won": 1.0}, "after": found | {"won": 0.5}}
+            row["unrelated"] = [losses, losses | {"loss": 1.5}]
+            facts.add_json_line(path, row)
+    groups = facts.reported(path)
+    assert list(groups) == ["sleep"] and [row["seed"] for row in groups["sleep"]] == [0, 1, 2]
+    lines = facts.table(groups).splitlines()
+    assert lines[-1].startswith("| sleep | 50 ± 0 | 50 ± 0 | -2 ± 0 | 50 ± 0 | 0 ± 0 |")
+    assert len({line.count("|") for line in lines}) == 1
+    facts.draw(groups, tmp_path / "results.png")
+    assert (tmp_path / "results.png").stat().st_size > 1000
