@@ -47,10 +47,11 @@ from facts_pretrain import (
 )
 
 from hope_jax.commands.trained_model import load_model
-from hope_jax.data.json_lines import add_json_line, read_json_lines
+from hope_jax.data.json_lines import add_json_line, find_json_lines
 from hope_jax.data.tokenizers import Tokenizer
 from hope_jax.data.whole_file import write_whole
 from hope_jax.evaluation.choices import log_likelihoods, row_losses, share_won
+from hope_jax.evaluation.grid import climb
 from hope_jax.evaluation.world import KINDS, Question, ask, tell
 from hope_jax.inference.level_tools import learnt_in
 from hope_jax.inference.sampling import Context, read, sample
@@ -62,7 +63,14 @@ from hope_jax.sleep.expansion import expand, make_room
 from hope_jax.sleep.imitation import policy_gradient_loss, reward
 from hope_jax.sleep.readers import Reader, as_batch, axes, readers_of
 from hope_jax.sleep.samples import Samples, mean_of, openings_of
-from hope_jax.sleep.seeding import Lesson, begin_seeding, keep_samples, seed_step, with_expert
+from hope_jax.sleep.seeding import (
+    Kept,
+    Lesson,
+    begin_seeding,
+    keep_samples,
+    seed_step,
+    with_expert,
+)
 from hope_jax.sleep.student import student_of
 
 matplotlib.use("Agg")
@@ -298,7 +306,7 @@ def dense_step(
     params: Any,
     learnt: Any,
     context: Context,
-    kept: Samples,
+    kept: Kept,
     state: Any,
     mask: Any,
     key: Any,
@@ -306,9 +314,9 @@ def dense_step(
     settings: SleepConfig,
 ) -> tuple[Any, Any, Any]:
     """One step: parameters, the optimiser's state, and the divergence."""
-    count, size = kept.tokens.shape[0], settings.samples
+    count, size = kept.samples.tokens.shape[0], settings.samples
     places = (step % count * size + jnp.arange(size)) % count
-    original = jax.tree.map(lambda leaf: leaf[places], kept)
+    original = jax.tree.map(lambda leaf: leaf[places], kept.samples)
     tokens, spoken, rewards = original.tokens, original.spoken, jnp.zeros((size, 1))
     if settings.student_speaks:
         for_starts, for_tokens = jax.random.split(jax.random.fold_in(key, step))
@@ -451,9 +459,8 @@ class Experiment(NamedTuple):
     def trial(self, name: str, seed: int, rate: float) -> dict[str, Any]:
         """Runs a trial, if it is not there."""
         key = {"arm": name, "seed": seed, "rate": rate, "steps": STEPS}
-        for _, row in read_json_lines(self.path):
-            if isinstance(row, dict) and all(row.get(part) == key[part] for part in key):
-                return row
+        for row in find_json_lines(self.path, key):
+            return row
         arm, (model, params, tokenizer) = ARMS[name], self.reader
         settings = SleepConfig(**{**NIGHT, **arm.changes})
         world = world_of(tokenizer, seed)
@@ -472,17 +479,12 @@ class Experiment(NamedTuple):
 
     def chosen(self, name: str) -> float:
         """The rate of an arm: rates are followed until both neighbours are worse."""
-        found: dict[float, float] = {}
-        place = RATES.index(ARMS[name].first)
-        while True:
-            for near in (place, place - 1, place + 1):
-                if near in range(len(RATES)) and near not in found:
-                    trials = [self.trial(name, seed, RATES[near]) for seed in SELECTION]
-                    found[near] = statistics.fmean(trial["after"]["won"] for trial in trials)
-            highest = max(found, key=found.__getitem__)
-            if highest == place:
-                return RATES[place]
-            place = highest
+
+        def score(rate: float) -> float:
+            trials = (self.trial(name, seed, rate) for seed in SELECTION)
+            return statistics.fmean(trial["after"]["won"] for trial in trials)
+
+        return climb(RATES, ARMS[name].first, score)[0]
 
 
 def kept_share(row: Mapping[str, Any]) -> float:
@@ -562,8 +564,8 @@ def draw(groups: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
 def reported(path: Path) -> dict[str, list[dict[str, Any]]]:
     """The trials of each arm that has all seeds, in the order of `ARMS`."""
     groups: dict[tuple[str, float], dict[int, dict[str, Any]]] = {}
-    for _, row in read_json_lines(path):
-        if isinstance(row, dict) and row["steps"] == STEPS and row["seed"] in SEEDS:
+    for row in find_json_lines(path, {"steps": STEPS}):
+        if row["seed"] in SEEDS:
             groups.setdefault((row["arm"], row["rate"]), {})[row["seed"]] = row
     whole = {arm: rows for (arm, _), rows in groups.items() if len(rows) == len(SEEDS)}
     return {arm: [whole[arm][seed] for seed in SEEDS] for arm in ARMS if arm in whole}
