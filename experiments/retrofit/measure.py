@@ -36,6 +36,7 @@ WINDOW, SEGMENT, BIN = 256, 4096, 256
 SETTINGS: dict[str, dict[str, Any] | None] = {
     "window": {"in_context": None},
     "window, sink": {"in_context": None, "attention_sinks": 1},
+    "window, 4 sinks": {"in_context": None, "attention_sinks": 4},
     "window 512": {"in_context": None, "attention_window": 512},
     "window 1024": {"in_context": None, "attention_window": 1024},
     "full": {"in_context": None, "attention_window": 0},  # the whole of what is read
@@ -56,6 +57,10 @@ SETTINGS: dict[str, dict[str, Any] | None] = {
     "8 blocks, 64, dgd": {"in_context": {"blocks": 8, "chunks": (64,), "optimizer": "dgd"}},
     "8 blocks, 64, decay": {"in_context": {"blocks": 8, "chunks": (64,), "decay": 0.02}},
     "8 blocks, 64, sink": {"in_context": {"blocks": 8, "chunks": (64,)}, "attention_sinks": 1},
+    "8 blocks, 64, unbounded, sink": {
+        "in_context": {"blocks": 8, "chunks": (64,), "largest_change": None},
+        "attention_sinks": 1,
+    },
     "30 blocks, 64, sink": {"in_context": {"blocks": 30, "chunks": (64,)}, "attention_sinks": 1},
     "as trained": None,
 }

@@ -16,7 +16,8 @@ in context. Rows:
 
 All take as many steps of as many tokens. Those of a text are all its parts of the length of a sample.
 Adam's rate is each row's own, on a grid of factor about 3: the one with the highest log-likelihood of
-right answers on seeds that are not reported.
+right answers, on seeds that are not reported, of those at which the loss of an unrelated text rises by
+2% at most.
 
 A trial is a line of --path: the share of questions whose right answer is likelier than each wrong one,
 and the right answers' log-likelihood; and the loss of a page of Python's reference, which has nothing
@@ -81,6 +82,7 @@ OPENING = 12  # tokens of the text with which each sample begins
 UNRELATED = "formatstrings"
 RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 UNREPORTED = 1000  # the first selection seed
+MOST_LOST = 0.02  # of the loss of an unrelated text
 
 
 class Row(NamedTuple):
@@ -161,14 +163,34 @@ class Trials:
         print({name: trial[name] for name in trial if name != "night"}, flush=True)
         return trial
 
+    def found(self, row: str, seeds: Sequence[int], rate: float = 0.0) -> list[dict[str, Any]]:
+        """Those of some seeds, if all are there; else none."""
+        keys = [self.key(row, seed, rate) for seed in seeds]
+        there = [next(find_json_lines(self.path, key), None) for key in keys]
+        trials = [trial for trial in there if trial is not None]
+        return trials if len(trials) == len(keys) else []
+
     def chosen(self, row: str, selection: Sequence[int]) -> float:
         """The rate of a row."""
 
-        def score(rate: float) -> float:
-            trials = (self.trial(row, seed, rate) for seed in selection)
-            return statistics.fmean(trial["log_likelihood"] for trial in trials)
+        def score_at(rate: float) -> float:
+            trials = [self.trial(row, seed, rate) for seed in selection]
+            before = [self.trial("before", seed) for seed in selection]
+            return score(means(trials), means(before))
 
-        return climb(RATES, ROWS[row].first_rate, score)[0]
+        return climb(RATES, ROWS[row].first_rate, score_at)[0]
+
+
+def means(trials: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Of what is measured, over trials."""
+    names = ("won", "log_likelihood", "unrelated")
+    return {name: statistics.fmean(trial[name] for trial in trials) for name in names}
+
+
+def score(after: Mapping[str, float], before: Mapping[str, float]) -> float:
+    """The log-likelihood of right answers; below all of these, where too much is lost, what is lost."""
+    lost = after["unrelated"] / before["unrelated"] - 1
+    return after["log_likelihood"] if lost <= MOST_LOST else -1000 - lost
 
 
 def load(run: str) -> Trained:
@@ -267,18 +289,16 @@ def unrelated_loss(trained: Trained, state: ModelState) -> float:
 
 
 def reported(trials: Trials, selection: Sequence[int], seeds: Sequence[int]) -> dict[str, Any]:
-    """The reported trials of each row that has all seeds, at the rate with the best selection."""
+    """The reported trials of each row that has all seeds, at the rate that its selection chose."""
     groups = {}
     for row in (*STILL, *ROWS):
         rate = 0.0
         if row in ROWS:
-            tried = dict(sweep(trials, row, selection))
-            if not tried:
+            tried, before = dict(sweep(trials, row, selection)), trials.found("before", selection)
+            if not tried or not before:
                 continue
-            rate = max(tried, key=lambda rate: tried[rate]["log_likelihood"])
-        keys = [trials.key(row, seed, rate) for seed in seeds]
-        group = [found for key in keys for found in find_json_lines(trials.path, key)][: len(keys)]
-        if len(group) == len(seeds):
+            rate = max(tried, key=lambda rate: score(tried[rate], means(before)))
+        if group := trials.found(row, seeds, rate):
             groups[row] = group
     return groups
 
@@ -288,17 +308,8 @@ def sweep(
 ) -> Iterator[tuple[float, dict[str, float]]]:
     """Rates of a row with means over the selection seeds, of all rates that have all of them."""
     for rate in RATES:
-        keys = [trials.key(row, seed, rate) for seed in selection]
-        found = [next(find_json_lines(trials.path, key), None) for key in keys]
-        there = [trial for trial in found if trial is not None]
-        if len(there) == len(selection):
-            yield (
-                rate,
-                {
-                    name: statistics.fmean(trial[name] for trial in there)
-                    for name in ("won", "log_likelihood", "unrelated")
-                },
-            )
+        if found := trials.found(row, selection, rate):
+            yield rate, means(found)
 
 
 def table(groups: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
@@ -342,11 +353,8 @@ def draw(
         axes.plot(*zip(*line, strict=True), marker="o", markersize=4, label=row)
     for row in STILL:
         if row in groups:
-            place = (
-                statistics.fmean(trial[name] for trial in groups[row])
-                for name in ("unrelated", "log_likelihood")
-            )
-            axes.plot(*place, marker="*", color="black", linestyle="")
+            mean = means(groups[row])
+            axes.plot(mean["unrelated"], mean["log_likelihood"], "k*")
             axes.annotate(STILL[row], axes.lines[-1].get_xydata()[0], fontsize=8)
     axes.set_xscale("log")
     axes.set_xlabel("loss of an unrelated text, nats a token")
