@@ -40,7 +40,7 @@ def experiment_of(script, folder):
 def test_rates_are_followed_until_both_neighbours_are_worse(script, monkeypatch, tmp_path):
     asked = []
 
-    def at_end(self, row, readings, rate, strength):
+    def at_end(self, row, readings, strength, rate):
         asked.append(rate)
         return -abs(math.log(rate / 1e-2)) - (strength != 10)
 
