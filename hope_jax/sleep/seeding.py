@@ -415,18 +415,21 @@ def _taught(
     model: LanguageModel, params: Any, teacher: Reader, inputs: Int[Array, "m T"]
 ) -> Float[Array, "m T D"]:
     """The teacher's final activations, which no step changes."""
-    state = as_batch(model, teacher, inputs.shape[0]).state
-    hidden, _ = model.apply({"params": params}, inputs, state, method="hidden")
-    return cast(Array, hidden)
+    return _read_by(model, params, teacher, inputs, "hidden")
 
 
 def _below(
     model: LanguageModel, params: Any, student: Reader, inputs: Int[Array, "m T"]
 ) -> Float[Array, "m T D"]:
     """What the student's blocks without experts make, which no step changes either."""
-    state = as_batch(model, student, inputs.shape[0]).state
-    below, _ = model.apply({"params": params}, inputs, state, method="below")
-    return cast(Array, below)
+    return _read_by(model, params, student, inputs, "below")
+
+
+def _read_by(
+    model: LanguageModel, params: Any, reader: Reader, inputs: Int[Array, "m T"], method: str
+) -> Float[Array, "m T D"]:
+    state = as_batch(model, reader, inputs.shape[0]).state
+    return cast(Array, model.apply({"params": params}, inputs, state, method=method)[0])
 
 
 def _above(
