@@ -25,6 +25,6 @@ def get_config() -> ConfigDict:
             "lam": 0.5,
             "a": 0.9,
             "optimizer": "optax.adam",
-            "learning_rate": 1e-3,
+            "learning_rate": 1e-2,
         }
     )

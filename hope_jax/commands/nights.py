@@ -31,7 +31,7 @@ class NightConfig(SleepConfig):
 
     # Called as f(learning_rate).
     optimizer: Callable[..., Any] = setting("of the new expert, by its dotted name", "optax.adam")
-    learning_rate: float = setting("of the optimiser", 1e-3, above=0)
+    learning_rate: float = setting("of the optimiser", 1e-2, above=0)
 
 
 class NightDroppedError(RuntimeError):

@@ -123,7 +123,7 @@ def test_a_night_that_was_killed_goes_on_to_the_same_bits(workdir, capsys, monke
     capsys.readouterr()
     assert hope("sleep", run, *given, *SMALL, "--config.learning_rate=0.5") == 2
     said = capsys.readouterr().err
-    assert "learning_rate was 0.001 and is 0.5; give those of before" in said
+    assert "learning_rate was 0.01 and is 0.5; give those of before" in said
     fake[0] = np.nan  # the first step is not taken again
     assert hope("sleep", run, *given, *SMALL) == 0
     assert f"going on with {progress}" in capsys.readouterr().out
@@ -322,4 +322,4 @@ def test_settings_are_told(capsys):
     config = QUICKSTART.parent / "sleep" / "default.py"
     assert hope("sleep", f"--config={config}", "--print_config") == 0
     said = capsys.readouterr().out
-    assert "experts = 5 " in said and "learning_rate = 0.001" in said
+    assert "experts = 5 " in said and "learning_rate = 0.01" in said
