@@ -354,9 +354,9 @@ def draw(
     for row in STILL:
         if row in groups:
             mean = means(groups[row])
-            axes.plot(mean["unrelated"], mean["log_likelihood"], "k*")
-            axes.annotate(STILL[row], axes.lines[-1].get_xydata()[0], fontsize=8)
-    axes.set_xscale("log")
+            place = (mean["unrelated"], mean["log_likelihood"])
+            axes.plot(*place, "k*")
+            axes.annotate(f"  {STILL[row]}", place, fontsize=8, va="center")
     axes.set_xlabel("loss of an unrelated text, nats a token")
     axes.set_ylabel("log-likelihood of right answers, nats")
     axes.legend(fontsize=8)
