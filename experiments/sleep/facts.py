@@ -212,30 +212,28 @@ def night_of(
 ) -> tuple[Learnt, dict[str, Any]]:
     """A night."""
     model, params = reader.model, reader.params
-    lesson_key, expert_key = (key[None] for key in jax.random.split(jax.random.key(seed)))
-    lesson = lesson_of(reader, world, seed, settings, others, lesson_key)
-    student = student_of(model, params, lesson.teacher.state, settings)
-    student = expand(model, student, settings.level, expert_key)
-    lesson = lesson._replace(student=student)
+    lesson = lesson_of(reader, world, seed, settings, others)
     seeding = begin_seeding(model, lesson, settings, OPTIMIZER)
     seeding = seeding._replace(optimizer=with_rate(seeding.optimizer, rate))
     found = []
     for _ in range(settings.steps):
         seeding, step = seed_step(model, params, lesson, seeding, settings, OPTIMIZER)
         found.append(step.divergence[0])
-    state = with_expert(model, student, seeding.expert, settings.level)
+    state = with_expert(model, lesson.student, seeding.expert, settings.level)
     return Learnt(params, state), {"divergence": ends(found)}
 
 
-def lesson_of(
-    reader: Model, world: World, seed: int, settings: SleepConfig, others: int, key: Any
-) -> Lesson:
-    """What the teacher says, who has read the text; of the student's state only the shape is given."""
-    context = read(reader.model, reader.params, world.ids[None])
-    state = make_room(reader.model, context.state, settings.experts, settings.expert_width)
+def lesson_of(reader: Model, world: World, seed: int, settings: SleepConfig, others: int) -> Lesson:
+    """What the teacher says, who has read the text, to a student who has not, with an expert more."""
+    model, params = reader.model, reader.params
+    lesson_key, expert_key = (key[None] for key in jax.random.split(jax.random.key(seed)))
+    context = read(model, params, world.ids[None])
+    state = make_room(model, context.state, settings.experts, settings.expert_width)
+    student = student_of(model, params, state, settings)
+    student = expand(model, student, settings.level, expert_key)
     openings = openings_of(*openings_from(reader.tokenizer, world, seed, others))
-    lesson = Lesson(Context(state, context.logits), state, key, openings)
-    return keep_samples(reader.model, reader.params, lesson, settings)
+    lesson = Lesson(Context(state, context.logits), student, lesson_key, openings)
+    return keep_samples(model, params, lesson, settings)
 
 
 # Its rate is part of its state, so that another compiles nothing.
@@ -279,8 +277,8 @@ def dense_night_of(
 ) -> tuple[Learnt, dict[str, Any]]:
     """The night without an expert: the receiving MLPs themselves learn the same, of the same samples."""
     model, params = reader.model, reader.params
-    lesson_key, key = jax.random.split(jax.random.key(seed))
-    lesson = lesson_of(reader, world, seed, settings, others, lesson_key[None])
+    lesson = lesson_of(reader, world, seed, settings, others)
+    key = jax.random.fold_in(jax.random.key(seed), 1)
     kept = jax.tree.map(lambda leaf: leaf[0], lesson.kept)
     mask, learnt, found = receiver_of(model, params), params, []
     state = with_rate(jax.jit(OPTIMIZER.init)(params), rate)
