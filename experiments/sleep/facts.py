@@ -20,6 +20,7 @@ that a command that is stopped and given again goes on.
 """
 
 import argparse
+import dataclasses
 import functools
 import math
 import statistics
@@ -78,12 +79,13 @@ import matplotlib.pyplot as plt
 
 STEPS = 400
 OWN = 96  # pieces of the text, nearly all that there are
+MANY = 512  # other documents, where they are given whole
 LONGEST = 40  # of openings
 PEOPLE, KINDS_EACH = 4, 4  # facts of a world: one of each kind about each
 OPENING = 8  # tokens of the text with which each sample begins
 SELECTION = (1000,)  # seeds that choose rates, and are not reported
 SEEDS = (0, 1, 2)
-RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)  # of Adam
+RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)  # of Adam
 NIGHT: dict[str, Any] = {
     "steps": STEPS,
     "samples": 12,
@@ -208,11 +210,17 @@ def held_out(reader: Model, learnt: Learnt) -> dict[str, float]:
 
 
 def night_of(
-    reader: Model, world: World, seed: int, rate: float, settings: SleepConfig, others: int = OWN
+    reader: Model,
+    world: World,
+    seed: int,
+    rate: float,
+    settings: SleepConfig,
+    others: int = OWN,
+    as_before: bool = False,
 ) -> tuple[Learnt, dict[str, Any]]:
     """A night."""
     model, params = reader.model, reader.params
-    lesson = lesson_of(reader, world, seed, settings, others)
+    lesson = lesson_of(reader, world, seed, settings, others, as_before)
     seeding = begin_seeding(model, lesson, settings, OPTIMIZER)
     seeding = seeding._replace(optimizer=with_rate(seeding.optimizer, rate))
     found = []
@@ -223,17 +231,69 @@ def night_of(
     return Learnt(params, state), {"divergence": ends(found)}
 
 
-def lesson_of(reader: Model, world: World, seed: int, settings: SleepConfig, others: int) -> Lesson:
-    """What the teacher says, who has read the text, to a student who has not, with an expert more."""
+def lesson_of(
+    reader: Model,
+    world: World,
+    seed: int,
+    settings: SleepConfig,
+    others: int,
+    as_before: bool = False,
+) -> Lesson:
+    """What the teacher says, who has read the text, to a student who has not, with an expert more.
+
+    With `as_before`, half of what is kept are other documents themselves, and their teacher has read
+    nothing either.
+
+    Raises:
+      ValueError: if the student speaks as well, who would find the first teacher behind them.
+    """
+    if as_before and settings.student_speaks:
+        raise ValueError("as_before needs lam=0 and a=1")
     model, params = reader.model, reader.params
     lesson_key, expert_key = (key[None] for key in jax.random.split(jax.random.key(seed)))
     context = read(model, params, world.ids[None])
     state = make_room(model, context.state, settings.experts, settings.expert_width)
     student = student_of(model, params, state, settings)
     student = expand(model, student, settings.level, expert_key)
-    openings = openings_of(*openings_from(reader.tokenizer, world, seed, others))
+    own = 0 if as_before else others
+    openings = openings_of(*openings_from(reader.tokenizer, world, seed, own))
     lesson = Lesson(Context(state, context.logits), student, lesson_key, openings)
-    return keep_samples(model, params, lesson, settings)
+    if not as_before:
+        return keep_samples(model, params, lesson, settings)
+    settings = dataclasses.replace(settings, kept_samples=settings.kept_samples // 2)
+    lesson = keep_samples(model, params, lesson, settings)
+    random = np.random.default_rng([seed, 5])
+    # All but two tokens are given, as a sample must say something.
+    length = LONGEST + settings.tokens - 2
+    given = np.stack([beginning(reader.tokenizer, random, length) for _ in range(others)])
+    blank = make_room(model, init_state(model, params, 1), settings.experts, settings.expert_width)
+    rest = lesson._replace(
+        teacher=Context(blank, context.logits), openings=openings_of(given), kept=None
+    )
+    kept = keep_samples(model, params, rest, dataclasses.replace(settings, tokens=2)).kept
+    return lesson._replace(kept=in_turns(lesson.kept, whole(kept)))
+
+
+def whole(kept: Kept) -> Kept:
+    """The same, where all counts that lies behind as much as an opening."""
+    start = jnp.full_like(kept.samples.start, OPENING)
+    return kept._replace(samples=kept.samples._replace(start=start))
+
+
+def in_turns(some: Kept, others: Kept) -> Kept:
+    """Sequences of one and of the other by turns, filled up at their ends."""
+
+    def filled(leaf: Any, other: Any) -> Any:
+        if leaf.ndim < 3:
+            return leaf
+        missing = max(0, other.shape[2] - leaf.shape[2])
+        return jnp.pad(leaf, ((0, 0), (0, 0), (0, missing)) + ((0, 0),) * (leaf.ndim - 3))
+
+    def both(leaf: Any, other: Any) -> Any:
+        pair = jnp.stack([filled(leaf, other), filled(other, leaf)], 2)
+        return pair.reshape(len(leaf), -1, *pair.shape[3:])
+
+    return jax.tree.map(both, some, others)
 
 
 # Its rate is part of its state, so that another compiles nothing.
@@ -273,11 +333,17 @@ def everything(model: LanguageModel, params: Any) -> Any:
 
 
 def dense_night_of(
-    reader: Model, world: World, seed: int, rate: float, settings: SleepConfig, others: int = OWN
+    reader: Model,
+    world: World,
+    seed: int,
+    rate: float,
+    settings: SleepConfig,
+    others: int = OWN,
+    as_before: bool = False,
 ) -> tuple[Learnt, dict[str, Any]]:
     """The night without an expert: the receiving MLPs themselves learn the same, of the same samples."""
     model, params = reader.model, reader.params
-    lesson = lesson_of(reader, world, seed, settings, others)
+    lesson = lesson_of(reader, world, seed, settings, others, as_before)
     key = jax.random.fold_in(jax.random.key(seed), 1)
     kept = jax.tree.map(lambda leaf: leaf[0], lesson.kept)
     mask, learnt, found = receiver_of(model, params), params, []
@@ -314,7 +380,7 @@ def dense_step(
     """One step: parameters, the optimiser's state, and the divergence."""
     count, size = kept.samples.tokens.shape[0], settings.samples
     places = (step % count * size + jnp.arange(size)) % count
-    original = jax.tree.map(lambda leaf: leaf[places], kept.samples)
+    original, known, _ = jax.tree.map(lambda leaf: leaf[places], kept)
     tokens, spoken, rewards = original.tokens, original.spoken, jnp.zeros((size, 1))
     if settings.student_speaks:
         for_starts, for_tokens = jax.random.split(jax.random.fold_in(key, step))
@@ -340,10 +406,13 @@ def dense_step(
     inputs, following, counted = tokens[:, :-1], tokens[:, 1:], spoken[:, 1:]
 
     def taught(teacher: Reader) -> Any:
-        state = as_batch(model, teacher, len(tokens)).state
-        return model.apply({"params": params}, inputs, state)[0]
+        state = as_batch(model, teacher, len(tokens) - size).state
+        return model.apply({"params": params}, inputs[size:], state)[0]
 
-    (theirs,) = jax.vmap(taught, in_axes=(axes(model),))(readers_of(context))
+    theirs = model.apply({"params": params}, known, method="logits")
+    if settings.student_speaks:
+        (more,) = jax.vmap(taught, in_axes=(axes(model),))(readers_of(context))
+        theirs = jnp.concatenate([theirs, more])
 
     def loss(learnt: Any) -> tuple[Any, Any]:
         mine = model.apply({"params": learnt}, inputs, fresh(model, learnt, len(tokens)))[0]
@@ -432,7 +501,13 @@ SILENT = {"lam": 0.0, "a": 1.0}  # the student says nothing, and a step costs a 
 ARMS = {
     "sleep by the teacher's words": Arm(night_of, 3e-2, SILENT),
     "the same without expansion": Arm(dense_night_of, 3e-3, SILENT),
-    "fine-tuning with other documents": Arm(fine_tuned, 1e-3, SILENT),
+    "sleep by the teacher's words, as before elsewhere": Arm(
+        functools.partial(night_of, as_before=True), 1e-1, SILENT, MANY
+    ),
+    "the same as before elsewhere, without expansion": Arm(
+        functools.partial(dense_night_of, as_before=True), 3e-3, SILENT, MANY
+    ),
+    "fine-tuning with other documents": Arm(fine_tuned, 1e-3, SILENT, MANY),
     "fine-tuning": Arm(fine_tuned, 1e-3, SILENT, others=0),
     "sleep by the teacher's words, without other openings": Arm(night_of, 3e-2, SILENT, others=0),
     "sleep": Arm(night_of, 3e-2),
