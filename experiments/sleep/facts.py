@@ -545,7 +545,7 @@ class Experiment(NamedTuple):
         asked = {"before": unread, "read": Learnt(params, text.state), "after": learnt}
         for when, who in asked.items():
             row[when] = measured(self.reader, who, world.questions)
-        row["unrelated"] = [held_out(self.reader, who) for who in (unread, learnt)]
+        row["unrelated"] = {when: held_out(self.reader, who) for when, who in asked.items()}
         add_json_line(self.path, row)
         print(row, flush=True)
         return row
@@ -560,47 +560,47 @@ class Experiment(NamedTuple):
         return climb(RATES, ARMS[name].first, score)[0]
 
 
-def kept_share(row: Mapping[str, Any]) -> float:
-    """What is won after, of what is won with the text."""
-    return row["after"]["won"] / row["read"]["won"]
+def kept_share(row: Mapping[str, Any], when: str = "after") -> float:
+    """What is won, of what is won with the text."""
+    return row[when]["won"] / row["read"]["won"]
 
 
-def added(row: Mapping[str, Any], of: str) -> float:
+def added(row: Mapping[str, Any], when: str, of: str) -> float:
     """To a loss of other documents."""
-    before, after = row["unrelated"]
-    return after[of] - before[of]
+    return row["unrelated"][when][of] - row["unrelated"]["before"][of]
 
 
-def rise(row: Mapping[str, Any]) -> float:
+def rise(row: Mapping[str, Any], when: str = "after") -> float:
     """Of the loss of other documents, as a share of it."""
-    return added(row, "loss") / row["unrelated"][0]["loss"]
+    return added(row, when, "loss") / row["unrelated"]["before"]["loss"]
 
 
-COLUMNS: dict[str, Callable[[Mapping[str, Any]], float]] = {
-    "right, %": lambda row: 100 * row["after"]["won"],
-    "of what it knew with the text, %": lambda row: 100 * kept_share(row),
-    "log-likelihood": lambda row: row["after"]["log_likelihood"],
-    "loss of other documents, + %": lambda row: 100 * rise(row),
-    "of what they tell, + nats": lambda row: added(row, "told"),
-    "of what they say of it, + nats": lambda row: added(row, "said"),
-    "of their answers, + nats": lambda row: added(row, "answers"),
-    "seconds": lambda row: row["seconds"],
+COLUMNS: dict[str, Callable[[Mapping[str, Any], str], float]] = {
+    "right, %": lambda row, when: 100 * row[when]["won"],
+    "of what it knew with the text, %": lambda row, when: 100 * kept_share(row, when),
+    "log-likelihood": lambda row, when: row[when]["log_likelihood"],
+    "loss of other documents, + %": lambda row, when: 100 * rise(row, when),
+    "of what they tell, + nats": lambda row, when: added(row, when, "told"),
+    "of what they say of it, + nats": lambda row, when: added(row, when, "said"),
+    "of their answers, + nats": lambda row, when: added(row, when, "answers"),
 }
 
 
 def table(groups: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """Means over seeds and standard deviations, in Markdown."""
-    any_group = next(iter(groups.values()))
     lines = []
-    for when, name in (("before", "before, without the text"), ("read", "before, with the text")):
-        asked = [row[when] for row in any_group]
-        won = spread([100 * one["won"] for one in asked])
-        likely = spread([one["log_likelihood"] for one in asked])
-        lines.append(f"| {name} | {won} | | {likely}{' |' * (len(COLUMNS) - 1)}")
+
+    def line(name: str, group: Sequence[Mapping[str, Any]], when: str, *more: str) -> None:
+        cells = [spread([column(row, when) for row in group]) for column in COLUMNS.values()]
+        lines.append(f"| {' | '.join([name, *cells, *more])} |")
+
+    any_group = next(iter(groups.values()))
+    line("before, without the text", any_group, "before", "", "")
+    line("before, with the text", any_group, "read", "", "")
     for name, group in groups.items():
-        cells = [spread([column(row) for row in group]) for column in COLUMNS.values()]
-        lines.append(f"| {name} | {' | '.join(cells)} | {group[0]['rate']:g} |")
-    head = ["way to learn", *COLUMNS, "rate"]
+        seconds = spread([row["seconds"] for row in group])
+        line(name, group, "after", seconds, f"{group[0]['rate']:g}")
+    head = ["way to learn", *COLUMNS, "seconds", "rate"]
     return "\n".join([f"| {' | '.join(head)} |", "|---" * len(head) + "|", *lines]) + "\n"
 
 
@@ -621,7 +621,7 @@ def draw(groups: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
         left.axvline(value, color=color, linestyle=":", label=label)
     for place, name in enumerate(names):
         for half, column in ((left, "right, %"), (right, "loss of other documents, + %")):
-            values = [COLUMNS[column](row) for row in groups[name]]
+            values = [COLUMNS[column](row, "after") for row in groups[name]]
             half.barh(place, statistics.fmean(values), color="C0", alpha=0.6)
             half.plot(values, [place] * len(values), "k.", markersize=4)
     left.set_yticks(range(len(names)), names, fontsize=8)

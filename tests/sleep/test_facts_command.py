@@ -166,9 +166,7 @@ def test_as_before_elsewhere_other_documents_are_taught_by_who_has_not_read_the_
     _, same = facts.night_of(reader, world, 0, 0.0, settings, others=3, as_before=True)
     assert found["divergence"][0] == pytest.approx(same["divergence"][0], abs=2e-4)
     with pytest.raises(ValueError, match="lam=0"):
-        facts.lesson_of(
-            reader, world, 0, SleepConfig(kept_samples=8, lam=0.5), 3, as_before=True
-        )
+        facts.lesson_of(reader, world, 0, SleepConfig(kept_samples=8, lam=0.5), 3, as_before=True)
 
 
 def test_rates_are_followed_until_both_neighbours_are_worse(scripts, monkeypatch, tmp_path):
@@ -190,12 +188,19 @@ def test_a_table_is_made_of_ways_to_learn_that_have_all_seeds(scripts, tmp_path)
             found = {"won": 0.25, "log_likelihood": -2.0}
             row = {"arm": arm, "seed": seed, "rate": 1e-3, "steps": facts.STEPS, "seconds": 1.0}
             row |= {"before": found, "read": found | {"won": 1.0}, "after": found | {"won": 0.5}}
-            row["unrelated"] = [losses, losses | {"loss": 1.5}]
+            row["unrelated"] = {
+                "before": losses,
+                "read": losses | {"told": 3.0},
+                "after": losses | {"loss": 1.5},
+            }
             facts.add_json_line(path, row)
     groups = facts.reported(path)
     assert list(groups) == ["sleep"] and [row["seed"] for row in groups["sleep"]] == [0, 1, 2]
     lines = facts.table(groups).splitlines()
     assert lines[-1].startswith("| sleep | 50 ± 0 | 50 ± 0 | -2 ± 0 | 50 ± 0 | 0 ± 0 |")
+    assert lines[-2].startswith(
+        "| before, with the text | 100 ± 0 | 100 ± 0 | -2 ± 0 | 0 ± 0 | 1 ± 0 |"
+    )
     assert len({line.count("|") for line in lines}) == 1
     facts.draw(groups, tmp_path / "results.png")
     assert (tmp_path / "results.png").stat().st_size > 1000
