@@ -10,9 +10,12 @@ It is asked for each without the text, in the two phrasings that do not go with 
 answers to choose from, which are true of others as far as there are any: before, with the text, and after
 it has learned by one of `ARMS`. Each takes `STEPS` steps of as many sequences, no longer than those of
 others. The openings of a night's samples are pieces of the text, and beginnings of documents of the
-training's worlds; fine-tuning with other documents is given those too. Documents of worlds on which
-nobody was trained tell what it has cost, in nats a token: of all tokens, of facts as they are told, of
-what is then said of them, and of the answers.
+training's worlds. What the teacher says behind the latter is said with the text in front, and loses more
+on other documents than who has read nothing: a student who imitates it everywhere learns that as well.
+As before elsewhere, half of the sequences are other documents themselves, and their teacher is who one
+was; fine-tuning with other documents is given as many. Documents of worlds on which nobody was trained
+tell what it has cost, in nats a token: of all tokens, of facts as they are told, of what is then said of
+them, and of the answers.
 
 An arm's rate is that which wins most of a world that is not reported: rates on a grid of factor 3 are
 followed until both neighbours are worse. A trial that has ended is a line of WORKDIR/trials.jsonl, so
