@@ -10,9 +10,12 @@ It is asked for each without the text, in the two phrasings that do not go with 
 answers to choose from, which are true of others as far as there are any: before, with the text, and after
 it has learned by one of `ARMS`. Each takes `STEPS` steps of as many sequences, no longer than those of
 others. The openings of a night's samples are pieces of the text, and beginnings of documents of the
-training's worlds; fine-tuning with other documents is given those too. Documents of worlds on which
-nobody was trained tell what it has cost, in nats a token: of all tokens, of facts as they are told, of
-what is then said of them, and of the answers.
+training's worlds. What the teacher says behind the latter is said with the text in front, and loses more
+on other documents than who has read nothing: a student who imitates it everywhere learns that as well.
+As before elsewhere, half of the sequences are other documents themselves, and their teacher is who one
+was; fine-tuning with other documents is given as many. Documents of worlds on which nobody was trained
+tell what it has cost, in nats a token: of all tokens, of facts as they are told, of what is then said of
+them, and of the answers.
 
 An arm's rate is that which wins most of a world that is not reported: rates on a grid of factor 3 are
 followed until both neighbours are worse. A trial that has ended is a line of WORKDIR/trials.jsonl, so
@@ -20,6 +23,7 @@ that a command that is stopped and given again goes on.
 """
 
 import argparse
+import dataclasses
 import functools
 import math
 import statistics
@@ -78,12 +82,13 @@ import matplotlib.pyplot as plt
 
 STEPS = 400
 OWN = 96  # pieces of the text, nearly all that there are
+MANY = 512  # other documents, where they are given whole
 LONGEST = 40  # of openings
 PEOPLE, KINDS_EACH = 4, 4  # facts of a world: one of each kind about each
 OPENING = 8  # tokens of the text with which each sample begins
 SELECTION = (1000,)  # seeds that choose rates, and are not reported
 SEEDS = (0, 1, 2)
-RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)  # of Adam
+RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)  # of Adam
 NIGHT: dict[str, Any] = {
     "steps": STEPS,
     "samples": 12,
@@ -208,34 +213,90 @@ def held_out(reader: Model, learnt: Learnt) -> dict[str, float]:
 
 
 def night_of(
-    reader: Model, world: World, seed: int, rate: float, settings: SleepConfig, others: int = OWN
+    reader: Model,
+    world: World,
+    seed: int,
+    rate: float,
+    settings: SleepConfig,
+    others: int = OWN,
+    as_before: bool = False,
 ) -> tuple[Learnt, dict[str, Any]]:
     """A night."""
     model, params = reader.model, reader.params
-    lesson_key, expert_key = (key[None] for key in jax.random.split(jax.random.key(seed)))
-    lesson = lesson_of(reader, world, seed, settings, others, lesson_key)
-    student = student_of(model, params, lesson.teacher.state, settings)
-    student = expand(model, student, settings.level, expert_key)
-    lesson = lesson._replace(student=student)
+    lesson = lesson_of(reader, world, seed, settings, others, as_before)
     seeding = begin_seeding(model, lesson, settings, OPTIMIZER)
     seeding = seeding._replace(optimizer=with_rate(seeding.optimizer, rate))
     found = []
     for _ in range(settings.steps):
         seeding, step = seed_step(model, params, lesson, seeding, settings, OPTIMIZER)
         found.append(step.divergence[0])
-    state = with_expert(model, student, seeding.expert, settings.level)
+    state = with_expert(model, lesson.student, seeding.expert, settings.level)
     return Learnt(params, state), {"divergence": ends(found)}
 
 
 def lesson_of(
-    reader: Model, world: World, seed: int, settings: SleepConfig, others: int, key: Any
+    reader: Model,
+    world: World,
+    seed: int,
+    settings: SleepConfig,
+    others: int,
+    as_before: bool = False,
 ) -> Lesson:
-    """What the teacher says, who has read the text; of the student's state only the shape is given."""
-    context = read(reader.model, reader.params, world.ids[None])
-    state = make_room(reader.model, context.state, settings.experts, settings.expert_width)
-    openings = openings_of(*openings_from(reader.tokenizer, world, seed, others))
-    lesson = Lesson(Context(state, context.logits), state, key, openings)
-    return keep_samples(reader.model, reader.params, lesson, settings)
+    """What the teacher says, who has read the text, to a student who has not, with an expert more.
+
+    With `as_before`, half of what is kept are other documents themselves, and their teacher has read
+    nothing either.
+
+    Raises:
+      ValueError: if the student speaks as well, who would find the first teacher behind them.
+    """
+    if as_before and settings.student_speaks:
+        raise ValueError("as_before needs lam=0 and a=1")
+    model, params = reader.model, reader.params
+    lesson_key, expert_key = (key[None] for key in jax.random.split(jax.random.key(seed)))
+    context = read(model, params, world.ids[None])
+    state = make_room(model, context.state, settings.experts, settings.expert_width)
+    student = student_of(model, params, state, settings)
+    student = expand(model, student, settings.level, expert_key)
+    own = 0 if as_before else others
+    openings = openings_of(*openings_from(reader.tokenizer, world, seed, own))
+    lesson = Lesson(Context(state, context.logits), student, lesson_key, openings)
+    if not as_before:
+        return keep_samples(model, params, lesson, settings)
+    settings = dataclasses.replace(settings, kept_samples=settings.kept_samples // 2)
+    lesson = keep_samples(model, params, lesson, settings)
+    random = np.random.default_rng([seed, 5])
+    # All but two tokens are given, as a sample must say something.
+    length = LONGEST + settings.tokens - 2
+    given = np.stack([beginning(reader.tokenizer, random, length) for _ in range(others)])
+    blank = make_room(model, init_state(model, params, 1), settings.experts, settings.expert_width)
+    rest = lesson._replace(
+        teacher=Context(blank, context.logits), openings=openings_of(given), kept=None
+    )
+    kept = keep_samples(model, params, rest, dataclasses.replace(settings, tokens=2)).kept
+    return lesson._replace(kept=in_turns(lesson.kept, whole(kept)))
+
+
+def whole(kept: Kept) -> Kept:
+    """The same, where all counts that lies behind as much as an opening."""
+    start = jnp.full_like(kept.samples.start, OPENING)
+    return kept._replace(samples=kept.samples._replace(start=start))
+
+
+def in_turns(some: Kept, others: Kept) -> Kept:
+    """Sequences of one and of the other by turns, filled up at their ends."""
+
+    def filled(leaf: Any, other: Any) -> Any:
+        if leaf.ndim < 3:
+            return leaf
+        missing = max(0, other.shape[2] - leaf.shape[2])
+        return jnp.pad(leaf, ((0, 0), (0, 0), (0, missing)) + ((0, 0),) * (leaf.ndim - 3))
+
+    def both(leaf: Any, other: Any) -> Any:
+        pair = jnp.stack([filled(leaf, other), filled(other, leaf)], 2)
+        return pair.reshape(len(leaf), -1, *pair.shape[3:])
+
+    return jax.tree.map(both, some, others)
 
 
 # Its rate is part of its state, so that another compiles nothing.
@@ -275,12 +336,18 @@ def everything(model: LanguageModel, params: Any) -> Any:
 
 
 def dense_night_of(
-    reader: Model, world: World, seed: int, rate: float, settings: SleepConfig, others: int = OWN
+    reader: Model,
+    world: World,
+    seed: int,
+    rate: float,
+    settings: SleepConfig,
+    others: int = OWN,
+    as_before: bool = False,
 ) -> tuple[Learnt, dict[str, Any]]:
     """The night without an expert: the receiving MLPs themselves learn the same, of the same samples."""
     model, params = reader.model, reader.params
-    lesson_key, key = jax.random.split(jax.random.key(seed))
-    lesson = lesson_of(reader, world, seed, settings, others, lesson_key[None])
+    lesson = lesson_of(reader, world, seed, settings, others, as_before)
+    key = jax.random.fold_in(jax.random.key(seed), 1)
     kept = jax.tree.map(lambda leaf: leaf[0], lesson.kept)
     mask, learnt, found = receiver_of(model, params), params, []
     state = with_rate(jax.jit(OPTIMIZER.init)(params), rate)
@@ -316,7 +383,7 @@ def dense_step(
     """One step: parameters, the optimiser's state, and the divergence."""
     count, size = kept.samples.tokens.shape[0], settings.samples
     places = (step % count * size + jnp.arange(size)) % count
-    original = jax.tree.map(lambda leaf: leaf[places], kept.samples)
+    original, known, _ = jax.tree.map(lambda leaf: leaf[places], kept)
     tokens, spoken, rewards = original.tokens, original.spoken, jnp.zeros((size, 1))
     if settings.student_speaks:
         for_starts, for_tokens = jax.random.split(jax.random.fold_in(key, step))
@@ -342,10 +409,13 @@ def dense_step(
     inputs, following, counted = tokens[:, :-1], tokens[:, 1:], spoken[:, 1:]
 
     def taught(teacher: Reader) -> Any:
-        state = as_batch(model, teacher, len(tokens)).state
-        return model.apply({"params": params}, inputs, state)[0]
+        state = as_batch(model, teacher, len(tokens) - size).state
+        return model.apply({"params": params}, inputs[size:], state)[0]
 
-    (theirs,) = jax.vmap(taught, in_axes=(axes(model),))(readers_of(context))
+    theirs = model.apply({"params": params}, known, method="logits")
+    if settings.student_speaks:
+        (more,) = jax.vmap(taught, in_axes=(axes(model),))(readers_of(context))
+        theirs = jnp.concatenate([theirs, more])
 
     def loss(learnt: Any) -> tuple[Any, Any]:
         mine = model.apply({"params": learnt}, inputs, fresh(model, learnt, len(tokens)))[0]
@@ -434,7 +504,13 @@ SILENT = {"lam": 0.0, "a": 1.0}  # the student says nothing, and a step costs a 
 ARMS = {
     "sleep by the teacher's words": Arm(night_of, 3e-2, SILENT),
     "the same without expansion": Arm(dense_night_of, 3e-3, SILENT),
-    "fine-tuning with other documents": Arm(fine_tuned, 1e-3, SILENT),
+    "sleep by the teacher's words, as before elsewhere": Arm(
+        functools.partial(night_of, as_before=True), 1e-1, SILENT, MANY
+    ),
+    "the same as before elsewhere, without expansion": Arm(
+        functools.partial(dense_night_of, as_before=True), 3e-3, SILENT, MANY
+    ),
+    "fine-tuning with other documents": Arm(fine_tuned, 1e-3, SILENT, MANY),
     "fine-tuning": Arm(fine_tuned, 1e-3, SILENT, others=0),
     "sleep by the teacher's words, without other openings": Arm(night_of, 3e-2, SILENT, others=0),
     "sleep": Arm(night_of, 3e-2),
@@ -472,7 +548,7 @@ class Experiment(NamedTuple):
         asked = {"before": unread, "read": Learnt(params, text.state), "after": learnt}
         for when, who in asked.items():
             row[when] = measured(self.reader, who, world.questions)
-        row["unrelated"] = [held_out(self.reader, who) for who in (unread, learnt)]
+        row["unrelated"] = {when: held_out(self.reader, who) for when, who in asked.items()}
         add_json_line(self.path, row)
         print(row, flush=True)
         return row
@@ -487,47 +563,47 @@ class Experiment(NamedTuple):
         return climb(RATES, ARMS[name].first, score)[0]
 
 
-def kept_share(row: Mapping[str, Any]) -> float:
-    """What is won after, of what is won with the text."""
-    return row["after"]["won"] / row["read"]["won"]
+def kept_share(row: Mapping[str, Any], when: str = "after") -> float:
+    """What is won, of what is won with the text."""
+    return row[when]["won"] / row["read"]["won"]
 
 
-def added(row: Mapping[str, Any], of: str) -> float:
+def added(row: Mapping[str, Any], when: str, of: str) -> float:
     """To a loss of other documents."""
-    before, after = row["unrelated"]
-    return after[of] - before[of]
+    return row["unrelated"][when][of] - row["unrelated"]["before"][of]
 
 
-def rise(row: Mapping[str, Any]) -> float:
+def rise(row: Mapping[str, Any], when: str = "after") -> float:
     """Of the loss of other documents, as a share of it."""
-    return added(row, "loss") / row["unrelated"][0]["loss"]
+    return added(row, when, "loss") / row["unrelated"]["before"]["loss"]
 
 
-COLUMNS: dict[str, Callable[[Mapping[str, Any]], float]] = {
-    "right, %": lambda row: 100 * row["after"]["won"],
-    "of what it knew with the text, %": lambda row: 100 * kept_share(row),
-    "log-likelihood": lambda row: row["after"]["log_likelihood"],
-    "loss of other documents, + %": lambda row: 100 * rise(row),
-    "of what they tell, + nats": lambda row: added(row, "told"),
-    "of what they say of it, + nats": lambda row: added(row, "said"),
-    "of their answers, + nats": lambda row: added(row, "answers"),
-    "seconds": lambda row: row["seconds"],
+COLUMNS: dict[str, Callable[[Mapping[str, Any], str], float]] = {
+    "right, %": lambda row, when: 100 * row[when]["won"],
+    "of what it knew with the text, %": lambda row, when: 100 * kept_share(row, when),
+    "log-likelihood": lambda row, when: row[when]["log_likelihood"],
+    "loss of other documents, + %": lambda row, when: 100 * rise(row, when),
+    "of what they tell, + nats": lambda row, when: added(row, when, "told"),
+    "of what they say of it, + nats": lambda row, when: added(row, when, "said"),
+    "of their answers, + nats": lambda row, when: added(row, when, "answers"),
 }
 
 
 def table(groups: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     """Means over seeds and standard deviations, in Markdown."""
-    any_group = next(iter(groups.values()))
     lines = []
-    for when, name in (("before", "before, without the text"), ("read", "before, with the text")):
-        asked = [row[when] for row in any_group]
-        won = spread([100 * one["won"] for one in asked])
-        likely = spread([one["log_likelihood"] for one in asked])
-        lines.append(f"| {name} | {won} | | {likely}{' |' * (len(COLUMNS) - 1)}")
+
+    def line(name: str, group: Sequence[Mapping[str, Any]], when: str, *more: str) -> None:
+        cells = [spread([column(row, when) for row in group]) for column in COLUMNS.values()]
+        lines.append(f"| {' | '.join([name, *cells, *more])} |")
+
+    any_group = next(iter(groups.values()))
+    line("before, without the text", any_group, "before", "", "")
+    line("before, with the text", any_group, "read", "", "")
     for name, group in groups.items():
-        cells = [spread([column(row) for row in group]) for column in COLUMNS.values()]
-        lines.append(f"| {name} | {' | '.join(cells)} | {group[0]['rate']:g} |")
-    head = ["way to learn", *COLUMNS, "rate"]
+        seconds = spread([row["seconds"] for row in group])
+        line(name, group, "after", seconds, f"{group[0]['rate']:g}")
+    head = ["way to learn", *COLUMNS, "seconds", "rate"]
     return "\n".join([f"| {' | '.join(head)} |", "|---" * len(head) + "|", *lines]) + "\n"
 
 
@@ -548,7 +624,7 @@ def draw(groups: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
         left.axvline(value, color=color, linestyle=":", label=label)
     for place, name in enumerate(names):
         for half, column in ((left, "right, %"), (right, "loss of other documents, + %")):
-            values = [COLUMNS[column](row) for row in groups[name]]
+            values = [COLUMNS[column](row, "after") for row in groups[name]]
             half.barh(place, statistics.fmean(values), color="C0", alpha=0.6)
             half.plot(values, [place] * len(values), "k.", markersize=4)
     left.set_yticks(range(len(names)), names, fontsize=8)

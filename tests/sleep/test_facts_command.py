@@ -132,6 +132,43 @@ def test_a_night_without_expansion_comes_nearer_and_changes_the_receiver_alone(s
             assert (new == old).all()
 
 
+def test_nights_with_and_without_expansion_begin_with_who_has_not_read_the_text(scripts, reader):
+    facts = scripts["facts"]
+    settings = SleepConfig(steps=1, samples=4, kept_samples=4, tokens=4, lam=0.0, a=1.0)
+    world = facts.world_of(reader.tokenizer, 0)
+    begins = [
+        learn(reader, world, 0, 0.0, settings, others=4)[1]["divergence"][0]
+        for learn in (facts.night_of, facts.dense_night_of)
+    ]
+    assert begins[0] == pytest.approx(begins[1], abs=2e-4) and begins[0] > 0.01
+
+
+def test_as_before_elsewhere_other_documents_are_taught_by_who_has_not_read_the_text(
+    scripts, reader
+):
+    facts = scripts["facts"]
+    settings = SleepConfig(steps=1, samples=4, kept_samples=8, tokens=4, lam=0.0, a=1.0)
+    world = facts.world_of(reader.tokenizer, 0)
+    kept = facts.lesson_of(reader, world, 0, settings, 3, as_before=True).kept
+    tokens, start, end = (leaf[0] for leaf in kept.samples)
+    assert tokens.shape == (8, facts.LONGEST + 4) and (start == facts.OPENING).all()
+    assert end.tolist() == [facts.OPENING + 4, facts.LONGEST + 4] * 4
+    mine = reader.model.apply(
+        {"params": reader.params},
+        tokens[:, :-1],
+        facts.fresh(reader.model, reader.params, 8),
+        method="hidden",
+    )[0]
+    np.testing.assert_allclose(kept.taught[0, 1::2], mine[1::2], atol=1e-4)
+    behind = slice(facts.OPENING - 1, facts.OPENING + 3)
+    assert not np.allclose(kept.taught[0, ::2, behind], mine[::2, behind], atol=1e-2)
+    _, found = facts.dense_night_of(reader, world, 0, 0.0, settings, others=3, as_before=True)
+    _, same = facts.night_of(reader, world, 0, 0.0, settings, others=3, as_before=True)
+    assert found["divergence"][0] == pytest.approx(same["divergence"][0], abs=2e-4)
+    with pytest.raises(ValueError, match="lam=0"):
+        facts.lesson_of(reader, world, 0, SleepConfig(kept_samples=8, lam=0.5), 3, as_before=True)
+
+
 def test_rates_are_followed_until_both_neighbours_are_worse(scripts, monkeypatch, tmp_path):
     facts = scripts["facts"]
 
@@ -151,12 +188,19 @@ def test_a_table_is_made_of_ways_to_learn_that_have_all_seeds(scripts, tmp_path)
             found = {"won": 0.25, "log_likelihood": -2.0}
             row = {"arm": arm, "seed": seed, "rate": 1e-3, "steps": facts.STEPS, "seconds": 1.0}
             row |= {"before": found, "read": found | {"won": 1.0}, "after": found | {"won": 0.5}}
-            row["unrelated"] = [losses, losses | {"loss": 1.5}]
+            row["unrelated"] = {
+                "before": losses,
+                "read": losses | {"told": 3.0},
+                "after": losses | {"loss": 1.5},
+            }
             facts.add_json_line(path, row)
     groups = facts.reported(path)
     assert list(groups) == ["sleep"] and [row["seed"] for row in groups["sleep"]] == [0, 1, 2]
     lines = facts.table(groups).splitlines()
     assert lines[-1].startswith("| sleep | 50 ± 0 | 50 ± 0 | -2 ± 0 | 50 ± 0 | 0 ± 0 |")
+    assert lines[-2].startswith(
+        "| before, with the text | 100 ± 0 | 100 ± 0 | -2 ± 0 | 0 ± 0 | 1 ± 0 |"
+    )
     assert len({line.count("|") for line in lines}) == 1
     facts.draw(groups, tmp_path / "results.png")
     assert (tmp_path / "results.png").stat().st_size > 1000
