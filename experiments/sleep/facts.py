@@ -63,7 +63,8 @@ from hope_jax.models import LanguageModel
 from hope_jax.models.in_context import HeldState
 from hope_jax.models.language_model import ModelState, init_state
 from hope_jax.sleep.config import SleepConfig
-from hope_jax.sleep.expansion import expand, make_room
+from hope_jax.sleep.cycle import begin_lesson
+from hope_jax.sleep.expansion import make_room
 from hope_jax.sleep.imitation import policy_gradient_loss, reward
 from hope_jax.sleep.readers import Reader, as_batch, axes, readers_of
 from hope_jax.sleep.samples import Samples, mean_of, openings_of
@@ -75,7 +76,6 @@ from hope_jax.sleep.seeding import (
     seed_step,
     with_expert,
 )
-from hope_jax.sleep.student import student_of
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -253,14 +253,10 @@ def lesson_of(
     if as_before and settings.student_speaks:
         raise ValueError("as_before needs lam=0 and a=1")
     model, params = reader.model, reader.params
-    lesson_key, expert_key = (key[None] for key in jax.random.split(jax.random.key(seed)))
     context = read(model, params, world.ids[None])
-    state = make_room(model, context.state, settings.experts, settings.expert_width)
-    student = student_of(model, params, state, settings)
-    student = expand(model, student, settings.level, expert_key)
     own = 0 if as_before else others
     openings = openings_of(*openings_from(reader.tokenizer, world, seed, own))
-    lesson = Lesson(Context(state, context.logits), student, lesson_key, openings)
+    lesson = begin_lesson(model, params, context, jax.random.key(seed)[None], settings, openings)
     if not as_before:
         return keep_samples(model, params, lesson, settings)
     settings = dataclasses.replace(settings, kept_samples=settings.kept_samples // 2)

@@ -35,18 +35,14 @@ from hope_jax.training.sharding import make_mesh
 from hope_jax.training.step import init_state, make_train_step
 
 TOKENIZER = "runs/facts/words.json"
-TRAINED, FIRST_NEW = (
-    10_000,
-    10_200,
-)  # worlds below are trained on; those from there on never looked at
+# Worlds below the first are trained on, those from the second on never looked at.
+TRAINED, FIRST_NEW = 10_000, 10_200
 CHUNK = 32  # tokens after which the levels learn
 LEVELS = {"chunks": (CHUNK,), "blocks": 2, "gradient_steps": 0}
 RATES = (0.02, 0.01)  # of M3, without levels and with them
 LENGTH, SIZE = 224, 16  # tokens of a sequence, and sequences of a step
-TOLD, SAID = (
-    0.1,
-    0.4,
-)  # how much tokens count that are no answer, while facts are told and afterwards
+# How much tokens count that are no answer, while facts are told and afterwards.
+TOLD, SAID = 0.1, 0.4
 BEGINS = (0.1, 0.65, 0.25)  # shares of documents that tell facts so many times
 RETOLD = 0.3  # of lines afterwards
 

@@ -59,11 +59,9 @@ from hope_jax.models.language_model import ModelState, init_state
 from hope_jax.models.parameter_count import parameter_shapes
 from hope_jax.settings import as_values, read_settings
 from hope_jax.sleep.config import SleepConfig
-from hope_jax.sleep.cycle import sleep
-from hope_jax.sleep.expansion import expand, make_room
+from hope_jax.sleep.cycle import begin_lesson, sleep
 from hope_jax.sleep.samples import openings_of
-from hope_jax.sleep.seeding import Lesson, keep_samples
-from hope_jax.sleep.student import student_of
+from hope_jax.sleep.seeding import keep_samples
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -229,7 +227,8 @@ def run_trial(
             }
         else:
             context = context if how.taught else Context(state, jnp.zeros((1, 1)))
-            lesson = lesson_of(model, params, context, key, settings, prompts)
+            openings = openings_of(prompts)
+            lesson = begin_lesson(model, params, context, key, settings, openings)
             training = Training(optimizer, settings.steps, settings.samples)
             if how.taught:
                 lesson = keep_samples(model, params, lesson, settings)
@@ -250,22 +249,6 @@ def run_trial(
     }
     now = Trained(model, params, tokenizer)
     return taken | found | ask(now, state, questions) | {"unrelated": unrelated_loss(now, state)}
-
-
-def lesson_of(
-    model: LanguageModel,
-    params: Any,
-    context: Context,
-    keys: Any,
-    settings: SleepConfig,
-    prompts: np.ndarray,
-) -> Lesson:
-    """The lesson that a night begins with, before anything is said."""
-    state = make_room(model, context.state, settings.experts, settings.expert_width)
-    lesson_keys, expert_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
-    student = student_of(model, params, state, settings)
-    student = expand(model, student, settings.level, expert_keys)
-    return Lesson(Context(state, context.logits), student, lesson_keys, openings_of(prompts))
 
 
 def ask(trained: Trained, state: ModelState, questions: Sequence[Question]) -> dict[str, float]:

@@ -16,7 +16,7 @@ from hope_jax.models.language_model import LanguageModel, ModelState, init_state
 from hope_jax.sleep.config import DreamConfig, SleepConfig
 from hope_jax.sleep.dreams import Dreams, ReaderScore, dream
 from hope_jax.sleep.expansion import expand, experts_of, make_room, with_experts
-from hope_jax.sleep.samples import openings_of
+from hope_jax.sleep.samples import Openings, openings_of
 from hope_jax.sleep.seeding import (
     Lesson,
     Seeding,
@@ -124,13 +124,9 @@ def sleep(
             f"dreams={dreaming.dreams} are tried by a score, and there is none; give one, or dreams=0"
         )
     openings = None if prompts is None else openings_of(prompts, prompt_lengths)
-    state = make_room(model, context.state, settings.experts, settings.expert_width)
-    lesson_keys, expert_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
     # Compute: the new weights, applied to the student alone.
-    student = student_of(model, params, state, settings)
-    student = expand(model, student, settings.level, expert_keys)
+    lesson = begin_lesson(model, params, context, keys, settings, openings)
     # Consolidate: the teacher is still whole.
-    lesson = Lesson(Context(state, context.logits), student, lesson_keys, openings)
     if settings.kept_samples:
         lesson = keep_samples(model, params, lesson, settings, vocab_size)
     look = functools.partial(
@@ -149,7 +145,7 @@ def sleep(
     (expert, *_), steps = so_far
     after = np.asarray(look(expert=expert)) if len(steps.loss) else before
     # Update: the student, with what it has learned, is who wakes.
-    woken = with_expert(model, student, expert, settings.level)
+    woken = with_expert(model, lesson.student, expert, settings.level)
     kept = finite and bool(np.isfinite(after).all())
     night = Night(kept, steps, before, after)
     if kept and dreaming is not None and dreaming.dreams and score is not None:
@@ -168,10 +164,39 @@ def sleep(
         night = night._replace(kept=kept, dreams=dreams, after_dreams=after)
     if texts is not None:
         losses = (
-            np.asarray(_held_out(model, params, experts_of(s), texts)) for s in (state, woken)
+            np.asarray(_held_out(model, params, experts_of(s), texts))
+            for s in (lesson.teacher.state, woken)
         )
         night = night._replace(held_out_before=next(losses), held_out_after=next(losses))
     return (woken if kept else context.state), night
+
+
+def begin_lesson(
+    model: LanguageModel,
+    params: Any,
+    context: Context,
+    keys: Array,
+    settings: SleepConfig,
+    openings: Openings | None = None,
+) -> Lesson:
+    """Who teaches whom, before anything is said: the readers as they are, and as they will wake.
+
+    Args:
+      model: whose levels learn in context.
+      params: of the model.
+      context: what the readers have read.
+      keys: random keys, one for each reader.
+      settings: of the night.
+      openings: of the teacher's samples.
+
+    Raises:
+      ValueError: if the model has no such level, or there is no room for another expert.
+    """
+    state = make_room(model, context.state, settings.experts, settings.expert_width)
+    lesson_keys, expert_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+    student = student_of(model, params, state, settings)
+    student = expand(model, student, settings.level, expert_keys)
+    return Lesson(Context(state, context.logits), student, lesson_keys, openings)
 
 
 def seed_knowledge(

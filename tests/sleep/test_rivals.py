@@ -13,11 +13,10 @@ import numpy as np
 import optax
 import pytest
 
-from hope_jax.inference.sampling import Context, read
-from hope_jax.sleep.cycle import sleep
-from hope_jax.sleep.expansion import expand, experts_of, make_room
-from hope_jax.sleep.seeding import Lesson, keep_samples
-from hope_jax.sleep.student import student_of
+from hope_jax.inference.sampling import read
+from hope_jax.sleep.cycle import begin_lesson, sleep
+from hope_jax.sleep.expansion import experts_of
+from hope_jax.sleep.seeding import keep_samples
 from tests.sleep.reader import OPTIMIZER, SETTINGS, TEXT, made
 
 FOLDER = Path(__file__).parents[2] / "experiments" / "sleep"
@@ -42,10 +41,7 @@ def lesson():
     """Of a reader with samples kept, as a night begins with it."""
     model, params, _ = made()
     context = read(model, params, TEXT[1:])
-    state = make_room(model, context.state, NIGHT.experts, NIGHT.expert_width)
-    lesson_keys, expert_keys = jax.vmap(jax.random.split, out_axes=1)(KEYS)
-    student = expand(model, student_of(model, params, state, NIGHT), 0, expert_keys)
-    bare = Lesson(Context(state, context.logits), student, lesson_keys)
+    bare = begin_lesson(model, params, context, KEYS, NIGHT)
     return context, keep_samples(model, params, bare, NIGHT)
 
 
