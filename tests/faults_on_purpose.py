@@ -2676,6 +2676,36 @@ FAULTS = [
         "tests/sleep/test_night.py::test_a_step_descends_the_measured_divergence",
     ),
     Fault(
+        "hope_jax/sleep/seeding.py",
+        "return value + settings.rehearsal * jnp.mean(moved), divergence",
+        "return value + jnp.mean(moved), divergence",
+        "tests/sleep/test_night.py::test_what_is_rehearsed_is_held_to_who_the_student_was_at_first",
+    ),
+    Fault(
+        "hope_jax/sleep/seeding.py",
+        "    _, student = both_readers(lesson)\n    return lesson._replace(rehearsed",
+        "    student, _ = both_readers(lesson)\n    return lesson._replace(rehearsed",
+        "tests/sleep/test_night.py::test_what_is_rehearsed_is_held_to_who_the_student_was_at_first",
+    ),
+    Fault(
+        "hope_jax/sleep/seeding.py",
+        "_in_turn(rehearsed, seeding.step, settings.samples)",
+        "_in_turn(rehearsed, 0 * seeding.step, settings.samples)",
+        "tests/sleep/test_night.py::test_what_is_rehearsed_is_held_to_who_the_student_was_at_first",
+    ),
+    Fault(
+        "hope_jax/sleep/cycle.py",
+        "    if rehearsed is not None:\n",
+        "    if rehearsed is None:\n",
+        "tests/sleep/test_night.py::test_a_night_rehearses_the_texts_it_is_given",
+    ),
+    Fault(
+        "hope_jax/commands/nights.py",
+        "tokenizer, settings.tokens + 1, MOST_REHEARSED",
+        "tokenizer, settings.tokens, MOST_REHEARSED",
+        "tests/commands/test_sleep.py::test_a_night_rehearses_parts_of_a_file_as_long_as_its_samples",
+    ),
+    Fault(
         "hope_jax/sleep/sharing.py",
         "jnp.where(active[..., None, None], up, 0)",
         "up",

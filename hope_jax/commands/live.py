@@ -46,6 +46,7 @@ from hope_jax.commands.nights import (
     in_use,
     optimizer_of,
     plain,
+    rehearsed_of,
     stopping,
 )
 from hope_jax.commands.trained_model import load_model
@@ -220,8 +221,10 @@ def run() -> None:
     optimizer = optimizer_of(settings)
     model, params, tokenizer = load_model(given.workdir)
     periods = night_periods(model.config, settings.experts, settings.nights)
+    rehearsed = rehearsed_of(given.rehearse, tokenizer, settings)
     arguments = {
         "--state": digest_of(there),
+        "--rehearse": digest_of(given.rehearse),
         "the model": fingerprint(params),
         "--seed": given.seed,
         **plain(settings),
@@ -312,6 +315,7 @@ def run() -> None:
                 jax.random.key(given.seed),
                 settings,
                 optimizer,
+                rehearsed=rehearsed,
                 vocab_size=tokenizer.vocab_size,
                 wake=lambda woken: (
                     woken if settings.keep_context else begin(model, params, tokenizer, woken)

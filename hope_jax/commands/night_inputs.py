@@ -25,6 +25,20 @@ def windows(
     return ids[: count * length].reshape(count, length)
 
 
+def read_windows(
+    path: str, flag: str, tokenizer: Tokenizer, length: int = 257, most: int = 16
+) -> Int[np.ndarray, "N C"]:
+    """The beginning of a file's text in parts of equal length.
+
+    Raises:
+      ValueError: if it has fewer than two tokens.
+    """
+    ids = np.asarray([*tokenizer.before, *tokenizer.encode(read_text(path, flag))], np.int32)
+    if ids.size < 2:
+        raise ValueError(f"{flag}={path} has fewer than two tokens")
+    return windows(ids, length, most)
+
+
 def read_prompts(
     path: str, tokenizer: Tokenizer
 ) -> tuple[Int[np.ndarray, "N P"], Int[np.ndarray, " N"]]:

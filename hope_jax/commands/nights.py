@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 from absl import flags
+from jaxtyping import Int
 
+from hope_jax.commands.night_inputs import read_windows
 from hope_jax.data.tokenizers import Tokenizer
 from hope_jax.exit_codes import DIVERGED, SAVED
 from hope_jax.inference.sampling import Context, read
@@ -23,6 +25,8 @@ from hope_jax.sleep.cycle import Night
 from hope_jax.sleep.expansion import experts_of, last_active, pools_for
 from hope_jax.sleep.progress_file import ProgressFile
 from hope_jax.training.processes import StopRequest
+
+MOST_REHEARSED = 1024  # parts of a text, whose activations lie in memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +116,16 @@ def define_night_flags() -> None:
     flags.DEFINE_integer("seed", 0, "Of the random draws.", lower_bound=0, upper_bound=2**32 - 1)
     flags.DEFINE_float("save_every", 30.0, "Seconds after which progress is saved.", lower_bound=0)
     flags.DEFINE_bool("print_config", False, "Print all settings of a night, and end.")
+    flags.DEFINE_string("rehearse", None, "File of other text, which should be read as before.")
+
+
+def rehearsed_of(
+    path: str | None, tokenizer: Tokenizer, settings: SleepConfig
+) -> Int[np.ndarray, "N T"] | None:
+    """The texts that nights rehearse, as long as what the teacher says; None without a file."""
+    if path is None:
+        return None
+    return read_windows(path, "--rehearse", tokenizer, settings.tokens + 1, MOST_REHEARSED)
 
 
 def plain(settings: Any) -> dict[str, Any]:

@@ -9,6 +9,9 @@ teacher says by itself, before and after. With `--text=FILE` the loss of a text 
 with it is told, too. A table and a picture are written beside the new state, with the endings `.md` and
 `.png`, or in the new run's folder.
 
+With `--rehearse=FILE`, the new expert also learns to leave another text as it is: the student should go
+on reading it as it does when the night begins.
+
 With `--config.dreams=20` dreams follow: of what the reader says by itself, that is learned which helps it
 to answer the questions of `--questions=FILE`, lines of `{"prompt": ..., "answer": ...}`.
 
@@ -24,7 +27,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 from rich.console import Console
@@ -35,10 +37,9 @@ from hope_jax.commands.config import (
     define_config_flags,
     read_config,
 )
-from hope_jax.commands.evaluate import read_text
 from hope_jax.commands.first_checkpoint import check_no_run, write_first_checkpoint
 from hope_jax.commands.generate import check_states
-from hope_jax.commands.night_inputs import read_prompts, read_questions, windows
+from hope_jax.commands.night_inputs import read_prompts, read_questions, read_windows
 from hope_jax.commands.night_report import NightProgress, draw, table
 from hope_jax.commands.nights import (
     NightConfig,
@@ -51,6 +52,7 @@ from hope_jax.commands.nights import (
     opening_of,
     optimizer_of,
     plain,
+    rehearsed_of,
     stopping,
 )
 from hope_jax.commands.trained_model import load_model, load_run_config
@@ -126,14 +128,11 @@ def run() -> None:
         check_no_run(given.merge, "--merge")
     check_score(settings, given.questions)
     optimizer = optimizer_of(settings)
-    text = None if given.text is None else read_text(given.text)
     model, params, tokenizer = load_model(given.workdir)
     texts = None
-    if text is not None:
-        ids = np.asarray([*tokenizer.before, *tokenizer.encode(text)], np.int32)
-        if ids.size < 2:
-            raise ValueError(f"--text={given.text} has fewer than two tokens")
-        texts = jnp.asarray(windows(ids))
+    if given.text is not None:
+        texts = jnp.asarray(read_windows(given.text, "--text", tokenizer))
+    rehearsed = rehearsed_of(given.rehearse, tokenizer, settings)
     prompts, lengths = None, None
     if given.prompts is not None:
         prompts, lengths = read_prompts(given.prompts, tokenizer)
@@ -144,6 +143,7 @@ def run() -> None:
         "--state-in": digest_of(given.state_in),
         "--text": digest_of(given.text),
         "--prompts": digest_of(given.prompts),
+        "--rehearse": digest_of(given.rehearse),
         "--questions": digest_of(given.questions),
         "--seed": given.seed,
         **plain(settings),
@@ -180,6 +180,7 @@ def run() -> None:
             optimizer,
             prompts=prompts,
             prompt_lengths=lengths,
+            rehearsed=rehearsed,
             texts=texts,
             vocab_size=tokenizer.vocab_size,
             begun=begun,

@@ -80,6 +80,12 @@ class SleepConfig:
     # (imitation, original, their lengths) -> (B,), compiled with the step.
     judge: Callable[..., Any] | None = setting("tells which have the same meaning", None)
     continuations: int = setting("of each prefix, by the student", 2, least=2)
+    rehearsal: float = setting(
+        "how much the divergence on texts that are rehearsed counts beside the rest of the objective, "
+        "where there are any",
+        1.0,
+        above=0,
+    )
 
     def __post_init__(self) -> None:
         check_fields(self)

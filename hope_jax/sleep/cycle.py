@@ -23,6 +23,7 @@ from hope_jax.sleep.seeding import (
     SeedingStep,
     begin_seeding,
     keep_samples,
+    keep_texts,
     measure,
     newest_expert,
     seed_step,
@@ -80,6 +81,7 @@ def sleep(
     *,
     prompts: Int[Array, "N P"] | Int[np.ndarray, "N P"] | None = None,
     prompt_lengths: Int[np.ndarray, " N"] | None = None,
+    rehearsed: Int[Array, "N T"] | Int[np.ndarray, "N T"] | None = None,
     texts: Int[Array, "N T"] | None = None,
     vocab_size: int | None = None,
     begun: Any = None,
@@ -101,6 +103,8 @@ def sleep(
       prompts: openings of the teacher's samples, of which each takes one at random; None for samples
         that go on from what the teacher has read.
       prompt_lengths: how many tokens of each opening count, from its start; None for all.
+      rehearsed: ids of texts that who wakes should go on reading as before, of which each step takes as
+        many as samples; None for none.
       texts: held-out ids whose loss is measured before and after, each from a fresh context.
       vocab_size: see `seed_step`.
       begun: what `on_step` was given by the same night before it was stopped, or the leaves of that; it
@@ -129,6 +133,8 @@ def sleep(
     # Consolidate: the teacher is still whole.
     if settings.kept_samples:
         lesson = keep_samples(model, params, lesson, settings, vocab_size)
+    if rehearsed is not None:
+        lesson = keep_texts(model, params, lesson, jnp.asarray(rehearsed, jnp.int32))
     look = functools.partial(
         measure, model, params, lesson, settings=settings, vocab_size=vocab_size
     )

@@ -111,6 +111,7 @@ def live(
     settings: SleepConfig,
     optimizer: optax.GradientTransformation,
     *,
+    rehearsed: Int[Array, "N T"] | Int[np.ndarray, "N T"] | None = None,
     vocab_size: int | None = None,
     wake: Callable[[Context], Context] = lambda context: context,
     on_read: Callable[[Life, Float[np.ndarray, "B T"]], None] = lambda life, losses: None,
@@ -132,6 +133,7 @@ def live(
       key: random key of all nights.
       settings: of a night; the schedule says whose.
       optimizer: see `sleep`.
+      rehearsed: see `sleep`.
       vocab_size: see `sleep`.
       wake: what a reader does who has just slept, such as to begin a context.
       on_read: called after each block, with its losses in nats.
@@ -157,6 +159,7 @@ def live(
                 jax.random.split(own, life.context.logits.shape[0]),
                 dataclasses.replace(settings, level=level),
                 optimizer,
+                rehearsed=rehearsed,
                 vocab_size=vocab_size,
                 begun=life.night,
                 on_step=tell,

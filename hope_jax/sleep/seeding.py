@@ -8,6 +8,8 @@ teacher's samples and d' the student's continuations of random prefixes of them,
     loss = a ((1 - lam) mean F(d) + lam mean F(d')) - (1 - a) E r(d', d)
 
 where F(d') is taken of what the student has said, and the last term is descended by a policy gradient.
+Texts may be rehearsed: their teacher is the student as the night begins, and `rehearsal` times the mean
+divergence from it is added, so that what has nothing to do with the night stays as it was.
 """
 
 import functools
@@ -63,6 +65,7 @@ class Lesson(NamedTuple):
         teacher has read.
       kept: what the teacher has said before the first step, from `keep_samples`; None if it says
         something new at each.
+      rehearsed: texts on which the student is its own teacher, from `keep_texts`; None for none.
     """
 
     teacher: Context
@@ -70,6 +73,7 @@ class Lesson(NamedTuple):
     keys: Array
     openings: Openings | None = None
     kept: Kept | None = None
+    rehearsed: Kept | None = None
 
 
 class Seeding(NamedTuple):
@@ -151,6 +155,31 @@ def keep_samples(
     return lesson._replace(kept=mapped(*both_readers(lesson), lesson.keys))
 
 
+@functools.partial(jax.jit, static_argnames="model")
+def keep_texts(
+    model: LanguageModel, params: Any, lesson: Lesson, texts: Int[Array, "N T"]
+) -> Lesson:
+    """The lesson with texts that each student should go on reading as it does now.
+
+    Args:
+      model: that sleeps.
+      params: of the model.
+      lesson: of the night, whose new experts change nothing yet.
+      texts: ids, of which each row is read from its beginning; all but its first token count.
+    """
+
+    def one(student: Reader) -> Kept:
+        count, length = texts.shape
+        whole = Samples(texts, jnp.ones(count, jnp.int32), jnp.full(count, length))
+        inputs = texts[:, :-1]
+        return Kept(
+            whole, _taught(model, params, student, inputs), _below(model, params, student, inputs)
+        )
+
+    _, student = both_readers(lesson)
+    return lesson._replace(rehearsed=jax.vmap(one, in_axes=(axes(model),))(student))
+
+
 @functools.partial(jax.jit, static_argnames=("model", "settings", "optimizer", "vocab_size"))
 def seed_step(
     model: LanguageModel,
@@ -181,6 +210,7 @@ def seed_step(
         state: Any,
         key: Array,
         kept: Kept | None,
+        rehearsed: Kept | None,
     ) -> tuple[Expert, Any, SeedingStep]:
         for_samples, *keys = jax.random.split(jax.random.fold_in(key, seeding.step), 3)
         having = lambda expert: equipped(student, expert, here)
@@ -198,19 +228,29 @@ def seed_step(
         taught = _rest(functools.partial(_taught, model, params, teacher), inputs, taught)
         below = _rest(functools.partial(_below, model, params, student), inputs, below)
 
-        def loss(expert: Expert) -> tuple[Array, Array]:
+        def compare(
+            expert: Expert, taught: Array, below: Array, tokens: Array
+        ) -> tuple[Array, Array]:
             mine = _above(model, params, having(expert), below)
-            compared = _compare(model, params, taught, mine, said.tokens, settings, vocab_size)
-            return _loss(said, *compared, settings)
+            return _compare(model, params, taught, mine, tokens, settings, vocab_size)
+
+        def loss(expert: Expert) -> tuple[Array, Array]:
+            compared = compare(expert, taught, below, said.tokens)
+            value, divergence = _loss(said, *compared, settings)
+            if rehearsed is None:
+                return value, divergence
+            texts, as_before, under = _in_turn(rehearsed, seeding.step, settings.samples)
+            moved, _ = compare(expert, as_before, under, texts.tokens)
+            return value + settings.rehearsal * jnp.mean(moved), divergence
 
         (value, divergence), gradient = jax.value_and_grad(loss, has_aux=True)(expert)
         updates, state = optimizer.update(gradient, state, expert)
         found = SeedingStep(value, divergence, jnp.mean(said.rewards))
         return optax.apply_updates(expert, updates), state, found
 
-    mapped = jax.vmap(one, in_axes=(axes(model), axes(model), 0, 0, 0, 0))
-    inputs = *both_readers(lesson), seeding.expert, seeding.optimizer, lesson.keys, lesson.kept
-    expert, state, found = mapped(*inputs)
+    mapped = jax.vmap(one, in_axes=(axes(model), axes(model), 0, 0, 0, 0, 0))
+    so_far, given = (seeding.expert, seeding.optimizer), (lesson.kept, lesson.rehearsed)
+    expert, state, found = mapped(*both_readers(lesson), *so_far, lesson.keys, *given)
     return Seeding(expert, state, seeding.step + 1), found
 
 

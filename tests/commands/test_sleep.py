@@ -86,6 +86,29 @@ def test_a_state_sleeps_and_is_taken_up_like_any_other(workdir, capsys):
     assert "all 2 experts for what level 0 has learned are in use" in capsys.readouterr().err
 
 
+def test_a_night_rehearses_parts_of_a_file_as_long_as_its_samples(workdir, monkeypatch, capsys):
+    taken, lessons = cycle.seed_step, []
+
+    def step(model, params, lesson, *rest):
+        lessons.append(lesson)
+        return taken(model, params, lesson, *rest)
+
+    monkeypatch.setattr(cycle, "seed_step", step)
+    other = workdir / "other.txt"
+    other.write_text("nine hundred and ninety-nine")
+    run, out = f"--workdir={workdir / 'run'}", workdir / "rehearsed.msgpack"
+    given = f"--state-in={workdir / 'read.msgpack'}", f"--state-out={out}", "--config.tokens=5"
+    assert hope("sleep", run, *given, *SMALL, f"--rehearse={other}") == 0
+    (_, _, tokenizer) = load_model(str(workdir / "run"))
+    ids = np.asarray([*tokenizer.before, *tokenizer.encode(other.read_text())])
+    kept = lessons[0].rehearsed.samples.tokens
+    assert kept.shape == (1, len(ids) // 6, 6)
+    np.testing.assert_array_equal(np.ravel(kept), ids[: kept.size])
+    other.write_text("n")
+    assert hope("sleep", run, *given, *SMALL, f"--rehearse={other}") == 2
+    assert f"--rehearse={other} has fewer than two tokens" in capsys.readouterr().err
+
+
 def test_a_dropped_night_writes_nothing(workdir, capsys, fake):
     fake[1] = np.nan
     out = workdir / "dropped.msgpack"

@@ -17,19 +17,21 @@ from hope_jax.sleep import cycle
 from hope_jax.sleep.config import DreamConfig
 from hope_jax.sleep.cycle import sleep
 from hope_jax.sleep.dreams import Dreams
-from hope_jax.sleep.expansion import expand, experts_of, make_room
+from hope_jax.sleep.expansion import expand, experts_of, make_room, pools_for
+from hope_jax.sleep.readers import as_batch, axes, equipped, readers_of
 from hope_jax.sleep.seeding import (
     Lesson,
     SeedingStep,
     begin_seeding,
     keep_samples,
+    keep_texts,
     measure,
     newest_expert,
     seed_step,
     with_expert,
 )
 from hope_jax.sleep.student import student_of
-from tests.sleep.reader import OPTIMIZER, READERS, SETTINGS, TEXT, assert_same, made
+from tests.sleep.reader import OPTIMIZER, READERS, SETTINGS, TEXT, VOCAB, assert_same, made
 
 KEYS = jax.random.split(jax.random.key(5), READERS)
 PROGRAMS = (seed_step, measure, student_of, with_expert, cycle._held_out)
@@ -171,6 +173,44 @@ def test_samples_that_are_kept_are_those_that_steps_learn_from():
     np.testing.assert_allclose(night.after, anew.after, rtol=1e-5)
 
 
+def test_what_is_rehearsed_is_held_to_who_the_student_was_at_first():
+    """Against the gradient of the mean divergence on the texts of a step, each read by itself."""
+    model, params, context = made()
+    settings = dataclasses.replace(SETTINGS, lam=0.0, a=1.0, rehearsal=0.5)
+    bare = cycle.begin_lesson(model, params, context, KEYS, settings)
+    texts = np.random.default_rng(3).integers(VOCAB, size=(3, 6))
+    lesson = keep_texts(model, params, bare, jnp.asarray(texts))
+    sgd = optax.sgd(1.0)
+    seeding = begin_seeding(model, lesson, settings, sgd)
+    up = 0.3 * jnp.ones_like(seeding.expert.up)
+    seeding = seeding._replace(expert=seeding.expert._replace(up=up), step=jnp.asarray(1))
+    after, plain = (seed_step(model, params, one, seeding, settings, sgd) for one in (lesson, bare))
+    here = pools_for(model.config, settings.level)
+    student = readers_of(Context(bare.student, context.logits))
+
+    def reads(expert, one):
+        state = as_batch(model, equipped(one, expert, here), 1).state
+        rows = [texts[2:, :-1], texts[:1, :-1]]  # the second step's, round and round
+        logits = [model.apply({"params": params}, row, state)[0] for row in rows]
+        return jax.nn.log_softmax(jnp.concatenate(logits))
+
+    @functools.partial(jax.vmap, in_axes=(0, 0, axes(model)))
+    def drift(expert, first, one):
+        before = reads(first, one)
+        return jnp.mean(jnp.sum(jnp.exp(before) * (before - reads(expert, one)), -1))
+
+    first = seeding.expert._replace(up=0 * up)
+    value, gradient = jax.value_and_grad(lambda expert: drift(expert, first, student).sum())(
+        seeding.expert
+    )
+    np.testing.assert_allclose(after[1].loss.sum(), plain[1].loss.sum() + 0.5 * value, rtol=1e-5)
+    np.testing.assert_array_equal(after[1].divergence, plain[1].divergence)
+    moved = jax.tree.map(jnp.subtract, plain[0].expert, after[0].expert)
+    for ours, theirs in zip(moved, gradient, strict=True):
+        np.testing.assert_allclose(ours, 0.5 * theirs, rtol=2e-3, atol=1e-6)
+    assert float(value) > 1e-3
+
+
 class Fake:
     """Stands in for what is compiled, and keeps what it was given."""
 
@@ -207,12 +247,23 @@ def test_compute_then_consolidate_then_update(fake):
         teacher = lesson.teacher.state
         assert_same(learnt_in(teacher)[1], learnt_in(context.state)[1])  # its fast weights too
         assert_same(teacher.blocks, context.state.blocks)
-        assert not experts_of(teacher).active.any() and lesson.kept is None
+        assert not experts_of(teacher).active.any()
+        assert lesson.kept is None and lesson.rehearsed is None
         assert experts_of(lesson.student).active.sum() == READERS  # one of each
         assert not experts_of(lesson.student).up.any()
     assert not night.measured[0].up.any() and (night.measured[1].up == 2).all()
     assert (experts_of(state).up[:, :, 0, 0] == 2).all()
     assert_same(learnt_in(state)[1], learnt_in(night.lessons[0].student)[1])
+
+
+def test_a_night_rehearses_the_texts_it_is_given(fake):
+    model, params, context = made()
+    night, texts = fake(1.0, 0.5), TEXT[:, :3]
+    sleep(model, params, context, KEYS, SETTINGS, OPTIMIZER, rehearsed=texts)
+    for lesson in night.lessons:
+        for reader in range(READERS):
+            np.testing.assert_array_equal(lesson.rehearsed.samples.tokens[reader], texts)
+        assert lesson.rehearsed.samples.spoken[:, :, 1:].all()
 
 
 def test_a_night_with_a_loss_that_is_no_number_is_dropped(fake):
