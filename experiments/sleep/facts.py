@@ -8,22 +8,21 @@
 A model that was trained on other worlds (facts_pretrain.py) reads sixteen facts about four people once.
 It is asked for each without the text, in the two phrasings that do not go with how it was told, with four
 answers to choose from, which are true of others as far as there are any: before, with the text, and after
-it has learned by one of `ARMS`. Each takes `STEPS` steps of as many sequences, no longer than those of
-others. The openings of a night's samples are pieces of the text, and beginnings of documents of the
-training's worlds. What the teacher says behind the latter is said with the text in front, and loses more
-on other documents than who has read nothing: a student who imitates it everywhere learns that as well.
-As before elsewhere, half of the sequences are other documents themselves, and their teacher is who one
-was; fine-tuning with other documents is given as many. Documents of worlds on which nobody was trained
-tell what it has cost, in nats a token: of all tokens, of facts as they are told, of what is then said of
-them, and of the answers.
+it has learned by one of `ARMS`, in `STEPS` steps each.
 
-An arm's rate is that which wins most of a world that is not reported: rates on a grid of factor 3 are
-followed until both neighbours are worse. A trial that has ended is a line of WORKDIR/trials.jsonl, so
+A night's samples begin as the lines of the text do, or as questions do, up to the name; so whom they are
+about is the teacher's choice. Beginnings of documents that the model was trained on are rehearsed, and
+fine-tuning is given as many of them. Documents of worlds on which nobody was trained tell what it has
+cost, in nats a token: of all tokens, of facts as they are told, of what is then said of them, and of the
+answers.
+
+An arm's rate is that at which the right answers of a world that is not reported are likeliest, of those
+which cost other documents 1% at most: rates on a grid of factor 3 are followed until both neighbours are
+worse. A trial that has ended is a line of WORKDIR/trials.jsonl, so
 that a command that is stopped and given again goes on.
 """
 
 import argparse
-import dataclasses
 import functools
 import math
 import statistics
@@ -40,15 +39,14 @@ import optax
 from facts_pretrain import (
     FIRST_NEW,
     PHRASINGS,
-    SAID,
     TOLD,
     TRAINED,
     batches,
+    document,
     facts_of,
-    talk,
-    told,
     whole_chunks,
 )
+from words import USED
 
 from hope_jax.commands.trained_model import load_model
 from hope_jax.data.json_lines import add_json_line, find_json_lines
@@ -64,7 +62,6 @@ from hope_jax.models.in_context import HeldState
 from hope_jax.models.language_model import ModelState, init_state
 from hope_jax.sleep.config import SleepConfig
 from hope_jax.sleep.cycle import begin_lesson
-from hope_jax.sleep.expansion import make_room
 from hope_jax.sleep.imitation import policy_gradient_loss, reward
 from hope_jax.sleep.readers import Reader, as_batch, axes, readers_of
 from hope_jax.sleep.samples import Samples, mean_of, openings_of
@@ -73,6 +70,7 @@ from hope_jax.sleep.seeding import (
     Lesson,
     begin_seeding,
     keep_samples,
+    keep_texts,
     seed_step,
     with_expert,
 )
@@ -81,23 +79,23 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 STEPS = 400
-OWN = 96  # pieces of the text, nearly all that there are
-MANY = 512  # other documents, where they are given whole
-LONGEST = 40  # of openings
+DOCUMENTS, PART = 1024, 112  # other documents, and how much of each is given
+PIECE = 60  # tokens of the text that are tuned on at a time
 PEOPLE, KINDS_EACH = 4, 4  # facts of a world: one of each kind about each
-OPENING = 8  # tokens of the text with which each sample begins
+MOST_LOST = 0.01  # of the loss of other documents
 SELECTION = (1000,)  # seeds that choose rates, and are not reported
 SEEDS = (0, 1, 2)
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)  # of Adam
 NIGHT: dict[str, Any] = {
     "steps": STEPS,
-    "samples": 12,
-    "kept_samples": 1024,
-    "tokens": 20,
+    "samples": 16,
+    "kept_samples": 2048,
+    "tokens": 12,
     "lam": 0.5,
     "a": 0.9,
     "experts": 1,
     "expert_width": 256,
+    "rehearsal": 10.0,
 }
 
 
@@ -115,11 +113,13 @@ class World(NamedTuple):
     Attributes:
       ids: of the text, whole chunks of it.
       begin: of its first token that is not blank.
+      lines: of the text.
       questions: each fact, asked for as it was not told.
     """
 
     ids: np.ndarray
     begin: int
+    lines: list[str]
     questions: list[Question]
 
 
@@ -145,36 +145,32 @@ def world_of(tokenizer: Tokenizer, seed: int) -> World:
             if other != way:
                 prompt = KINDS[fact.kind].asked[other].format(name=fact.name)
                 questions.append(question._replace(prompt=prompt))
-    return World(ids, len(ids) - len(tokenizer.encode(text)), questions)
+    return World(ids, len(ids) - len(tokenizer.encode(text)), lines, questions)
 
 
-def openings_from(
-    tokenizer: Tokenizer, world: World, seed: int, others: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Pieces of the text, and how other documents begin, of any length.
+def openings_from(tokenizer: Tokenizer, world: World) -> tuple[np.ndarray, np.ndarray]:
+    """How lines of the text begin, at any length, and how questions do, up to whom they are about.
 
     Returns:
       Rows, filled up at their ends, and how much of each counts.
     """
-    own = np.lib.stride_tricks.sliding_window_view(world.ids, OPENING)[-OWN:]
-    rows = np.zeros((len(own) + others, LONGEST), np.int32)
-    rows[: len(own), :OPENING] = own
-    lengths = np.full(len(rows), OPENING)
-    random = np.random.default_rng([seed, 5])
-    for place in range(len(own), len(rows)):
-        rows[place] = beginning(tokenizer, random, LONGEST)
-        lengths[place] = random.integers(OPENING, LONGEST + 1)
-    lengths[len(own) :][:1] = LONGEST  # so that all seeds share a program
+    lines = [tokenizer.encode(line) for line in world.lines]
+    begun = [ids[:size] for ids in lines for size in range(1, len(ids))]
+    asked = [tokenizer.encode(way.split("{name}")[0]) for name in USED for way in KINDS[name].asked]
+    begun += asked * PEOPLE
+    lengths = np.array([len(ids) for ids in begun])
+    rows = np.zeros((len(begun), lengths.max()), np.int32)
+    for row, ids in zip(rows, begun, strict=True):
+        row[: len(ids)] = ids
     return rows, lengths
 
 
-def beginning(tokenizer: Tokenizer, random: np.random.Generator, length: int) -> np.ndarray:
-    """So many tokens from the beginning of another, short document, of one of the training's worlds."""
-    people, kinds = 2, int(random.integers(1, 3))
-    facts = facts_of(int(random.integers(TRAINED)), people, kinds)
-    blanks = "\n" * int(random.integers(1, 9))
-    text = blanks + told(facts, random) + talk(facts, length // 6, random)
-    return np.asarray(tokenizer.encode(text), np.int32)[:length]
+def other_documents(tokenizer: Tokenizer, seed: int) -> np.ndarray:
+    """Beginnings of documents of the training's worlds."""
+    random = np.random.default_rng([seed, 5])
+    worlds = random.integers(TRAINED, size=(DOCUMENTS, 2))
+    made = [document(tokenizer, int(world), PART, int(another)) for world, another in worlds]
+    return np.stack([ids for ids, _ in made])
 
 
 def measured(reader: Model, learnt: Learnt, questions: Sequence[Question]) -> dict[str, float]:
@@ -203,7 +199,7 @@ def held_out(reader: Model, learnt: Learnt) -> dict[str, float]:
     parts = {
         "loss": np.ones_like(batch["answers"]),
         "told": batch["weights"] == np.float32(TOLD),  # for the first time
-        "said": batch["weights"] == np.float32(SAID),  # of what is known, all but the answers
+        "said": (batch["weights"] == 1) & ~batch["answers"],
         "answers": batch["answers"],
     }
     return {name: float(np.asarray(losses)[part].mean()) for name, part in parts.items()}
@@ -213,17 +209,11 @@ def held_out(reader: Model, learnt: Learnt) -> dict[str, float]:
 
 
 def night_of(
-    reader: Model,
-    world: World,
-    seed: int,
-    rate: float,
-    settings: SleepConfig,
-    others: int = OWN,
-    as_before: bool = False,
+    reader: Model, world: World, seed: int, rate: float, settings: SleepConfig, others: bool
 ) -> tuple[Learnt, dict[str, Any]]:
     """A night."""
     model, params = reader.model, reader.params
-    lesson = lesson_of(reader, world, seed, settings, others, as_before)
+    lesson = lesson_of(reader, world, seed, settings, others)
     seeding = begin_seeding(model, lesson, settings, OPTIMIZER)
     seeding = seeding._replace(optimizer=with_rate(seeding.optimizer, rate))
     found = []
@@ -235,64 +225,18 @@ def night_of(
 
 
 def lesson_of(
-    reader: Model,
-    world: World,
-    seed: int,
-    settings: SleepConfig,
-    others: int,
-    as_before: bool = False,
+    reader: Model, world: World, seed: int, settings: SleepConfig, others: bool
 ) -> Lesson:
-    """What the teacher says, who has read the text, to a student who has not, with an expert more.
-
-    With `as_before`, half of what is kept are other documents themselves, and their teacher has read
-    nothing either.
-
-    Raises:
-      ValueError: if the student speaks as well, who would find the first teacher behind them.
-    """
-    if as_before and settings.student_speaks:
-        raise ValueError("as_before needs lam=0 and a=1")
+    """What the teacher says, who has read the text, to a student who has not, with an expert more."""
     model, params = reader.model, reader.params
     context = read(model, params, world.ids[None])
-    own = 0 if as_before else others
-    openings = openings_of(*openings_from(reader.tokenizer, world, seed, own))
+    openings = openings_of(*openings_from(reader.tokenizer, world))
     lesson = begin_lesson(model, params, context, jax.random.key(seed)[None], settings, openings)
-    if not as_before:
-        return keep_samples(model, params, lesson, settings)
-    settings = dataclasses.replace(settings, kept_samples=settings.kept_samples // 2)
     lesson = keep_samples(model, params, lesson, settings)
-    random = np.random.default_rng([seed, 5])
-    # All but two tokens are given, as a sample must say something.
-    length = LONGEST + settings.tokens - 2
-    given = np.stack([beginning(reader.tokenizer, random, length) for _ in range(others)])
-    blank = make_room(model, init_state(model, params, 1), settings.experts, settings.expert_width)
-    rest = lesson._replace(
-        teacher=Context(blank, context.logits), openings=openings_of(given), kept=None
-    )
-    kept = keep_samples(model, params, rest, dataclasses.replace(settings, tokens=2)).kept
-    return lesson._replace(kept=in_turns(lesson.kept, whole(kept)))
-
-
-def whole(kept: Kept) -> Kept:
-    """The same, where all counts that lies behind as much as an opening."""
-    start = jnp.full_like(kept.samples.start, OPENING)
-    return kept._replace(samples=kept.samples._replace(start=start))
-
-
-def in_turns(some: Kept, others: Kept) -> Kept:
-    """Sequences of one and of the other by turns, filled up at their ends."""
-
-    def filled(leaf: Any, other: Any) -> Any:
-        if leaf.ndim < 3:
-            return leaf
-        missing = max(0, other.shape[2] - leaf.shape[2])
-        return jnp.pad(leaf, ((0, 0), (0, 0), (0, missing)) + ((0, 0),) * (leaf.ndim - 3))
-
-    def both(leaf: Any, other: Any) -> Any:
-        pair = jnp.stack([filled(leaf, other), filled(other, leaf)], 2)
-        return pair.reshape(len(leaf), -1, *pair.shape[3:])
-
-    return jax.tree.map(both, some, others)
+    if others:
+        rehearsed = jnp.asarray(other_documents(reader.tokenizer, seed))
+        lesson = keep_texts(model, params, lesson, rehearsed)
+    return lesson
 
 
 # Its rate is part of its state, so that another compiles nothing.
@@ -326,30 +270,18 @@ def receiver_of(model: LanguageModel, params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(mask, params)
 
 
-def everything(model: LanguageModel, params: Any) -> Any:
-    """1 for all."""
-    return jax.tree.map(jnp.ones_like, params)
-
-
 def dense_night_of(
-    reader: Model,
-    world: World,
-    seed: int,
-    rate: float,
-    settings: SleepConfig,
-    others: int = OWN,
-    as_before: bool = False,
+    reader: Model, world: World, seed: int, rate: float, settings: SleepConfig, others: bool
 ) -> tuple[Learnt, dict[str, Any]]:
     """The night without an expert: the receiving MLPs themselves learn the same, of the same samples."""
     model, params = reader.model, reader.params
-    lesson = lesson_of(reader, world, seed, settings, others, as_before)
+    lesson = lesson_of(reader, world, seed, settings, others)
     key = jax.random.fold_in(jax.random.key(seed), 1)
-    kept = jax.tree.map(lambda leaf: leaf[0], lesson.kept)
     mask, learnt, found = receiver_of(model, params), params, []
     state = with_rate(jax.jit(OPTIMIZER.init)(params), rate)
     for step in range(settings.steps):
         learnt, state, divergence = dense_step(
-            model, params, learnt, lesson.teacher, kept, state, mask, key, step, settings
+            model, params, learnt, lesson, state, mask, key, step, settings
         )
         found.append(divergence)
     return Learnt(learnt, None), {"divergence": ends(found)}
@@ -368,8 +300,7 @@ def dense_step(
     model: LanguageModel,
     params: Any,
     learnt: Any,
-    context: Context,
-    kept: Kept,
+    lesson: Lesson,
     state: Any,
     mask: Any,
     key: Any,
@@ -377,54 +308,67 @@ def dense_step(
     settings: SleepConfig,
 ) -> tuple[Any, Any, Any]:
     """One step: parameters, the optimiser's state, and the divergence."""
-    count, size = kept.samples.tokens.shape[0], settings.samples
-    places = (step % count * size + jnp.arange(size)) % count
-    original, known, _ = jax.tree.map(lambda leaf: leaf[places], kept)
+    size = settings.samples
+
+    def in_turn(kept: Kept) -> Kept:
+        count = kept.samples.tokens.shape[1]
+        places = (step % count * size + jnp.arange(size)) % count
+        return jax.tree.map(lambda leaf: leaf[0, places], kept)
+
+    def reads(weights: Any, tokens: Any) -> Any:
+        state = fresh(model, weights, len(tokens))
+        return model.apply({"params": weights}, tokens[:, :-1], state)[0]
+
+    assert lesson.kept is not None and lesson.openings is not None
+    original, known, _ = in_turn(lesson.kept)
     tokens, spoken, rewards = original.tokens, original.spoken, jnp.zeros((size, 1))
+    theirs = model.apply({"params": params}, known, method="logits")
     if settings.student_speaks:
         for_starts, for_tokens = jax.random.split(jax.random.fold_in(key, step))
+        first = lesson.openings.first.shape[1]
         starts = jax.random.randint(for_starts, (size,), original.start, original.end)
         many = lambda leaf: jnp.repeat(leaf, settings.continuations, 0)
         given, starts, end = many(tokens), many(starts), many(original.end)
         speaker = Context(fresh(model, learnt, len(given)), jnp.zeros(()))
-        speaker = read(model, learnt, given[:, :OPENING], speaker)
         said, _ = sample(
             model,
             learnt,
-            speaker,
+            read(model, learnt, given[:, :first], speaker),
             for_tokens,
-            num_tokens=given.shape[1] - OPENING,
-            given=given[:, OPENING:],
-            given_length=starts - OPENING,
+            num_tokens=given.shape[1] - first,
+            given=given[:, first:],
+            given_length=starts - first,
         )
-        said = jnp.concatenate([given[:, :OPENING], said], 1)
+        said = jnp.concatenate([given[:, :first], said], 1)
         rewards = reward(said, given, end, end, gam=0, z0=settings.largest_distance)
         rewards = rewards.reshape(size, settings.continuations)
         tokens = jnp.concatenate([tokens, said])
         spoken = jnp.concatenate([spoken, Samples(said, starts, end).spoken])
-    inputs, following, counted = tokens[:, :-1], tokens[:, 1:], spoken[:, 1:]
 
-    def taught(teacher: Reader) -> Any:
-        state = as_batch(model, teacher, len(tokens) - size).state
-        return model.apply({"params": params}, inputs[size:], state)[0]
+        def taught(teacher: Reader) -> Any:
+            state = as_batch(model, teacher, len(said)).state
+            return model.apply({"params": params}, said[:, :-1], state)[0]
 
-    theirs = model.apply({"params": params}, known, method="logits")
-    if settings.student_speaks:
-        (more,) = jax.vmap(taught, in_axes=(axes(model),))(readers_of(context))
+        (more,) = jax.vmap(taught, in_axes=(axes(model),))(readers_of(lesson.teacher))
         theirs = jnp.concatenate([theirs, more])
+    following, counted = tokens[:, 1:], spoken[:, 1:]
 
     def loss(learnt: Any) -> tuple[Any, Any]:
-        mine = model.apply({"params": learnt}, inputs, fresh(model, learnt, len(tokens)))[0]
+        mine = reads(learnt, tokens)
         divergence = settings.divergence_function(theirs, mine)
-        of_teacher = mean_of(divergence[:size], counted[:size])
-        if not settings.student_speaks:
-            return of_teacher, of_teacher
-        of_student = mean_of(divergence[size:], counted[size:])
-        logs = jnp.take_along_axis(jax.nn.log_softmax(mine), following[..., None], -1)[..., 0]
-        summed = jnp.sum(logs[size:] * counted[size:], 1).reshape(rewards.shape)
-        distilled = (1 - settings.lam) * of_teacher + settings.lam * of_student
-        imitated = policy_gradient_loss(summed, rewards)
-        return settings.a * distilled + (1 - settings.a) * imitated, of_teacher
+        of_teacher = total = mean_of(divergence[:size], counted[:size])
+        if settings.student_speaks:
+            of_student = mean_of(divergence[size:], counted[size:])
+            logs = jnp.take_along_axis(jax.nn.log_softmax(mine), following[..., None], -1)[..., 0]
+            summed = jnp.sum(logs[size:] * counted[size:], 1).reshape(rewards.shape)
+            distilled = (1 - settings.lam) * of_teacher + settings.lam * of_student
+            imitated = policy_gradient_loss(summed, rewards)
+            total = settings.a * distilled + (1 - settings.a) * imitated
+        if lesson.rehearsed is not None:
+            texts = in_turn(lesson.rehearsed).samples.tokens
+            moved = settings.divergence_function(reads(params, texts), reads(learnt, texts))
+            total += settings.rehearsal * jnp.mean(moved)
+        return total, of_teacher
 
     (_, divergence), gradient = jax.value_and_grad(loss, has_aux=True)(learnt)
     gradient = jax.tree.map(jnp.multiply, gradient, mask)
@@ -433,49 +377,32 @@ def dense_step(
 
 
 def fine_tuned(
-    reader: Model,
-    world: World,
-    seed: int,
-    rate: float,
-    settings: SleepConfig,
-    trains: Callable[..., Any] = everything,
-    others: int = 0,
+    reader: Model, world: World, seed: int, rate: float, settings: SleepConfig, others: bool
 ) -> tuple[Learnt, dict[str, Any]]:
-    """Trained on pieces of the text, as many and as long as the sequences of a night.
-
-    With `others`, half of them are beginnings of so many other documents.
-    """
+    """All weights are trained on pieces of the text, and with `others` on as many of other documents."""
     random, learnt, found = np.random.default_rng([seed, 6]), reader.params, []
-    length = LONGEST + settings.tokens
-    size = settings.samples * (1 + settings.student_speaks * settings.continuations)
-    text = world.ids[world.begin - 1 :]
-    pieces = np.lib.stride_tricks.sliding_window_view(text, length)
-    rest = [beginning(reader.tokenizer, random, length) for _ in range(others)]
-    mask = trains(reader.model, reader.params)
+    pieces = np.lib.stride_tricks.sliding_window_view(world.ids[world.begin - 1 :], PIECE)
+    rest = other_documents(reader.tokenizer, seed)[:, :PIECE]
     state = with_rate(jax.jit(OPTIMIZER.init)(learnt), rate)
+    some = lambda rows: rows[random.integers(len(rows), size=settings.samples)]
     for _ in range(settings.steps):
-        rows = pieces[random.integers(len(pieces), size=size)]
+        rows = some(pieces)
         if others:
-            rows[::2] = np.stack(rest)[random.integers(others, size=len(rows[::2]))]
-        learnt, state, loss = tuning_step(reader.model, learnt, state, mask, rows)
+            rows = np.concatenate([rows, some(rest)])
+        learnt, state, loss = tuning_step(reader.model, learnt, state, rows)
         found.append(loss)
     return Learnt(learnt, None), {"loss": ends(found)}
 
 
 @functools.partial(jax.jit, static_argnames=("model",))
-def tuning_step(
-    model: LanguageModel,
-    learnt: Any,
-    state: Any,
-    mask: Any,
-    rows: Any,
-) -> tuple[Any, Any, Any]:
+def tuning_step(model: LanguageModel, learnt: Any, state: Any, rows: Any) -> tuple[Any, Any, Any]:
+    """One step: parameters, the optimiser's state, and the loss."""
+
     def loss(learnt: Any) -> Any:
         variables, pair = {"params": learnt}, (rows[:, :-1], rows[:, 1:])
         return jnp.mean(model.apply(variables, *pair, method="token_losses"))
 
     value, gradient = jax.value_and_grad(loss)(learnt)
-    gradient = jax.tree.map(jnp.multiply, gradient, mask)
     updates, state = OPTIMIZER.update(gradient, state, learnt)
     return optax.apply_updates(learnt, updates), state, value
 
@@ -484,33 +411,27 @@ class Arm(NamedTuple):
     """A way to learn.
 
     Attributes:
-      learn: `(reader, world, seed, rate, settings, others=...)`.
+      learn: `(reader, world, seed, rate, settings, others)`.
       first: rate that is tried first, of `RATES`.
       changes: of the night's settings.
-      others: openings, or pieces, of other documents.
+      others: whether other documents are rehearsed, or trained on.
     """
 
     learn: Callable[..., tuple[Learnt, dict[str, Any]]]
     first: float
     changes: Mapping[str, Any] = {}
-    others: int = OWN
+    others: bool = True
 
 
-SILENT = {"lam": 0.0, "a": 1.0}  # the student says nothing, and a step costs a third
+SILENT = {"lam": 0.0, "a": 1.0}  # the student says nothing, and a step costs less
 ARMS = {
-    "sleep by the teacher's words": Arm(night_of, 3e-2, SILENT),
-    "the same without expansion": Arm(dense_night_of, 3e-3, SILENT),
-    "sleep by the teacher's words, as before elsewhere": Arm(
-        functools.partial(night_of, as_before=True), 1e-1, SILENT, MANY
-    ),
-    "the same as before elsewhere, without expansion": Arm(
-        functools.partial(dense_night_of, as_before=True), 3e-3, SILENT, MANY
-    ),
-    "fine-tuning with other documents": Arm(fine_tuned, 1e-3, SILENT, MANY),
-    "fine-tuning": Arm(fine_tuned, 1e-3, SILENT, others=0),
-    "sleep by the teacher's words, without other openings": Arm(night_of, 3e-2, SILENT, others=0),
-    "sleep": Arm(night_of, 3e-2),
-    "sleep without imitation": Arm(night_of, 3e-2, {"a": 1.0}),
+    "sleep by the teacher's words": Arm(night_of, 1e-1, SILENT),
+    "fine-tuning with other documents": Arm(fine_tuned, 1e-3, SILENT),
+    "the same night without expansion": Arm(dense_night_of, 3e-3, SILENT),
+    "the same night without rehearsal": Arm(night_of, 1e-1, SILENT, others=False),
+    "fine-tuning": Arm(fine_tuned, 1e-3, SILENT, others=False),
+    "sleep": Arm(night_of, 1e-1),
+    "sleep without imitation": Arm(night_of, 1e-1, {"a": 1.0}),
     "sleep without distillation": Arm(night_of, 3e-2, {"a": 1e-3}),
     "sleep without expansion": Arm(dense_night_of, 3e-3),
     "on-policy self-distillation": Arm(dense_night_of, 3e-3, {"a": 1.0, "lam": 1.0}),
@@ -530,31 +451,35 @@ class Experiment(NamedTuple):
 
     def trial(self, name: str, seed: int, rate: float) -> dict[str, Any]:
         """Runs a trial, if it is not there."""
-        key = {"arm": name, "seed": seed, "rate": rate, "steps": STEPS}
+        arm, (model, params, tokenizer) = ARMS[name], self.reader
+        night = {**NIGHT, **arm.changes}
+        key = {"arm": name, "seed": seed, "rate": rate, "night": night}
         for row in find_json_lines(self.path, key):
             return row
-        arm, (model, params, tokenizer) = ARMS[name], self.reader
-        settings = SleepConfig(**{**NIGHT, **arm.changes})
+        settings = SleepConfig(**night)
         world = world_of(tokenizer, seed)
         unread = Learnt(params, None)
         text = read(model, params, world.ids[None])
         begun = time.monotonic()
-        learnt, found = arm.learn(self.reader, world, seed, rate, settings, others=arm.others)
+        learnt, found = arm.learn(self.reader, world, seed, rate, settings, arm.others)
         row: dict[str, Any] = {**key, **found, "seconds": round(time.monotonic() - begun, 1)}
         asked = {"before": unread, "read": Learnt(params, text.state), "after": learnt}
         for when, who in asked.items():
             row[when] = measured(self.reader, who, world.questions)
         row["unrelated"] = {when: held_out(self.reader, who) for when, who in asked.items()}
         add_json_line(self.path, row)
-        print(row, flush=True)
+        print({name: row[name] for name in row if name != "night"}, flush=True)
         return row
 
     def chosen(self, name: str) -> float:
         """The rate of an arm: rates are followed until both neighbours are worse."""
 
         def score(rate: float) -> float:
-            trials = (self.trial(name, seed, rate) for seed in SELECTION)
-            return statistics.fmean(trial["after"]["won"] for trial in trials)
+            trials = [self.trial(name, seed, rate) for seed in SELECTION]
+            lost = statistics.fmean(rise(trial) for trial in trials)
+            likely = statistics.fmean(trial["after"]["log_likelihood"] for trial in trials)
+            # Where all cost too much, the one that costs least.
+            return likely if lost <= MOST_LOST else -1000 - lost
 
         return climb(RATES, ARMS[name].first, score)[0]
 
@@ -636,8 +561,9 @@ def draw(groups: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
 def reported(path: Path) -> dict[str, list[dict[str, Any]]]:
     """The trials of each arm that has all seeds, in the order of `ARMS`."""
     groups: dict[tuple[str, float], dict[int, dict[str, Any]]] = {}
-    for row in find_json_lines(path, {"steps": STEPS}):
-        if row["seed"] in SEEDS:
+    for row in find_json_lines(path, {}):
+        night = {**NIGHT, **ARMS[row["arm"]].changes} if row["arm"] in ARMS else None
+        if row["seed"] in SEEDS and row["night"] == night:
             groups.setdefault((row["arm"], row["rate"]), {})[row["seed"]] = row
     whole = {arm: rows for (arm, _), rows in groups.items() if len(rows) == len(SEEDS)}
     return {arm: [whole[arm][seed] for seed in SEEDS] for arm in ARMS if arm in whole}
