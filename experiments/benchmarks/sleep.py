@@ -56,7 +56,6 @@ def models(run: str | None) -> Iterator[tuple[str, LanguageModel, Any]]:
     configs = {
         "titans": PLAIN["titans"],
         "attention": ATTENTION,
-        "titans, last block learning": learning(PLAIN["titans"], "next_token"),
         "attention, last block learning": learning(ATTENTION, "next_token"),
     }
     for name, config in configs.items():
