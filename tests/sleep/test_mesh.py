@@ -13,6 +13,7 @@ import pytest
 from flax import linen as nn
 
 from hope_jax.inference.sampling import Context, read
+from hope_jax.layers.mlp import MLPWeights
 from hope_jax.models import LanguageModel, LanguageModelConfig
 from hope_jax.models.parameter_count import boxed_shapes
 from hope_jax.planning.cost import program_cost
@@ -20,6 +21,7 @@ from hope_jax.planning.hlo import arrays, parse
 from hope_jax.planning.memory import made_whole
 from hope_jax.sleep.config import DreamConfig, SleepConfig
 from hope_jax.sleep.cycle import begin_lesson, sleep
+from hope_jax.sleep.layout import lay_out
 from hope_jax.sleep.seeding import begin_seeding, seed_step
 from hope_jax.training.sharding import make_mesh, on_mesh, parameter_shardings
 from hope_jax.training.step import TrainState
@@ -121,6 +123,15 @@ def test_the_next_night_on_a_mesh_compiles_nothing_and_one_goes_on_to_the_same_b
     assert not [said for said in compiled if "XLA compilation of jit(seed_step)" in said]
     assert not [said for said in compiled if "XLA compilation of jit(measure)" in said]
     assert_same(again, state)
+
+
+def test_levels_lie_as_their_weights_and_all_else_on_every_device():
+    levels = MLPWeights(*(jnp.zeros((1, 1, *size)) for size in ((16, 24), (16, 24), (24, 16))))
+    with on_mesh(make_mesh(*SHARED)):
+        placed, other = lay_out((levels, jnp.zeros((8, 4))))
+    shards = [leaf.sharding.shard_shape(leaf.shape) for leaf in placed]
+    assert shards == [(1, 1, 4, 12), (1, 1, 4, 12), (1, 1, 12, 4)]
+    assert other.sharding.is_fully_replicated and len(other.sharding.device_set) == 8
 
 
 def test_samples_are_divided_and_no_parameter_is_whole_where_a_mesh_splits_it():
