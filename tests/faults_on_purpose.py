@@ -3167,4 +3167,58 @@ FAULTS = [
         "    if window < longest:\n",
         "tests/commands/test_convert_llama.py::test_a_window_that_hides_the_first_token_is_told_of",
     ),
+    Fault(
+        "hope_jax/training/sharding.py",
+        "    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):\n",
+        "    with jax.set_mesh(mesh):\n",
+        "tests/sleep/test_mesh.py::test_levels_lie_as_their_weights_and_all_else_on_every_device",
+    ),
+    Fault(
+        "hope_jax/sleep/layout.py",
+        '        gate, up = (place(w, "embed", "mlp") for w in (part.gate, part.up))\n',
+        "        gate, up = (place(w) for w in (part.gate, part.up))\n",
+        "tests/sleep/test_mesh.py::test_levels_lie_as_their_weights_and_all_else_on_every_device",
+    ),
+    Fault(
+        "hope_jax/sleep/cycle.py",
+        "    return lay_out(Lesson(Context(state, context.logits), student, lesson_keys, openings))\n",
+        "    return Lesson(Context(state, context.logits), student, lesson_keys, openings)\n",
+        "tests/sleep/test_mesh.py::test_the_next_night_on_a_mesh_compiles_nothing_and_one_goes_on_to_the_same_bits",
+    ),
+    Fault(
+        "hope_jax/sleep/cycle.py",
+        "        so_far = so_far._replace(seeding=lay_out(so_far.seeding))\n",
+        "        so_far = so_far._replace(seeding=jax.tree.map(jnp.asarray, so_far.seeding))\n",
+        "tests/sleep/test_mesh.py::test_the_next_night_on_a_mesh_compiles_nothing_and_one_goes_on_to_the_same_bits",
+    ),
+    Fault(
+        "hope_jax/commands/trained_model.py",
+        "        places = parameter_shardings(mesh, boxed)\n",
+        "        places = jax.tree.map(lambda _: jax.NamedSharding(mesh, jax.P()), shapes)\n",
+        "tests/commands/test_sleep.py::test_a_mesh_holds_the_parameters_while_a_reader_sleeps",
+    ),
+    Fault(
+        "hope_jax/commands/nights.py",
+        '    del values["mesh"]\n',
+        "",
+        "tests/commands/test_sleep.py::test_a_mesh_holds_the_parameters_while_a_reader_sleeps",
+    ),
+    Fault(
+        "hope_jax/inference/context_file.py",
+        "        leaf = leaf[0]\n",
+        "        leaf = leaf[-1]\n",
+        "tests/inference/test_context_file.py::test_the_start_of_an_array_is_that_of_its_rows_in_order",
+    ),
+    Fault(
+        "hope_jax/sleep/cycle.py",
+        "        so_far = so_far._replace(seeding=lay_out(so_far.seeding))\n",
+        "        so_far = so_far._replace(\n            seeding=lay_out(so_far.seeding)._replace(optimizer=seeding.optimizer)\n        )\n",
+        "tests/commands/test_killed_nights.py::test_a_process_killed_in_a_night_goes_on_to_the_same_bits[sleep-.night]",
+    ),
+    Fault(
+        "hope_jax/commands/live.py",
+        '            arrays |= numbered(now.night, "night ")\n',
+        '            arrays |= numbered(now.night.seeding, "night ")\n',
+        "tests/commands/test_killed_nights.py::test_a_process_killed_in_a_night_goes_on_to_the_same_bits[live-.live]",
+    ),
 ]

@@ -65,10 +65,12 @@ def in_turn(*functions: Callable[[], Any], runs: int = 7) -> list[tuple[float, f
     return [(m, (max(kept) - min(kept)) / m) for m, kept in zip(medians, times, strict=True)]
 
 
-def prepared_step(config: LanguageModelConfig) -> tuple[Callable[[], Any], int]:
-    """A training step to call, and the bytes of its temporaries."""
+def prepared_step(
+    config: LanguageModelConfig, batch: int = BATCH, length: int = LENGTH
+) -> tuple[Callable[[], Any], Any]:
+    """A training step to call, and what the compiler says of its memory."""
     model, optimizer = LanguageModel(config), optax.adamw(1e-3)
-    ids = jax.random.randint(jax.random.key(0), (BATCH, LENGTH + 1), 0, config.vocab_size)
+    ids = jax.random.randint(jax.random.key(0), (batch, length + 1), 0, config.vocab_size)
     params = nn.unbox(jax.jit(model.init)(jax.random.key(1), ids[:, :2])["params"])
 
     def mean_loss(params):
@@ -88,7 +90,7 @@ def prepared_step(config: LanguageModelConfig) -> tuple[Callable[[], Any], int]:
         held[:] = compiled(*held[:2])
         jax.block_until_ready(held)
 
-    return take, compiled.memory_analysis().temp_size_in_bytes
+    return take, compiled.memory_analysis()
 
 
 def bench_train() -> None:
@@ -99,8 +101,9 @@ def bench_train() -> None:
                 "next_token": learning(base, "next_token"),
                 "local": learning(base, "local"),
             }
-            parts = [prepared_step(config) for config in (base, *configs.values())]
-            times = in_turn(*(part[0] for part in parts))
+            steps, stats = zip(*map(prepared_step, (base, *configs.values())), strict=True)
+            memory = [one.temp_size_in_bytes for one in stats]
+            times = in_turn(*steps)
             for index, objective in enumerate(configs, 1):
                 emit(
                     bench="train",
@@ -108,11 +111,11 @@ def bench_train() -> None:
                     remat=remat,
                     objective=objective,
                     time_ratio=round(times[index][0] / times[0][0], 3),
-                    memory_ratio=round(parts[index][1] / parts[0][1], 3),
+                    memory_ratio=round(memory[index] / memory[0], 3),
                     seconds=round(times[index][0], 4),
                     plain_seconds=round(times[0][0], 4),
                     spread=round(max(times[0][1], times[index][1]), 3),
-                    temporary_mib=round(parts[index][1] / 2**20, 1),
+                    temporary_mib=round(memory[index] / 2**20, 1),
                 )
 
 

@@ -69,6 +69,8 @@ from hope_jax.sleep.cycle import Night, NightSoFar
 from hope_jax.sleep.expansion import FullError, make_room
 from hope_jax.sleep.life import Life, block_size, levels_due, live, night_periods, tokens_read
 from hope_jax.sleep.progress_file import ProgressFile, leaves_of, numbered
+from hope_jax.training.config import MeshSizes
+from hope_jax.training.sharding import make_mesh, on_mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +86,7 @@ class LiveConfig(NightConfig):
         None,
         least=1,
     )
+    mesh: MeshSizes = setting("the devices", MeshSizes())
 
 
 class Stream:
@@ -218,8 +221,8 @@ def run() -> None:
         progress.delete()
         print(f"this stream was at its end, and only its progress was left; see {report_file}")
         return
-    optimizer = optimizer_of(settings)
-    model, params, tokenizer = load_model(given.workdir)
+    optimizer, mesh = optimizer_of(settings), make_mesh(**dataclasses.asdict(settings.mesh))
+    model, params, tokenizer = load_model(given.workdir, mesh)
     periods = night_periods(model.config, settings.experts, settings.nights)
     rehearsed = rehearsed_of(given.rehearse, tokenizer, settings)
     arguments = {
@@ -274,7 +277,11 @@ def run() -> None:
             arrays |= numbered(now.night, "night ")
         progress.keep(arguments, words, arrays)
 
-    with console.status("reading (compiles first)") as status, stopping(progress) as keep:
+    with (
+        on_mesh(mesh),
+        console.status("reading (compiles first)") as status,
+        stopping(progress) as keep,
+    ):
 
         def came_to(now: Life) -> None:
             nonlocal latest

@@ -129,8 +129,10 @@ def rehearsed_of(
 
 
 def plain(settings: Any) -> dict[str, Any]:
-    """Settings as a file holds them."""
-    return json.loads(json.dumps(as_values(settings)))
+    """Settings as a file holds them, but for the mesh: a night may go on on other devices."""
+    values = json.loads(json.dumps(as_values(settings)))
+    del values["mesh"]
+    return values
 
 
 def dropped(night: Night) -> str:

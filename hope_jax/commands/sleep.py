@@ -71,6 +71,8 @@ from hope_jax.sleep.cycle import NightSoFar, sleep
 from hope_jax.sleep.dreams import ReaderScore
 from hope_jax.sleep.progress_file import ProgressFile, leaves_of, numbered
 from hope_jax.sleep.sharing import share
+from hope_jax.training.config import MeshSizes
+from hope_jax.training.sharding import make_mesh, on_mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +83,7 @@ class SleepNightConfig(DreamConfig, NightConfig):
     score: Callable[..., Any] | None = setting(
         "by which dreams are tried, higher where better; None for --questions", None
     )
+    mesh: MeshSizes = setting("the devices", MeshSizes())
 
     def __post_init__(self) -> None:
         NightConfig.__post_init__(self)
@@ -127,8 +130,8 @@ def run() -> None:
     if given.merge and progress.held is None:
         check_no_run(given.merge, "--merge")
     check_score(settings, given.questions)
-    optimizer = optimizer_of(settings)
-    model, params, tokenizer = load_model(given.workdir)
+    optimizer, mesh = optimizer_of(settings), make_mesh(**dataclasses.asdict(settings.mesh))
+    model, params, tokenizer = load_model(given.workdir, mesh)
     texts = None
     if given.text is not None:
         texts = jnp.asarray(read_windows(given.text, "--text", tokenizer))
@@ -154,7 +157,11 @@ def run() -> None:
         console.print(f"going on with {progress.path}")
     begun = None if held is None else leaves_of(held["arrays"], "night ")
     last: Any = () if begun is None else begun
-    with NightProgress(console, settings.steps) as bar, stopping(progress) as keep:
+    with (
+        on_mesh(mesh),
+        NightProgress(console, settings.steps) as bar,
+        stopping(progress) as keep,
+    ):
 
         def write() -> None:
             progress.keep(arguments, {}, numbered(last, "night "))
@@ -205,7 +212,8 @@ def run() -> None:
     else:
         woken = Context(state, context.logits)
         if not settings.keep_context:
-            woken = begin(model, params, tokenizer, woken)
+            with on_mesh(mesh):
+                woken = begin(model, params, tokenizer, woken)
         content = context_content(woken, model, params)
         # Where the state takes its own place, it is known afterwards that it has slept.
         woken_as = {"woken": hashlib.sha256(content).hexdigest()}

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -138,5 +139,13 @@ def fingerprint(params: Any) -> str:
     digest = hashlib.sha256()
     for name, leaf in named_leaves(nn.unbox(params)).items():
         digest.update(f"{name} {leaf.shape} {leaf.dtype}".encode())
-        digest.update(np.asarray(leaf.reshape(-1)[:1024]).tobytes())
+        digest.update(_start(leaf).tobytes())
     return digest.hexdigest()
+
+
+def _start(leaf: Any, count: int = 1024) -> np.ndarray:
+    """The first entries of an array, which may be split over devices and is never whole on one."""
+    while leaf.ndim > 1 and math.prod(leaf.shape[1:]) >= count:
+        leaf = leaf[0]
+    rows = -(-count // max(math.prod(leaf.shape[1:]), 1))
+    return np.asarray(leaf[:rows] if leaf.ndim else leaf).reshape(-1)[:count]

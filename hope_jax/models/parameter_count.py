@@ -24,6 +24,11 @@ def without_kernels(config: LanguageModelConfig) -> LanguageModelConfig:
 
 def parameter_shapes(model: LanguageModel) -> Any:
     """Shapes and dtypes of a model's parameters, as `jax.ShapeDtypeStruct`."""
+    return nn.unbox(boxed_shapes(model))
+
+
+def boxed_shapes(model: LanguageModel) -> Any:
+    """The same, boxed with the names of their axes."""
     config = model.config
     model = LanguageModel(without_kernels(config))
     own = any(is_own(str(name)) for name in config.pattern or (config.sequence_layer,))
@@ -31,7 +36,7 @@ def parameter_shapes(model: LanguageModel) -> Any:
     tokens = jax.ShapeDtypeStruct((1, int(own)), jnp.int32)
     # A real key would start the devices, and processes of a launch must meet before that.
     key = jax.eval_shape(jax.random.key, 0)
-    return nn.unbox(jax.eval_shape(model.init, key, tokens)["params"])
+    return jax.eval_shape(model.init, key, tokens)["params"]
 
 
 @functools.lru_cache

@@ -16,6 +16,7 @@ from hope_jax.models.language_model import LanguageModel, ModelState, init_state
 from hope_jax.sleep.config import DreamConfig, SleepConfig
 from hope_jax.sleep.dreams import Dreams, ReaderScore, dream
 from hope_jax.sleep.expansion import expand, experts_of, make_room, with_experts
+from hope_jax.sleep.layout import lay_out
 from hope_jax.sleep.samples import Openings, openings_of
 from hope_jax.sleep.seeding import (
     Lesson,
@@ -144,7 +145,7 @@ def sleep(
     so_far = NightSoFar(seeding, SeedingStep(none, none, none))
     if begun is not None:
         so_far = jax.tree.unflatten(jax.tree.structure(so_far), jax.tree.leaves(begun))
-        so_far = so_far._replace(seeding=jax.tree.map(jnp.asarray, so_far.seeding))
+        so_far = so_far._replace(seeding=lay_out(so_far.seeding))
     so_far, finite = seed_knowledge(
         model, params, lesson, so_far, settings, optimizer, vocab_size, on_step
     )
@@ -202,7 +203,7 @@ def begin_lesson(
     lesson_keys, expert_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
     student = student_of(model, params, state, settings)
     student = expand(model, student, settings.level, expert_keys)
-    return Lesson(Context(state, context.logits), student, lesson_keys, openings)
+    return lay_out(Lesson(Context(state, context.logits), student, lesson_keys, openings))
 
 
 def seed_knowledge(

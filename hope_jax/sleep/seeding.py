@@ -34,6 +34,7 @@ from hope_jax.sleep.expansion import (
     with_experts,
 )
 from hope_jax.sleep.imitation import policy_gradient_loss, reward
+from hope_jax.sleep.layout import lay_out
 from hope_jax.sleep.readers import Reader, as_batch, axes, equipped, readers_of
 from hope_jax.sleep.samples import Openings, Samples, mean_of, say
 
@@ -119,7 +120,8 @@ def begin_seeding(
       optimizer: that trains it, for each reader by itself.
     """
     expert = newest_expert(model, lesson.student, settings.level)
-    return Seeding(expert, jax.jit(jax.vmap(optimizer.init))(expert), jnp.zeros((), jnp.int32))
+    state = jax.jit(jax.vmap(optimizer.init))(expert)
+    return lay_out(Seeding(expert, state, jnp.zeros((), jnp.int32)))
 
 
 @functools.partial(jax.jit, static_argnames=("model", "settings", "vocab_size"))
@@ -251,7 +253,7 @@ def seed_step(
     mapped = jax.vmap(one, in_axes=(axes(model), axes(model), 0, 0, 0, 0, 0))
     so_far, given = (seeding.expert, seeding.optimizer), (lesson.kept, lesson.rehearsed)
     expert, state, found = mapped(*both_readers(lesson), *so_far, lesson.keys, *given)
-    return Seeding(expert, state, seeding.step + 1), found
+    return lay_out(Seeding(expert, state, seeding.step + 1)), found
 
 
 @functools.partial(jax.jit, static_argnames=("model", "settings", "vocab_size"))

@@ -156,19 +156,25 @@ def _check_argument(optimizer: str, name: str, value: Any) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class MeshConfig:
-    """The devices."""
+class MeshSizes:
+    """The devices of one process."""
 
     data: int = setting(
         "devices that split the batch; -1 is all that are left", -1, least=1, also=-1
     )
     fsdp: int = setting("devices that split batch and parameters", 1, least=1, also=-1)
     tensor: int = setting("devices that split heads and hidden widths", 1, least=1, also=-1)
-    processes: int = setting("hosts of the launch", 1, least=1)
-    expect_devices: int = setting("fail if another number is seen; 0 for any", 0, least=0)
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig(MeshSizes):
+    """The devices."""
+
+    processes: int = setting("hosts of the launch", 1, least=1)
+    expect_devices: int = setting("fail if another number is seen; 0 for any", 0, least=0)
 
 
 @dataclasses.dataclass(frozen=True)

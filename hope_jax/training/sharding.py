@@ -1,6 +1,7 @@
 """The device mesh, and where on it parameters, optimiser states and batches lie."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -76,6 +77,17 @@ def make_mesh(
     return jax.make_mesh(
         tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
     )
+
+
+@contextlib.contextmanager
+def on_mesh(mesh: Mesh) -> Iterator[None]:
+    """Lays out on a mesh what is compiled within; else Flax's logical constraints silently do nothing.
+
+    Args:
+      mesh: from `make_mesh`.
+    """
+    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+        yield
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

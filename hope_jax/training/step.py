@@ -1,7 +1,6 @@
 """One training step and one evaluation step, compiled for a mesh."""
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -17,8 +16,8 @@ from hope_jax.models.in_context import at_least_float32
 from hope_jax.optim.dense_inputs import apply_with_dense_inputs
 from hope_jax.training.bad_batches import SeenBatches, judge, no_batches
 from hope_jax.training.sharding import (
-    RULES,
     batch_sharding,
+    on_mesh,
     optimizer_shardings,
     parameter_shardings,
 )
@@ -74,19 +73,13 @@ class OnMesh:
 
     def __call__(self, *args: Any) -> Any:
         """Compiles it on first use, and runs it."""
-        with self._set():
+        with on_mesh(self.mesh):
             return self.function(*args)
 
     def lower(self, *args: Any) -> jax.stages.Lowered:
         """What `jax.jit(...).lower` gives for arrays, or their shapes and shardings."""
-        with self._set():
+        with on_mesh(self.mesh):
             return self.function.lower(*args)
-
-    @contextlib.contextmanager
-    def _set(self) -> Iterator[None]:
-        # Without a mesh that is set, Flax's logical constraints silently do nothing.
-        with jax.set_mesh(self.mesh), nn.logical_axis_rules(RULES):
-            yield
 
 
 def abstract_state(
@@ -128,7 +121,7 @@ def init_state(
         return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), no_batches())
 
     places = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, optimizer, mesh))
-    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+    with on_mesh(mesh):
         return jax.jit(init, out_shardings=places)(jax.random.key(seed))
 
 

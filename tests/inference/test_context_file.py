@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax.inference.context_file import load_context, save_context
+from hope_jax.inference.context_file import _start, load_context, save_context
 from hope_jax.inference.sampling import read
 from hope_jax.models import LanguageModel, LanguageModelConfig
 
@@ -99,3 +99,9 @@ def test_a_planted_link_is_not_followed(params, saved, tmp_path):
 def test_a_missing_file_is_named(params, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"there is no state file .*nowhere"):
         load_context(tmp_path / "nowhere", MODEL, params)
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (2000,), (5, 7), (2, 3, 400), (3, 40, 50), (2, 0)])
+def test_the_start_of_an_array_is_that_of_its_rows_in_order(shape):
+    leaf = np.random.default_rng(0).normal(size=shape)
+    np.testing.assert_array_equal(_start(leaf), leaf.reshape(-1)[:1024])
