@@ -284,18 +284,16 @@ def _make_checkpointer(seal: Callable[[], None], shared: bool) -> ocp.AsyncCheck
             async_options=ocp.AsyncOptions(post_finalization_callback=seal),
         )
     each = ocp.options.MultiprocessingOptions(primary_host=None)
+    # Folders made in the background count as made as soon as one process has made its own.
+    options = ocp.AsyncOptions(
+        post_finalization_callback=seal, create_directories_asynchronously=False
+    )
     # Without OCDBT each piece of an array is a file: with it one process must see those of all.
     tree = lambda: ocp.StandardCheckpointHandler(multiprocessing_options=each, use_ocdbt=False)
     handler = ocp.CompositeCheckpointHandler(
-        composite_options=ocp.CompositeOptions(multiprocessing_options=each),
+        composite_options=ocp.CompositeOptions(multiprocessing_options=each, async_options=options),
         params=tree(),
         rest=tree(),
         data=ocp.JsonCheckpointHandler(multiprocessing_options=each),
     )
-    return ocp.AsyncCheckpointer(
-        handler,
-        async_options=ocp.AsyncOptions(
-            post_finalization_callback=seal, create_directories_asynchronously=False
-        ),
-        multiprocessing_options=each,
-    )
+    return ocp.AsyncCheckpointer(handler, async_options=options, multiprocessing_options=each)

@@ -1,7 +1,7 @@
 """Runs in buckets, fetched to read them.
 
-In a bucket a run looks as its folder does. A checkpoint is whole there when its `checksums.json` is, which
-is written after all else of it and goes before all else.
+In a bucket a run looks as its folder does. A checkpoint is whole there when its `checksums.json` is, for
+that is written after all else of it, and deleted before all else.
 """
 
 import logging
@@ -72,7 +72,7 @@ def fetch_others(
 def fetch_checkpoint(
     bucket: Bucket, folder: Path, step: int, names: Iterable[str], parts: Sequence[str] = PARTS
 ) -> str | None:
-    """Fetches a checkpoint, compares it with its checksums, and puts it in the place of one that is there.
+    """Fetches a checkpoint, which takes the place of one that is there if it is as its checksums say.
 
     Args:
       bucket: of the run.

@@ -6,9 +6,9 @@ files such as the config and the metrics, whole, each time that they have change
 checkpoint that the bucket lacks, its `checksums.json` last. A bucket that is slow makes it skip
 checkpoints, and one that is out of reach makes it wait. Training never waits.
 
-Of several processes each has a folder with its own pieces of the arrays, and sends those. The first begins
-a checkpoint by a file `upload/begun` in it, the others answer by `upload/part_N.json`, with the checksums
-of what they sent, and when all are there the first writes `checksums.json` of all of it.
+Of several processes each has a folder with its own pieces of the arrays, and sends those. The first
+begins a checkpoint by a file `upload/begun` in it, the others answer by `upload/part_N.json`, with the
+checksums of what they sent, and when all are there the first writes `checksums.json` of all of it.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,8 @@ class Mirror:
         self._patience = _PATIENCE if patience is None else patience
         self._sent: dict[str, tuple[int, int]] = {}
         self._open: tuple[int, Checksums] | None = None
-        self._missing: list[str] = []
+        self._refused: set[int] = set()  # steps whose checkpoints another process no longer has
+        self._there: set[int] = set()  # steps that the bucket is known to have
         self._lost: RunFolderError | None = None
         self._error: Exception | None = None
         self._said = self._moved = time.monotonic()
@@ -94,8 +95,7 @@ class Mirror:
         Raises:
           BucketError: if the bucket cannot be written.
         """
-        if self._number == 0:
-            self._send_others()
+        self._send_others()
         self._thread.start()
 
     def check(self) -> None:
@@ -116,39 +116,53 @@ class Mirror:
         while not self._ended.wait(0.05 * self._pause):
             if time.monotonic() - self._moved > self._patience:
                 break
+        ended = self._ended.is_set()
+        self.stop()
         self.check()
-        if not self._ended.is_set():
-            missing = ", ".join(self._missing) or "what the run has written last"
+        if not ended:
+            why = "" if self._error is None else f" ({self._error})"
             raise UnsentError(
-                f"{self._bucket.address} lacks {missing}{self._why()}. All of it lies in {self._folder}: "
-                f"run the same command again on this machine, which sends it"
+                f"{self._bucket.address} lacks {', '.join(self._lacking())}{why}. All of it lies in "
+                f"{self._folder}: run the same command again on this machine, which sends it"
             )
 
-    def _why(self) -> str:
-        return "" if self._error is None else f" ({self._error})"
+    def stop(self) -> None:
+        """Sends nothing more."""
+        self._closing.set()
+        self._ended.set()
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _lacking(self) -> list[str]:
+        """What the bucket is not known to have, in words."""
+        newest = max(checkpoint_steps(self._folder), default=None)
+        steps = [] if newest in (None, *self._there) else [f"the checkpoint of step {newest}"]
+        return [*steps, *(name for name, _, _ in self._unsent())] or ["what other processes have"]
 
     def _run(self) -> None:
         while True:
+            if self._ended.is_set():
+                return
             closing = self._closing.is_set()
             try:
-                self._missing = self._look()
+                left = self._look()
                 if self._error is not None:
                     logging.warning(
                         "%s has what it lacked, or is reached again", self._bucket.address
                     )
                     self._error = None
-                if closing and not self._missing:
+                if closing and not left:
                     self._ended.set()
-                    return
             except RunFolderError as error:
                 self._lost = error
                 self._ended.set()
-                return
             except Exception as error:  # whatever it is, training goes on
                 self._warn(error)
-            self._wake.wait(self._pause if not closing else 0.1 * self._pause)
-            if not closing:
-                self._wake.clear()
+            if closing:
+                self._ended.wait(0.1 * self._pause)
+            else:
+                self._wake.wait(self._pause)
 
     def _warn(self, error: Exception) -> None:
         now = time.monotonic()
@@ -165,46 +179,50 @@ class Mirror:
             self._said = now
         self._error = error
 
-    def _look(self) -> list[str]:
-        """Sends what can be sent now; what the bucket still lacks, in words."""
+    def _look(self) -> set[int]:
+        """Sends what can be sent now; the steps whose checkpoints are left to be sent."""
         steps = set(
             checkpoint_steps(self._folder)
         )  # before the files, so that they tell of all of these
-        if self._number == 0:
-            self._send_others()
+        self._send_others()
         names = [*self._bucket.files(CHECKPOINTS)]
-        left = self._lead(steps, names) if self._number == 0 else self._follow(steps, names)
-        return [f"the checkpoint of step {step}" for step in sorted(left)]
+        self._there = set(whole_steps(names))
+        return self._lead(steps, names) if self._number == 0 else self._follow(steps, names)
 
-    def _send_others(self) -> None:
-        for path in sorted(self._folder.rglob("*")):
+    def _unsent(self) -> Iterator[tuple[str, Path, tuple[int, int]]]:
+        """Files but those of checkpoints that have changed since they were sent: name, path, state."""
+        for path in sorted(self._folder.rglob("*") if self._number == 0 else ()):
             name = path.relative_to(self._folder)
             hidden = any(part.startswith(".") or part.endswith(UNFINISHED) for part in name.parts)
-            if hidden or name.parts[0] in (CHECKPOINTS, DAMAGED, "lock"):
+            if hidden or name.parts[0] in (CHECKPOINTS, DAMAGED, "lock") or not path.is_file():
                 continue
-            with contextlib.suppress(FileNotFoundError, IsADirectoryError):
-                about = path.stat()
-                state = about.st_size, about.st_mtime_ns
+            with contextlib.suppress(FileNotFoundError):
+                state = path.stat().st_size, path.stat().st_mtime_ns
                 if self._sent.get(str(name)) != state:
-                    # What is read now may grow meanwhile; the bucket is given what was read.
-                    self._bucket.write(str(name), path.read_bytes())
-                    self._sent[str(name)] = state
-                    self._moved = time.monotonic()
+                    yield str(name), path, state
+
+    def _send_others(self) -> None:
+        for name, path, state in self._unsent():
+            with contextlib.suppress(FileNotFoundError):
+                content = path.read_bytes()  # which may grow meanwhile
+                self._bucket.write(name, content)
+                self._sent[name] = state
+                self._moved = time.monotonic()
 
     def _lead(self, steps: set[int], names: list[str]) -> set[int]:
         """What the first process does; the steps whose checkpoints are left to be sent."""
-        there = set(whole_steps(names))
+        there = self._there
         losses = validation_losses(self._folder) if self._keep.best else {}
-        wanted = steps - there - set(superfluous(steps | there, self._keep, losses))
+        wanted = steps - there - self._refused
+        wanted -= set(superfluous(steps | there, self._keep, losses))
         if self._open is None and wanted:
             step = max(wanted)
             if len(wanted) > 1 and there and not self._slow:
                 self._slow = True
                 logging.warning(
-                    "%s is slower than checkpoints are made: the newest is sent, and not every one before",
+                    "%s is slower than checkpoints are made: the newest is sent, not each before it",
                     self._bucket.address,
                 )
-            self._bucket.delete(names_of_step(names, step))  # of an attempt that was cut off
             if self._processes > 1:
                 self._bucket.write(f"{CHECKPOINTS}/{step}/upload/begun", b"")
             sums = self._send_checkpoint(step)
@@ -228,9 +246,11 @@ class Mirror:
                 self._bucket.write(f"{CHECKPOINTS}/{step}/{CHECKSUMS}", as_text(sums).encode())
                 there.add(step)
                 self._moved = time.monotonic()
+            else:
+                self._refused.add(step)
             self._bucket.delete(uploaded)
             self._clear(there, names, losses)
-        return wanted - there
+        return wanted - there - self._refused
 
     def _clear(self, there: set[int], names: list[str], losses: dict[int, float]) -> None:
         """Deletes from the bucket the checkpoints that may go, and what was left of others."""
@@ -247,7 +267,7 @@ class Mirror:
 
     def _follow(self, steps: set[int], names: list[str]) -> set[int]:
         """What the other processes do; the steps whose checkpoints are left to be sent."""
-        there = set(whole_steps(names))
+        there = self._there
         last = max(steps, default=0)
         mine = f"upload/part_{self._number}.json"
         for step in sorted(

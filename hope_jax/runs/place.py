@@ -1,9 +1,9 @@
 """Where a run is written: a folder of this machine, by itself or with a bucket behind it.
 
 Training in a bucket is training in a folder of this machine that is kept there, too: it writes to a disk
-with locks and moves, as ever, and waits for no network. When it begins, the folder is made what the bucket
-holds, unless it is the one that was written to the bucket last: then it has all that the bucket has, and
-maybe more.
+with locks and moves, as ever, and waits for no network. When it begins, the folder becomes what the
+bucket holds, unless it is the one that was written to the bucket last: then it has all that the bucket
+has, and maybe more.
 
 Of several processes each has a folder of its own, since hosts share no disk. None of them holds a whole
 checkpoint but those that it has fetched, so that all of them begin with what the bucket holds.
@@ -87,6 +87,11 @@ class _InBucket(Place):
         if self._mirror is not None:
             self._mirror.finish()
 
+    def stop(self) -> None:
+        """Sends nothing more."""
+        if self._mirror is not None:
+            self._mirror.stop()
+
 
 @contextlib.contextmanager
 def place_of(workdir: str) -> Iterator[Place]:
@@ -119,6 +124,7 @@ def place_of(workdir: str) -> Iterator[Place]:
             name = _name(aside)
             lock = BucketLock(bucket, name)
             stack.callback(lock.release)
+            _clear_unfinished(bucket)
             step = None
             if jax.process_count() > 1 or lock.head != name or not folder.is_dir():
                 step = _fetch_whole(bucket, folder)
@@ -130,7 +136,9 @@ def place_of(workdir: str) -> Iterator[Place]:
             raise BucketError(
                 f"{workdir}: step {step} came damaged ({damage}); run the command again"
             )
-        yield _InBucket(bucket, folder, aside, lock)
+        place = _InBucket(bucket, folder, aside, lock)
+        stack.callback(place.stop)
+        yield place
 
 
 def _name(aside: Path) -> str:
@@ -139,6 +147,13 @@ def _name(aside: Path) -> str:
     if not path.exists():
         write_whole(path, secrets.token_hex(8))
     return path.read_text()
+
+
+def _clear_unfinished(bucket: Bucket) -> None:
+    """Deletes what is left of checkpoints that were being sent when their run was killed."""
+    names = bucket.files(CHECKPOINTS)
+    whole = {str(step) for step in whole_steps(names)}
+    bucket.delete(name for name in names if name.split("/")[1] not in whole)
 
 
 def _fetch_whole(bucket: Bucket, folder: Path) -> int | None:
@@ -153,7 +168,7 @@ def _fetch_whole(bucket: Bucket, folder: Path) -> int | None:
         if damage is None or step is None:
             return step
         logging.warning(
-            "checkpoint of step %d in %s is damaged (%s), and now in its folder %s; taking the one before",
+            "checkpoint of step %d in %s is damaged (%s), and now in %s there; taking the one before",
             step,
             bucket.address,
             damage,
