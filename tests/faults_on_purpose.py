@@ -2203,7 +2203,7 @@ FAULTS = [
     ),
     Fault(
         "launch/exit_codes.sh",
-        'RESTART="75 76 77"',
+        'RESTART="75 76 77 78"',
         'RESTART="75 76"',
         "tests/test_launch.py::test_scripts_start_again_after_the_codes_that_the_package_says",
     ),

@@ -43,7 +43,7 @@ def is_address(path: str | Path) -> bool:
 
 def refuse_address(path: str | Path, name: str) -> None:
     """Raises a ValueError, with the flag that gave it, if a path is an address and cannot be one."""
-    if is_address(path):
+    if re.match(r"[a-z][a-z0-9+.-]+:/", str(path)):  # a Path has made one slash of two
         raise ValueError(
             f"{name}={path} lies in a bucket, and must be a path of this machine; give one, and copy "
             f"what comes there"
@@ -254,6 +254,27 @@ def at_hand(path: str | Path) -> Iterator[Path]:
     with TemporaryDirectory(prefix="hope_jax_") as aside:
         Bucket(folder).get(name, Path(aside) / name)
         yield Path(aside) / name
+
+
+def fetch_folder(path: str | Path, mark: str) -> Path:
+    """A folder as one of this machine; one in a bucket is copied to it, and found there the next time.
+
+    Args:
+      path: of the folder, or its address.
+      mark: the file that tells it from any other folder, which is copied last. If that of the copy is
+        the bucket's, so is all else.
+
+    Raises:
+      BucketError: if it cannot be fetched.
+    """
+    if not is_address(path):
+        return Path(path)
+    bucket, folder = Bucket(str(path)), local_copy(str(path), "data")
+    there, here = bucket.read(mark), folder / mark
+    if there is not None and not (here.is_file() and here.read_bytes() == there):
+        for name in sorted(bucket.files(), key=lambda name: (name == mark, name)):
+            bucket.get(name, folder / name)
+    return folder
 
 
 def local_copy(address: str, kind: str) -> Path:

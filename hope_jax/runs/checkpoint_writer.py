@@ -81,6 +81,7 @@ class CheckpointWriter:
                 self._clear()
         hush_background()
         self._checkpointer = _make_checkpointer(self._seal, shared)
+        self._tree = ocp.args.StandardSave if shared else ocp.args.PyTreeSave
 
     def _take(
         self,
@@ -163,8 +164,8 @@ class CheckpointWriter:
             self._checkpointer.save(
                 self.folder / "checkpoints" / str(step),
                 args=ocp.args.Composite(
-                    params=ocp.args.StandardSave(params),
-                    rest=ocp.args.StandardSave(rest),
+                    params=self._tree(params),
+                    rest=self._tree(rest),
                     data=ocp.args.JsonSave(data),
                 ),
             )
@@ -288,8 +289,15 @@ def _make_checkpointer(seal: Callable[[], None], shared: bool) -> ocp.AsyncCheck
     options = ocp.AsyncOptions(
         post_finalization_callback=seal, create_directories_asynchronously=False
     )
+    # The usual one keeps a store of what is told of arrays, which every handler that reads sets back to
+    # waiting for the first process.
+    arrays = ocp.type_handlers.ArrayHandler(primary_host=None, array_metadata_store=None)
     # Without OCDBT each piece of an array is a file: with it one process must see those of all.
-    tree = lambda: ocp.StandardCheckpointHandler(multiprocessing_options=each, use_ocdbt=False)
+    tree = lambda: ocp.PyTreeCheckpointHandler(
+        use_ocdbt=False,
+        multiprocessing_options=each,
+        type_handler_registry=ocp.type_handlers.create_type_handler_registry((jax.Array, arrays)),
+    )
     handler = ocp.CompositeCheckpointHandler(
         composite_options=ocp.CompositeOptions(multiprocessing_options=each, async_options=options),
         params=tree(),
