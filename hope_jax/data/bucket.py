@@ -271,7 +271,10 @@ def fetch_folder(path: str | Path, mark: str) -> Path:
         return Path(path)
     bucket, folder = Bucket(str(path)), local_copy(str(path), "data")
     there, here = bucket.read(mark), folder / mark
-    if there is not None and not (here.is_file() and here.read_bytes() == there):
+    if there is None:
+        raise BucketError(f"{path} holds no {mark}; give the address of a folder that does")
+    if not (here.is_file() and here.read_bytes() == there):
+        here.unlink(missing_ok=True)
         for name in sorted(bucket.files(), key=lambda name: (name == mark, name)):
             bucket.get(name, folder / name)
     return folder

@@ -126,7 +126,7 @@ def read_tokens(folder: str | Path, part: str, tokenizer: Tokenizer) -> TokenStr
     """Opens a stream that `hope tokenize` has written; its tokens are read as they are used.
 
     Args:
-      folder: that was written.
+      folder: that was written, or its address in a bucket, of which this machine then keeps a copy.
       part: `train` or `validation`.
       tokenizer: with which the text is supposed to have been encoded.
 

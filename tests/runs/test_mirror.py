@@ -209,6 +209,7 @@ def test_of_several_processes_each_sends_its_pieces_and_all_of_them_are_a_checkp
     names = Bucket(RUN).files()
     assert set(names) == {f"checkpoints/5/{name}" for name in (*files, CHECKSUMS)}
     assert Bucket(RUN).read("checkpoints/5/params/_METADATA") == b"params/_METADATA of 0"
+    assert set(json.loads(Bucket(RUN).read(f"checkpoints/5/{CHECKSUMS}"))["files"]) == set(files)
     Bucket(RUN).write("config.json", b"{}")
     assert find_damage(fetch_run(RUN, PARTS), 5) is None
 
