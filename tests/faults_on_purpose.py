@@ -3145,8 +3145,8 @@ FAULTS = [
     ),
     Fault(
         "hope_jax/runs/mirror.py",
-        "[*wanted, *others]\n",
-        "[CHECKSUMS, *wanted, *others]\n",
+        "[*wanted, *others])",
+        "[CHECKSUMS, *wanted, *others])",
         "tests/runs/test_mirror.py::test_a_checkpoint_that_is_cut_off_anywhere_is_none",
     ),
     Fault(
