@@ -51,11 +51,21 @@ class BucketLock:
         self._thread.start()
 
     def _take(self, silence: float) -> None:
-        try:
-            self._bucket.write(LOCK, self._content(), new=True)
-            return
-        except FileExistsError:
-            found = self._bucket.read(LOCK)
+        found = self._bucket.read(LOCK)
+        if found is None:
+            try:
+                self._bucket.write(LOCK, self._content(), new=True)
+            except FileExistsError:
+                found = self._bucket.read(LOCK)
+        if found is not None:
+            self._take_over(found, silence)
+        # Of two that take it at once the last one has it, and both look.
+        time.sleep(min(self._beat, 1.0))
+        now = _decoded(self._bucket.read(LOCK))
+        if now.get("start") != self._mine["start"]:
+            raise self._held_by(now)
+
+    def _take_over(self, found: bytes, silence: float) -> None:
         theirs = _decoded(found)
         if not (theirs.get("released") or theirs.get("folder") == self._mine["folder"]):
             logging.warning(
@@ -71,11 +81,6 @@ class BucketLock:
                     raise self._held_by(theirs)
         self.head = theirs.get("head")
         self._bucket.write(LOCK, self._content())
-        # Of two that take it over at once the last one has it, and both look.
-        time.sleep(min(self._beat, 1.0))
-        now = _decoded(self._bucket.read(LOCK))
-        if now.get("start") != self._mine["start"]:
-            raise self._held_by(now)
 
     def _held_by(self, theirs: dict[str, Any]) -> ValueError:
         return ValueError(
