@@ -98,7 +98,11 @@ def fetch_checkpoint(
         wrong = find_wrong_file(aside, parts)
         if wrong is None:
             _remove(place)
-            aside.rename(place)
+            try:
+                aside.rename(place)
+            except OSError:  # another process has put its own there
+                if (place / CHECKSUMS).read_bytes() != (aside / CHECKSUMS).read_bytes():
+                    raise
         return wrong
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -113,9 +113,18 @@ class Mirror:
         self._moved = time.monotonic()
         self._closing.set()
         self._wake.set()
+        began, told = time.monotonic(), False
         while not self._ended.wait(0.05 * self._pause):
-            if time.monotonic() - self._moved > self._patience:
+            now = time.monotonic()
+            if now - self._moved > self._patience:
                 break
+            if now - began > self._pause and not told:
+                told = True
+                logging.warning(
+                    "waiting for %s, which lacks %s",
+                    self._bucket.address,
+                    ", ".join(self._lacking()),
+                )
         ended = self._ended.is_set()
         self.stop()
         self.check()

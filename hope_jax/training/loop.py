@@ -144,6 +144,8 @@ def _train(
             config, assembly.target.params, corpus.parts, assembly.mesh, address
         ):
             say(line)
+        if address != workdir:
+            say(f"on the way to its bucket it is written to {workdir}")
         place.begin(keep_of(config.checkpoint))
         if restored is not None:
             state, reached = restored
