@@ -3341,4 +3341,10 @@ FAULTS = [
         "if self._number == 0}",
         "tests/training/test_processes.py::test_hosts_that_share_a_bucket_alone_train_as_one",
     ),
+    Fault(
+        "hope_jax/runs/mirror.py",
+        "            shutil.rmtree(left)\n",
+        "            pass\n",
+        "tests/runs/test_mirror.py::test_a_bucket_holds_what_the_folder_does_and_is_read_like_it",
+    ),
 ]

@@ -95,6 +95,8 @@ class Mirror:
         Raises:
           BucketError: if the bucket cannot be written.
         """
+        for left in self._aside.glob("*/"):  # of a run that was killed
+            shutil.rmtree(left)
         self._send_others()
         self._thread.start()
 

@@ -63,7 +63,10 @@ def test_a_bucket_holds_what_the_folder_does_and_is_read_like_it(tmp_path, flaky
     (folder / ".half.unfinished").write_text("x")
     (folder / "damaged").mkdir()
     (folder / "damaged" / "1").write_text("x")
+    left = tmp_path / "sending" / "9" / "params"
+    left.mkdir(parents=True)
     send(folder)
+    assert not left.parent.exists()
     names = Bucket(RUN).files()
     here = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     notes = {name for name in here if name.endswith("commit_success.txt")}
