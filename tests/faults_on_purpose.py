@@ -3347,4 +3347,10 @@ FAULTS = [
         "            pass\n",
         "tests/runs/test_mirror.py::test_a_bucket_holds_what_the_folder_does_and_is_read_like_it",
     ),
+    Fault(
+        "hope_jax/runs/mirror.py",
+        "self._patience * (_LONGER if self._error is None else 1):",
+        "self._patience:",
+        "tests/runs/test_mirror.py::test_a_large_file_is_waited_for_while_nothing_fails",
+    ),
 ]

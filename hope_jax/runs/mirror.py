@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from hope_jax.data.bucket import Bucket
+from hope_jax.data.bucket import Bucket, BucketError
 from hope_jax.data.whole_file import UNFINISHED
 from hope_jax.exit_codes import UNSENT
 from hope_jax.runs.checkpoint_reader import checkpoint_steps
@@ -34,10 +34,12 @@ from hope_jax.runs.keep import Keep, superfluous
 from hope_jax.runs.metrics import validation_losses
 
 # Seconds between two looks at the folder; between two warnings of a bucket that is out of reach; and
-# without any file sent until the end of a run waits no longer.
+# for which sending may fail until the end of a run waits no longer.
 _PAUSE = 15.0
 _REMINDER = 600.0
 _PATIENCE = 300.0
+# So many times longer where nothing fails either.
+_LONGER = 12
 
 
 class UnsentError(RuntimeError):
@@ -58,7 +60,7 @@ class Mirror:
       number: of this process.
       processes: how many there are.
       pause: seconds between two looks at the folder.
-      patience: seconds for which `finish` waits while nothing can be sent.
+      patience: seconds for which `finish` waits while sending fails.
     """
 
     def __init__(
@@ -109,7 +111,7 @@ class Mirror:
         """Waits until the bucket has everything.
 
         Raises:
-          UnsentError: if nothing could be sent for minutes, with what is missing.
+          UnsentError: if sending has failed for minutes, or nothing has moved for an hour.
           RunFolderError: if another process writes to the bucket now.
         """
         self._moved = time.monotonic()
@@ -118,7 +120,8 @@ class Mirror:
         began, told = time.monotonic(), False
         while not self._ended.wait(0.05 * self._pause):
             now = time.monotonic()
-            if now - self._moved > self._patience:
+            # A large file may take its time; what fails is not waited for as long.
+            if now - self._moved > self._patience * (_LONGER if self._error is None else 1):
                 break
             if now - began > self._pause and not told:
                 told = True
@@ -321,6 +324,8 @@ class Mirror:
             shutil.rmtree(place, ignore_errors=True)
 
     def _send(self, path: Path, step: int, name: str) -> None:
+        if self._ended.is_set():
+            raise BucketError(f"{step}/{name} is not sent any more")
         self._bucket.put(path, f"{CHECKPOINTS}/{step}/{name}")
         self._moved = time.monotonic()
 

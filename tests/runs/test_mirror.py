@@ -385,6 +385,12 @@ def test_what_was_being_sent_when_a_run_was_killed_is_cleared_away(
     assert whole_steps(Bucket(RUN).files()) == [1]
 
 
+def test_a_large_file_is_waited_for_while_nothing_fails(tmp_path, flaky):  # noqa: F811
+    flaky(lambda operation, path: time.sleep(0.5) if path.endswith("data/metadata") else None)
+    send(write_run(tmp_path / "run", steps=(1,)), patience=0.2)
+    assert whole_steps(Bucket(RUN).files()) == [1]
+
+
 def test_the_machine_that_was_last_goes_on_with_what_the_bucket_lacks(
     tmp_path,
     flaky,  # noqa: F811
