@@ -2,13 +2,13 @@
 # Trains on Cloud TPU VMs, one host or a pod slice, from this machine, by gcloud.
 #
 #   bash launch/tpu_vm.sh --name=hope --zone=us-east5-a --type=v5p-8 --spot keep -- \
-#       --config=experiments/language_model.py:hope-60m --workdir=/mnt/hope/60m
+#       --config=experiments/language_model.py:hope-60m --workdir=gs://BUCKET/60m
 #
 # Verbs, each a step, in the order given:
 #   create   asks for the machines, in the queue where there are none free
 #   wait     until they are there
 #   copy     this checkout, as it is committed, to each of them
-#   install  Python and the package; mounts the folder of --mount
+#   install  Python and the package; mounts the share of --mount
 #   run      hope train with what stands behind --, on all of them, in the background
 #   log      follows what the first one prints
 #   status   of the machines, and the run's exit code if it has ended
@@ -20,8 +20,8 @@
 #   --type=TYPE               such as v5p-8 (4 chips), v5litepod-16, v6e-8
 #   --project=PROJECT         that pays; gcloud's own if not given
 #   --spot                    cheaper machines, which may be taken away at any time
-#   --mount=SERVER:/SHARE     an NFS share (Filestore) that all of them see, as /mnt/hope; a pod needs one,
-#                             and so does a run that is to outlive a preemption
+#   --mount=SERVER:/SHARE     an NFS share (Filestore) that all of them see, as /mnt/hope: where runs lie that
+#                             are to outlive a preemption, or have several hosts, unless they lie in a bucket
 #   --dry-run                 shows the commands, and runs none
 source "$(dirname "${BASH_SOURCE[0]}")/commands.sh"
 name='' zone='' type='' project='' spot='' mount=''
@@ -88,7 +88,7 @@ do_install() {
     local command="mkdir -p hope_jax && tar -xzf hope_jax.tar.gz -C hope_jax"
     # The machine's own Python is 3.10.
     command+=" && python3 -m pip install --quiet --user uv && ~/.local/bin/uv venv --quiet --allow-existing --python 3.12 venv"
-    command+=" && ~/.local/bin/uv pip install --quiet --python venv/bin/python --editable './hope_jax[train,tpu]'"
+    command+=" && ~/.local/bin/uv pip install --quiet --python venv/bin/python --editable './hope_jax[train,tpu,gcs]'"
     if [ -n "$mount" ]; then
         command+=" && sudo apt-get install --quiet --yes nfs-common && sudo mkdir -p /mnt/hope"
         command+=" && (mountpoint -q /mnt/hope || sudo mount -t nfs $(quoted "$mount") /mnt/hope) && sudo chmod a+rwx /mnt/hope"

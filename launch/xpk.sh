@@ -3,7 +3,7 @@
 #
 #   bash launch/xpk.sh --name=hope --cluster=CLUSTER --zone=us-east5-a --project=PROJECT \
 #       --image=us-docker.pkg.dev/PROJECT/hope/hope:1 --type=v5p-8 image run log -- \
-#       --config=experiments/language_model.py:hope-60m --workdir=/mnt/hope/60m
+#       --config=experiments/language_model.py:hope-60m --workdir=gs://BUCKET/60m
 #
 # Verbs, in the order given:
 #   image    builds the image of this checkout, and pushes it
@@ -19,7 +19,7 @@
 #   --spot           where the cluster makes machines as it needs them
 #   --restarts=100   how often it may begin again: after a preemption, or as launch/exit_codes.sh says
 #   --dry-run        shows the commands, and runs none
-# The folder of --workdir must be one that all hosts see: attach storage to the cluster (xpk storage attach).
+# The run lies in a bucket, or in a folder that all hosts see (xpk storage attach).
 source "$(dirname "${BASH_SOURCE[0]}")/commands.sh"
 name='' cluster='' zone='' project='' type='' hosts=1 image='' spot='' restarts=100
 read_flags "name cluster zone project type hosts image spot restarts" "image run log status delete" "$@"
@@ -29,7 +29,7 @@ where=(--cluster="$cluster" --zone="$zone" --project="$project")
 
 do_image() {
     need image
-    run docker build --file="$ROOT/launch/Dockerfile" --build-arg=EXTRA=tpu --tag="$image" "$ROOT"
+    run docker build --file="$ROOT/launch/Dockerfile" --build-arg=EXTRA=tpu,gcs --tag="$image" "$ROOT"
     run docker push "$image"
 }
 

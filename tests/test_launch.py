@@ -160,7 +160,13 @@ def test_what_has_failed_is_not_begun_again(launch, tmp_path, code, said):
 
 @pytest.mark.parametrize(
     "codes, ends, runs",
-    [((75, 76, 77, 137, 0), 0, 5), ((75, 1), 1, 2), ((2,), 2, 1), ((3,), 3, 1), ((130,), 130, 1)],
+    [
+        ((75, 76, 77, 78, 137, 0), 0, 6),
+        ((75, 1), 1, 2),
+        ((2,), 2, 1),
+        ((3,), 3, 1),
+        ((130,), 130, 1),
+    ],
 )
 def test_on_one_machine_a_run_that_has_saved_goes_on(launch, tmp_path, codes, ends, runs):
     left = tmp_path / "left"
@@ -199,8 +205,8 @@ def test_skypilots_task_is_whole():
     assert task["resources"]["job_recovery"]["recover_on_exit_codes"] == [*exit_codes.RESTART]
     for part in ("setup", "run"):
         assert subprocess.run(["bash", "-nc", task[part]]).returncode == 0
-    assert "/mnt/hope" in task["file_mounts"] and "/mnt/hope/$RUN" in task["run"]
-    assert task["envs"]["EXTRA"] in extras()
+    assert task["envs"]["RUN"].startswith("gs://") and '--workdir="$RUN"' in task["run"]
+    assert {*task["envs"]["EXTRA"].split(",")} == {"cuda13", "gcs"} <= extras()
 
 
 def test_the_image_copies_what_is_there_and_knows_its_extras():

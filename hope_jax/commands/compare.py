@@ -32,6 +32,7 @@ from hope_jax.comparison.plan import Plan, Trial, check_plan
 from hope_jax.comparison.table import Line, as_markdown, choose, count_cost, summarize
 from hope_jax.comparison.trial import Result, read_result, run_trial
 from hope_jax.counts import count
+from hope_jax.data.bucket import refuse_address
 from hope_jax.data.whole_file import write_whole
 from hope_jax.data.whole_folder import check_writable
 from hope_jax.exit_codes import SAVED
@@ -228,6 +229,7 @@ def define_flags() -> None:
 def run() -> int | None:
     """Runs the command; the exit code where that is not 0."""
     given = flags.FLAGS
+    refuse_address(given.workdir, "--workdir")
     check_writable(Path(given.workdir) / "table.md", "--workdir")
     rows = read_rows(given.config, given.set, given.vary)
     plan = Plan(

@@ -40,6 +40,7 @@ from hope_jax.data.whole_folder import check_writable, whole_folder
 from hope_jax.models import LanguageModel, LanguageModelConfig
 from hope_jax.models.llama import check_llama, read_llama, read_llama_config, write_llama
 from hope_jax.runs.checkpoint_reader import run_and_step
+from hope_jax.runs.fetch import fetch_run
 from hope_jax.training.config import RunConfig, whole_config
 
 # Folder in a run of what the checkpoint held besides weights, its config first.
@@ -192,7 +193,9 @@ def run() -> None:
         print(f"made a run in {given.workdir}")
     elif given.to_safetensors or given.to_hub:
         folder = given.to_hub or given.to_safetensors
-        export_safetensors(given.workdir, folder, f"--{ways[0]}", card=bool(given.to_hub))
+        export_safetensors(
+            fetch_run(given.workdir), folder, f"--{ways[0]}", card=bool(given.to_hub)
+        )
         print(
             f"wrote the model to {folder}; make a run of it with\n"
             f"  hope convert --from_safetensors={folder} --workdir=NEW"
@@ -203,7 +206,7 @@ def run() -> None:
                 f"such as license: apache-2.0 at the top"
             )
     else:
-        export_llama(given.workdir, given.to_llama)
+        export_llama(fetch_run(given.workdir), given.to_llama)
         print(
             f"wrote a checkpoint in Hugging Face's format to {given.to_llama}; read it with\n"
             f'  transformers.AutoModelForCausalLM.from_pretrained("{given.to_llama}")'

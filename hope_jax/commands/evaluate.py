@@ -35,6 +35,7 @@ from hope_jax.evaluation.suites import SUITES
 from hope_jax.inference.context_file import load_context, save_context
 from hope_jax.inference.sampling import Context, score
 from hope_jax.models.language_model import LanguageModel
+from hope_jax.runs.fetch import fetch_run
 
 
 def read_text(path: str, flag: str = "--text") -> str:
@@ -128,7 +129,7 @@ def run() -> None:
     if given.harness is not None:
         run_harness(
             given.harness,
-            given.workdir,
+            fetch_run(given.workdir),
             given.output,
             given.harness_folder,
             given.shots,
@@ -138,7 +139,7 @@ def run() -> None:
         return
     if given.suite is not None:
         text = None if given.text is None else read_text(given.text)
-        run_suite(given.suite, given.workdir, given.output, text, given.set)
+        run_suite(given.suite, fetch_run(given.workdir), given.output, text, given.set)
         return
     if given.text is None:
         raise ValueError("give what to read as --text=FILE, or --suite=NAME, or --harness=TASK")
@@ -147,7 +148,7 @@ def run() -> None:
             raise ValueError(f"--{name} is of a suite; give --suite=NAME, or leave it out")
     text = read_text(given.text)
     check_states(given.state_in, given.state_out)
-    model, params, tokenizer = load_model(given.workdir)
+    model, params, tokenizer = load_model(fetch_run(given.workdir))
     context = load_context(given.state_in, model, params) if given.state_in else None
     losses, told, context = measure(model, params, tokenizer, text, context, given.segment)
     nats = float(losses.sum())

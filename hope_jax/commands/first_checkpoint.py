@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from hope_jax.data.bucket import refuse_address
 from hope_jax.runs.checkpoint_writer import CheckpointWriter
 from hope_jax.runs.keep import keep_of
 from hope_jax.training.optimizer import make_optimizer
@@ -13,7 +14,7 @@ from hope_jax.training.step import TrainState
 
 
 def check_no_run(workdir: str, flag: str = "--workdir") -> None:
-    """Refuses a folder that holds a run.
+    """Refuses a folder that holds a run, or lies in a bucket.
 
     Args:
       workdir: folder.
@@ -22,6 +23,7 @@ def check_no_run(workdir: str, flag: str = "--workdir") -> None:
     Raises:
       ValueError: if it does.
     """
+    refuse_address(workdir, flag)
     if (Path(workdir) / "config.json").exists():
         raise _holds_a_run(workdir, flag)
 

@@ -20,6 +20,7 @@ from hope_jax.inference.context_file import load_context, save_context
 from hope_jax.inference.sampling import Context, check_sampling, generate, read
 from hope_jax.inference.text_stream import TextStream, show_controls
 from hope_jax.models.language_model import LanguageModel
+from hope_jax.runs.fetch import fetch_run
 
 
 def read_prompt(
@@ -134,7 +135,7 @@ def run() -> None:
     if not given.prompt and not given.state_in:
         raise ValueError("nothing to continue: give --prompt, or --state_in, or both")
     check_states(given.state_in, given.state_out)
-    model, params, tokenizer = load_model(given.workdir)
+    model, params, tokenizer = load_model(fetch_run(given.workdir))
     context = load_context(given.state_in, model, params) if given.state_in else None
     context, before = read_prompt(model, params, tokenizer, given.prompt, context)
     context = stream_text(

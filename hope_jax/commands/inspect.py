@@ -21,6 +21,7 @@ from hope_jax.commands.trained_model import load_model
 from hope_jax.data.whole_folder import check_writable
 from hope_jax.inference.level_trace import LevelTrace, trace_levels
 from hope_jax.runs.checkpoint_reader import run_and_step
+from hope_jax.runs.fetch import fetch_run
 
 
 def table(trace: LevelTrace, rows: int = 10) -> str:
@@ -84,9 +85,10 @@ def run() -> None:
     """Runs the command."""
     given = flags.FLAGS
     text = read_text(given.text)
-    folder = Path(given.output or run_and_step(given.workdir)[0])
+    workdir = fetch_run(given.workdir)
+    folder = Path(given.output or run_and_step(workdir)[0])
     check_writable(folder / "inspect.md", "--output" if given.output else "--workdir")
-    model, params, tokenizer = load_model(given.workdir)
+    model, params, tokenizer = load_model(workdir)
     ids = np.asarray([*tokenizer.before, *tokenizer.encode(text)], np.int32)
     trace = trace_levels(model, params, ids)
     folder.mkdir(parents=True, exist_ok=True)

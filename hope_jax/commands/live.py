@@ -64,6 +64,7 @@ from hope_jax.inference.context_file import (
 )
 from hope_jax.inference.sampling import Context
 from hope_jax.models.language_model import init_state
+from hope_jax.runs.fetch import fetch_run
 from hope_jax.settings import as_values, read_settings, setting
 from hope_jax.sleep.cycle import Night, NightSoFar
 from hope_jax.sleep.expansion import FullError, make_room
@@ -212,7 +213,8 @@ def run() -> None:
     if settings.level:
         raise ValueError(f"level={settings.level}: the schedule says who sleeps; see nights")
     named_paths(given.files)
-    state_file = Path(given.state or Path(given.workdir) / "live.msgpack")
+    workdir = fetch_run(given.workdir)
+    state_file = Path(given.state or Path(workdir) / "live.msgpack")
     check_states(None, str(state_file))
     progress = ProgressFile(Path(f"{state_file}.live"), given.save_every)
     report_file = state_file.with_suffix(".live.json")
@@ -222,7 +224,7 @@ def run() -> None:
         print(f"this stream was at its end, and only its progress was left; see {report_file}")
         return
     optimizer, mesh = optimizer_of(settings), make_mesh(**dataclasses.asdict(settings.mesh))
-    model, params, tokenizer = load_model(given.workdir, mesh)
+    model, params, tokenizer = load_model(workdir, mesh)
     periods = night_periods(model.config, settings.experts, settings.nights)
     rehearsed = rehearsed_of(given.rehearse, tokenizer, settings)
     arguments = {

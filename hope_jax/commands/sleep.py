@@ -65,6 +65,7 @@ from hope_jax.inference.sampling import Context
 from hope_jax.models.language_model import LanguageModel, ModelState
 from hope_jax.named import find
 from hope_jax.runs.checkpoint_reader import checkpoint_steps, run_and_step
+from hope_jax.runs.fetch import fetch_run
 from hope_jax.settings import as_values, read_settings, setting
 from hope_jax.sleep.config import DreamConfig
 from hope_jax.sleep.cycle import NightSoFar, sleep
@@ -131,7 +132,8 @@ def run() -> None:
         check_no_run(given.merge, "--merge")
     check_score(settings, given.questions)
     optimizer, mesh = optimizer_of(settings), make_mesh(**dataclasses.asdict(settings.mesh))
-    model, params, tokenizer = load_model(given.workdir, mesh)
+    workdir = fetch_run(given.workdir)
+    model, params, tokenizer = load_model(workdir, mesh)
     texts = None
     if given.text is not None:
         texts = jnp.asarray(read_windows(given.text, "--text", tokenizer))
@@ -208,7 +210,7 @@ def run() -> None:
     if given.merge:
         # What is in the folder is then known to be this night's, whatever of it is there.
         progress.keep(arguments, {"merged": True}, numbered(last, "night "))
-        write_merged(given.workdir, given.merge, model, params, state)
+        write_merged(workdir, given.merge, model, params, state)
     else:
         woken = Context(state, context.logits)
         if not settings.keep_context:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from hope_jax.data.bucket import is_address, matching_files
 from hope_jax.data.documents import read_file
 from hope_jax.named import calling, find
 
@@ -96,11 +97,20 @@ def named_paths(files: str = "") -> list[tuple[str, str]]:
     """Files by a name that does not depend on where the corpus lies.
 
     Args:
-      files: a pattern, a folder for all files in it, or empty for the sources of the standard library.
+      files: a pattern or a folder for all files in it, of this machine or an address in a bucket; or
+        empty for the sources of the standard library.
 
     Raises:
       ValueError: if nothing matches.
     """
+    if is_address(files):
+        matching = matching_files(files)
+        if not matching:
+            raise ValueError(
+                f"data.files={files!r} matches no file in the bucket; give an address or a quoted "
+                f"pattern such as 'gs://BUCKET/corpus/**/*.txt'"
+            )
+        return matching
     if files:
         found = [files] if os.path.isfile(files) else glob.glob(files, recursive=True)
         if os.path.isdir(files):

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from hope_jax.data.bucket import at_hand
+
 _GZIP, _ZSTD, _PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"
 _COMPRESSED = {".gz": ("gzip", _GZIP), ".zst": ("zstd", _ZSTD)}
 _POINTER = b"version https://git-lfs"
@@ -25,7 +27,7 @@ def read_file(path: str | Path, field: str = "text") -> Iterator[tuple[str, byte
     """Reads the documents of a file one after the other.
 
     Args:
-      path: of the file.
+      path: of the file, or its address in a bucket: it is then fetched, and gone afterwards.
       field: of JSON objects and Parquet rows that holds the text.
 
     Yields:
@@ -36,30 +38,29 @@ def read_file(path: str | Path, field: str = "text") -> Iterator[tuple[str, byte
       ValueError: with the file, and the line where there are lines, if it is damaged, holds no text in
         the field, or is no text at all.
     """
-    path = Path(path)
     try:
-        with path.open("rb") as file:
-            yield from _documents(path, file, field)
+        with at_hand(path) as here, here.open("rb") as file:
+            yield from _documents(str(path), file, field)
     except (OSError, EOFError, zlib.error) as error:  # gzip reports damage as OSError too
         said = getattr(error, "strerror", None) or error
         raise ValueError(f"{path} cannot be read: {said}") from error
 
 
-def _documents(path: Path, file: IO[bytes], field: str) -> Iterator[tuple[str, bytes]]:
+def _documents(path: str, file: IO[bytes], field: str) -> Iterator[tuple[str, bytes]]:
     head = file.read(len(_POINTER))
     file.seek(0)
     if head == _POINTER:
         raise ValueError(f"{path} is a pointer of git-lfs, not the file itself; run git lfs pull")
-    suffix = path.suffix.lower()
+    suffix = Path(path).suffix.lower()
     if head.startswith(_PARQUET) or suffix == ".parquet":
-        yield from _numbered(_rows(path, field))
+        yield from _numbered(_rows(path, file, field))
         return
     opened: Any = file
     if suffix in _COMPRESSED:
         method, magic = _COMPRESSED[suffix]
         if head and not head.startswith(magic):
             raise ValueError(f"{path} is not compressed with {method}, as its name says")
-        suffix = Path(path.stem).suffix.lower()
+        suffix = Path(Path(path).stem).suffix.lower()
     if head.startswith(_GZIP):
         opened = gzip.GzipFile(fileobj=file)
     elif head.startswith(_ZSTD):
@@ -78,7 +79,7 @@ def _numbered(texts: Iterator[bytes]) -> Iterator[tuple[str, bytes]]:
     return ((f":{place}", text) for place, text in enumerate(texts))
 
 
-def _check_text(path: Path, content: bytes) -> None:
+def _check_text(path: str, content: bytes) -> None:
     if 0 in content:
         raise ValueError(
             f"{path} is no text: byte {content.index(0):,} is 0; leave such files out of the pattern"
@@ -92,7 +93,7 @@ def _check_text(path: Path, content: bytes) -> None:
         ) from error
 
 
-def _lines(path: Path, file: IO[bytes], field: str) -> Iterator[bytes]:
+def _lines(path: str, file: IO[bytes], field: str) -> Iterator[bytes]:
     for number, line in enumerate(file, 1):
         if number == 1:
             line = line.removeprefix(codecs.BOM_UTF8)
@@ -101,7 +102,7 @@ def _lines(path: Path, file: IO[bytes], field: str) -> Iterator[bytes]:
             yield _text(where, _parsed(where, line), field)
 
 
-def _json(path: Path, file: IO[bytes], field: str) -> Iterator[bytes]:
+def _json(path: str, file: IO[bytes], field: str) -> Iterator[bytes]:
     first = b"\n"
     while first and not first.removeprefix(codecs.BOM_UTF8).strip():
         first = file.readline()
@@ -116,13 +117,13 @@ def _json(path: Path, file: IO[bytes], field: str) -> Iterator[bytes]:
         return
     if not first:
         return
-    whole = _parsed(str(path), first + file.read())
+    whole = _parsed(path, first + file.read())
     if isinstance(whole, list):
         for number, value in enumerate(whole, 1):
             where = f"{path}, item {number}"
             yield _text(where, {field: value} if isinstance(value, str) else value, field)
     else:
-        yield _text(str(path), whole, field)
+        yield _text(path, whole, field)
 
 
 def _parsed(where: str, content: bytes) -> Any:
@@ -152,19 +153,19 @@ def _encoded(where: str, text: str) -> bytes:
         ) from error
 
 
-def _rows(path: Path, field: str) -> Iterator[bytes]:
+def _rows(path: str, file: IO[bytes], field: str) -> Iterator[bytes]:
     try:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
         raise ValueError(f"{path}: to read .parquet files, pip install pyarrow") from error
     try:
-        with parquet.ParquetFile(path) as file:
-            schema = file.schema_arrow
+        with parquet.ParquetFile(file) as opened:
+            schema = opened.schema_arrow
             if field not in schema.names:
                 raise ValueError(f"{path}: there is no column {field!r}; it has {schema.names}")
             number = 0
-            for batch in file.iter_batches(columns=[field], batch_size=1024):
+            for batch in opened.iter_batches(columns=[field], batch_size=1024):
                 for text in batch.column(0).to_pylist():
                     number += 1
                     if not isinstance(text, str):
@@ -180,7 +181,7 @@ def _rows(path: Path, field: str) -> Iterator[bytes]:
 class _ZstdReader(io.RawIOBase):
     """A file of zstd frames, unpacked; unlike the library's reader it sees that one is cut off."""
 
-    def __init__(self, path: Path, file: IO[bytes]):
+    def __init__(self, path: str, file: IO[bytes]):
         try:
             import zstandard
         except ImportError as error:

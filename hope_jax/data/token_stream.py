@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
+from hope_jax.data.bucket import fetch_folder
 from hope_jax.data.tokenizers import Tokenizer
 
 PARTS = ("train", "validation")
@@ -125,14 +126,14 @@ def read_tokens(folder: str | Path, part: str, tokenizer: Tokenizer) -> TokenStr
     """Opens a stream that `hope tokenize` has written; its tokens are read as they are used.
 
     Args:
-      folder: that was written.
+      folder: that was written, or its address in a bucket, of which this machine then keeps a copy.
       part: `train` or `validation`.
       tokenizer: with which the text is supposed to have been encoded.
 
     Raises:
       ValueError: if the folder holds no tokens, damaged ones, or those of another tokenizer.
     """
-    folder = Path(folder)
+    folder = fetch_folder(folder, ABOUT)
     about = _about(folder)
     if about["tokenizer"] != tokenizer.digest or about["vocab_size"] != tokenizer.vocab_size:
         raise ValueError(

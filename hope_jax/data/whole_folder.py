@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from hope_jax.data.bucket import refuse_address
 from hope_jax.data.whole_file import UNFINISHED
 
 
@@ -39,6 +40,7 @@ def whole_folder(path: str | Path, name: str, keep: str = "") -> Iterator[Path]:
       ...     os.listdir(home), os.listdir(f"{home}/tokens")
       (['tokens'], ['a'])
     """
+    refuse_address(path, name)
     path = Path(os.path.realpath(path))
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -83,6 +85,7 @@ def check_writable(path: str | Path, name: str) -> None:
     Raises:
       ValueError: if it cannot.
     """
+    refuse_address(path, name)
     path = Path(path)
     if path.exists() and not path.is_file():
         kind = "a folder" if path.is_dir() else "no ordinary file"

@@ -8,9 +8,10 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from hope_jax.data.bucket import BucketError
 from hope_jax.runs.folder_error import RunFolderError
 
-_KINDS = {kind.__name__: kind for kind in (ValueError, RunFolderError)}
+_KINDS = {kind.__name__: kind for kind in (ValueError, RunFolderError, BucketError)}
 
 
 def all_see(number: int) -> bool:

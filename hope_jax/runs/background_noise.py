@@ -8,6 +8,8 @@ import sys
 from typing import Any
 
 _CLOSED = "Event loop is closed"
+# What it warns of where each process writes to a folder of its own, as it is meant to.
+_MEANT = ("Global object size logging disabled", "Skipping merge of OCDBT checkpoints")
 
 
 def hush_background() -> None:
@@ -23,6 +25,8 @@ def hush_background() -> None:
 def _is_news(record: logging.LogRecord) -> bool:
     if record.name == "asyncio":
         return "exception was never retrieved" not in record.getMessage()
+    if any(meant in str(record.msg) for meant in _MEANT):
+        return False
     return not (record.exc_info and "orbax" in record.pathname)
 
 

@@ -42,6 +42,8 @@ class CheckpointWriter:
       corpus: from `describe_corpus`; compared with that of the run, if given.
       complete: gives the config of an older run what it does not say, before they are compared.
       may_change: settings that may differ from those of the run, see `find_changes`.
+      shared: whether all processes have the same folder. If each has its own, a checkpoint there holds
+        its own pieces of the arrays, and one to begin with must have been put whole into all of them.
 
     Attributes:
       changes: settings that differ from those of the run that is there, with both values.
@@ -59,22 +61,27 @@ class CheckpointWriter:
         corpus: Record | None = None,
         complete: Callable[[Any], ConfigDict] = ConfigDict,
         may_change: Collection[str] = (),
+        shared: bool = True,
     ):
         if keep.newest < 1:
             raise ValueError(f"checkpoint.keep={keep.newest} would keep none; give 1 or more")
         self.folder = Path(workdir).absolute()
-        self._keep = keep
+        self._writes = jax.process_index() == 0 or not shared
+        # A process that writes no metrics knows no losses; two, since others may be a step behind.
+        self._keep = keep if jax.process_index() == 0 else Keep(max(keep.newest, 2))
         self._lock: FolderLock | None = None
         self._last: int | None = None
         self._config = config
         self.changes: list[Change] = first_decides(
             lambda: self._take(config, corpus, complete, may_change)
         )
+        if self._writes and jax.process_index() > 0:
+            with explained(self.folder, "clearing away what was not finished"):
+                (self.folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+                self._clear()
         hush_background()
-        self._checkpointer = ocp.AsyncCheckpointer(
-            ocp.CompositeCheckpointHandler(),
-            async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
-        )
+        self._checkpointer = _make_checkpointer(self._seal, shared)
+        self._tree = ocp.args.StandardSave if shared else ocp.args.PyTreeSave
 
     def _take(
         self,
@@ -110,11 +117,7 @@ class CheckpointWriter:
             if corpus is not None:
                 check_corpus(self.folder, corpus, source)
             with explained(self.folder, "writing the config"):
-                for left in self.folder.glob(f".*{UNFINISHED}"):
-                    shutil.rmtree(left) if left.is_dir() else left.unlink()
-                for left in (self.folder / "checkpoints").iterdir():
-                    if left.name.endswith(_DELETED) or ".orbax-checkpoint-tmp" in left.name:
-                        shutil.rmtree(left)
+                self._clear()
                 name = config.data.get("tokenizer", "bytes")
                 keep_tokenizer(self.folder, tokenizer_of(self.folder, name))
                 if not (self.folder / "config.json").exists():
@@ -125,6 +128,14 @@ class CheckpointWriter:
         except BaseException:
             self._lock.release()
             raise
+
+    def _clear(self) -> None:
+        """Clears away what was not finished."""
+        for left in self.folder.glob(f".*{UNFINISHED}"):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        for left in (self.folder / "checkpoints").iterdir():
+            if left.name.endswith(_DELETED) or ".orbax-checkpoint-tmp" in left.name:
+                shutil.rmtree(left)
 
     def latest(self) -> int | None:
         """Step of the newest checkpoint, whole or not; None if there is none."""
@@ -153,8 +164,8 @@ class CheckpointWriter:
             self._checkpointer.save(
                 self.folder / "checkpoints" / str(step),
                 args=ocp.args.Composite(
-                    params=ocp.args.StandardSave(params),
-                    rest=ocp.args.StandardSave(rest),
+                    params=self._tree(params),
+                    rest=self._tree(rest),
                     data=ocp.args.JsonSave(data),
                 ),
             )
@@ -241,7 +252,7 @@ class CheckpointWriter:
             self._lock.check()
         with explained(self.folder, "writing a checkpoint"):
             self._checkpointer.wait_until_finished()
-            if jax.process_index() > 0:
+            if not self._writes:
                 return
             losses = validation_losses(self.folder) if self._keep.best else {}
             for step in superfluous(checkpoint_steps(self.folder), self._keep, losses):
@@ -258,3 +269,39 @@ class CheckpointWriter:
             self._checkpointer.close()
             if self._lock is not None:
                 self._lock.release()
+
+
+def _make_checkpointer(seal: Callable[[], None], shared: bool) -> ocp.AsyncCheckpointer:
+    """Orbax's writer.
+
+    Args:
+      seal: called where a checkpoint is written, before it gets its name.
+      shared: whether all processes write into one folder. If not, each makes its own, and the files are
+        those of one folder that all had written into, apart from which of them has which.
+    """
+    if shared:
+        return ocp.AsyncCheckpointer(
+            ocp.CompositeCheckpointHandler(),
+            async_options=ocp.AsyncOptions(post_finalization_callback=seal),
+        )
+    each = ocp.options.MultiprocessingOptions(primary_host=None)
+    # Folders made in the background count as made as soon as one process has made its own.
+    options = ocp.AsyncOptions(
+        post_finalization_callback=seal, create_directories_asynchronously=False
+    )
+    # The usual one keeps a store of what is told of arrays, which every handler that reads sets back to
+    # waiting for the first process.
+    arrays = ocp.type_handlers.ArrayHandler(primary_host=None, array_metadata_store=None)
+    # Without OCDBT each piece of an array is a file: with it one process must see those of all.
+    tree = lambda: ocp.PyTreeCheckpointHandler(
+        use_ocdbt=False,
+        multiprocessing_options=each,
+        type_handler_registry=ocp.type_handlers.create_type_handler_registry((jax.Array, arrays)),
+    )
+    handler = ocp.CompositeCheckpointHandler(
+        composite_options=ocp.CompositeOptions(multiprocessing_options=each, async_options=options),
+        params=tree(),
+        rest=tree(),
+        data=ocp.JsonCheckpointHandler(multiprocessing_options=each),
+    )
+    return ocp.AsyncCheckpointer(handler, async_options=options, multiprocessing_options=each)

@@ -9,6 +9,8 @@ from pathlib import Path
 from hope_jax.data.whole_file import write_whole
 
 CHECKSUMS = "checksums.json"
+# Size and CRC-32 by a file's name.
+Checksums = dict[str, tuple[int, int]]
 # Orbax writes these after everything else; nothing that is restored depends on them.
 _NOTES = {"_CHECKPOINT_METADATA", "commit_success.txt"}
 
@@ -21,8 +23,19 @@ def write_checksums(folder: Path) -> None:
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in _NOTES)
     sums = {str(path.relative_to(folder)): _size_and_checksum(path) for path in files}
+    write_whole(folder / CHECKSUMS, as_text(sums))
+
+
+def as_text(sums: Checksums) -> str:
+    """What is written of checksums, and of themselves."""
     own = zlib.crc32(json.dumps(sums).encode())
-    write_whole(folder / CHECKSUMS, json.dumps({"files": sums, "checksum": own}))
+    return json.dumps({"files": sums, "checksum": own})
+
+
+def read_checksums(folder: Path) -> Checksums:
+    """What `write_checksums` wrote to a folder that is whole."""
+    files = json.loads((folder / CHECKSUMS).read_bytes())["files"]
+    return {name: (int(size), int(checksum)) for name, (size, checksum) in files.items()}
 
 
 def find_wrong_file(folder: Path, parts: Sequence[str]) -> str | None:

@@ -8,6 +8,7 @@ import socket
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from hope_jax.runs.folder_error import RunFolderError
 
@@ -47,13 +48,7 @@ class FolderLock:
                 error.strerror,
             )
         self._file.truncate()
-        about = {
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "command": sys.argv,
-            "started": time.strftime("%Y-%m-%d %H:%M:%S"),
-        }
-        self._file.write(json.dumps(about) + "\n")
+        self._file.write(json.dumps(about_this_process()) + "\n")
         self._file.flush()
 
     def check(self) -> None:
@@ -74,12 +69,29 @@ class FolderLock:
         self._file.close()
 
 
-def _holder(text: str) -> str:
+def about_this_process() -> dict[str, Any]:
+    """What a lock says of its holder."""
+    return {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "command": sys.argv,
+        "started": time.strftime("%Y-%m-%d %H:%M:%S"),
+    }
+
+
+def named_holder(about: Any) -> str:
+    """A lock's holder in words."""
     try:
-        about = json.loads(text)
         command = " ".join(about["command"])
         return (
             f"process {about['pid']} on {about['host']}, started at {about['started']} ({command})"
         )
     except (ValueError, TypeError, KeyError):
         return "another process"
+
+
+def _holder(text: str) -> str:
+    try:
+        return named_holder(json.loads(text))
+    except ValueError:
+        return named_holder(None)

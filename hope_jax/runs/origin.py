@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from hope_jax.data.bucket import is_address
 from hope_jax.data.whole_file import write_whole
 from hope_jax.runs.checkpoint_reader import checkpoint_steps
 
@@ -13,7 +14,7 @@ class Origin(NamedTuple):
     """Where a run's first weights come from.
 
     Attributes:
-      run: folder of the other run, absolute.
+      run: folder of the other run, absolute, or its address in a bucket.
       optimizer: whether the optimiser's state came along.
       step: of the other run's checkpoint; None until it has been read.
     """
@@ -53,7 +54,8 @@ def find_origin(workdir: str | Path, from_run: str | None, optimizer: bool) -> O
     noted = read_origin(workdir)
     if from_run is None:
         return noted
-    asked = Origin(os.path.realpath(from_run), optimizer)
+    other = from_run if is_address(from_run) else os.path.realpath(from_run)
+    asked = Origin(other, optimizer)
     if asked.run == os.path.realpath(workdir):
         raise ValueError(f"--from_run={from_run} is the --workdir itself; give a new --workdir")
     if noted is None and not checkpoint_steps(workdir):

@@ -13,8 +13,11 @@ from hope_jax.data.pipeline import ValidationBatches, train_iterator
 from hope_jax.data.tokenizers import check_vocabulary, load_tokenizer
 from hope_jax.runs.checkpoint_reader import checkpoint_steps
 from hope_jax.runs.checkpoint_writer import CheckpointWriter
+from hope_jax.runs.folder_error import RunFolderError
 from hope_jax.runs.keep import keep_of
+from hope_jax.runs.mirror import UnsentError
 from hope_jax.runs.origin import Origin, find_origin, keep_origin, said_of
+from hope_jax.runs.place import Place, place_of
 from hope_jax.runs.run_tokenizer import tokenizer_of
 from hope_jax.runs.wandb_metrics import find_wandb
 from hope_jax.training.activity import Activity
@@ -57,7 +60,8 @@ def train(
 
     Args:
       config: see `experiments/quickstart.py` for every key.
-      workdir: folder of checkpoints, metrics and the picture.
+      workdir: folder of checkpoints, metrics and the picture; or the address of one in a bucket, which
+        then has everything that a folder of this machine has.
       may_change: settings in which the config may differ from that of the run in `workdir`, besides
         those that change no number: `steps`, and those of `hope_jax.runs.run_config.RATES`.
       from_run: folder of another run, with whose newest parameters this one begins.
@@ -71,22 +75,32 @@ def train(
       ValueError: if settings do not fit each other, the data or the folder, before compilation.
       DivergedError: if too many batches in a row cannot be learnt from.
       RunFolderError: if the folder cannot be written any more.
+      UnsentError: if all is done, or saved, on this machine, and the bucket lacks some of it.
     """
     config = whole_config(config, note=None if quiet else print)
     join_processes(config.mesh.processes)
-    origin = find_origin(workdir, from_run, with_optimizer)
-    with watch_processes(workdir) as others:
-        return _train(config, workdir, may_change, origin, quiet, others)
+    with watch_processes(workdir) as others, place_of(workdir) as place:
+        origin = find_origin(place.folder, from_run, with_optimizer)
+        try:
+            result = _train(config, workdir, place, may_change, origin, quiet, others)
+        except Exception:
+            with contextlib.suppress(UnsentError, RunFolderError):  # what was said first counts
+                place.finish()
+            raise
+        place.finish()
+        return result
 
 
 def _train(
     config: ConfigDict,
-    workdir: str,
+    address: str,
+    place: Place,
     may_change: Collection[str],
     origin: Origin | None,
     quiet: bool,
     others: Others,
 ) -> dict[str, float] | None:
+    workdir = place.folder
     activity = Activity()
     first_process = jax.process_index() == 0
     console = Console(quiet=quiet or not first_process)
@@ -116,20 +130,29 @@ def _train(
         begun = begin_from(origin, assembly.optimizer, assembly.target, tokenizer)
     with contextlib.ExitStack() as stack:
         checkpoints = CheckpointWriter(
-            workdir, config, keep_of(config.checkpoint), record, whole_config, may_change
+            workdir,
+            config,
+            keep_of(config.checkpoint),
+            record,
+            whole_config,
+            may_change,
+            place.shared,
         )
         stack.callback(checkpoints.close)
         restored = checkpoints.restore(assembly.target)
         for line in summarize_run(
-            config, assembly.target.params, corpus.parts, assembly.mesh, workdir
+            config, assembly.target.params, corpus.parts, assembly.mesh, address
         ):
             say(line)
+        if address != workdir:
+            say(f"on the way to its bucket it is written to {workdir}")
+        place.begin(keep_of(config.checkpoint))
         if restored is not None:
-            state, place = restored
-            if place:
-                batches.set_state(place)
+            state, reached = restored
+            if reached:
+                batches.set_state(reached)
             changes = checkpoints.changes
-            for line in summarize_changes(config, workdir, int(state.step), changes, origin):
+            for line in summarize_changes(config, address, int(state.step), changes, origin):
                 say(line)
         elif begun is not None:
             state, origin = begun
@@ -171,6 +194,7 @@ def _train(
                     batches,
                     lambda state, batch: assembly.step(state, feed(batch)),
                     evaluate,
+                    place,
                     checkpoints,
                     report,
                     request,
@@ -185,7 +209,7 @@ def _train(
                 )
                 result = finish(config, workdir, loss, corpus, console, metrics)
                 show_sample(config, assembly.model, state.params, tokenizer, console)
-                say_what_is_next(config, workdir, console)
+                say_what_is_next(config, address, console)
                 if quiet:
                     last_line.print(result_line(config, result))
                 return result
@@ -206,6 +230,7 @@ def _take_steps(
     batches: Any,
     train_step: Callable[[TrainState, dict[str, Any]], tuple[TrainState, Metrics]],
     evaluate: Callable[..., float],
+    place: Place,
     checkpoints: CheckpointWriter,
     report: StepReport,
     request: StopRequest,
@@ -230,6 +255,7 @@ def _take_steps(
         if step % config.checkpoint.every == 0:
             report.flush()  # what is written of a step is there before its checkpoint
             activity.begin("saving", step)
+            place.check()
             checkpoints.save(step, state, batches.get_state())
     report.flush()
     activity.begin("saving", step)

@@ -8,7 +8,8 @@ import optax
 
 from hope_jax.data.tokenizers import Tokenizer, load_tokenizer
 from hope_jax.runs.agreement import all_see
-from hope_jax.runs.checkpoint_reader import read_other
+from hope_jax.runs.checkpoint_reader import PARTS, read_other
+from hope_jax.runs.fetch import fetch_run
 from hope_jax.runs.origin import Origin
 from hope_jax.runs.run_config import load_config
 from hope_jax.runs.run_tokenizer import tokenizer_of
@@ -38,14 +39,15 @@ def begin_from(
       ValueError: if there is no such run or checkpoint, it does not fit the target (its arrays are
         named, with both shapes), or the other run has another tokenizer.
     """
-    name = load_config(origin.run, "--from_run").data.get("tokenizer", "bytes")
-    theirs = tokenizer_of(origin.run, name)
+    run = fetch_run(origin.run, PARTS if origin.optimizer else ("params",), "--from_run")
+    name = load_config(run, "--from_run").data.get("tokenizer", "bytes")
+    theirs = tokenizer_of(run, name)
     if load_tokenizer(theirs).digest != tokenizer.digest:
         raise ValueError(
             f"--from_run={origin.run} has learnt with another tokenizer; give it to the new run, too: "
             f"--config.data.tokenizer={theirs}"
         )
-    step, read = read_other(origin.run, target, origin.optimizer)
+    step, read = read_other(run, target, origin.optimizer)
     if not all_see(step):
         raise ValueError(
             f"--from_run={origin.run} writes checkpoints while the processes read; wait for its end"

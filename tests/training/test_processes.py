@@ -4,6 +4,7 @@ import contextlib
 import os
 import pathlib
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -15,8 +16,11 @@ import numpy as np
 import pytest
 from jax.experimental import multihost_utils
 
+from hope_jax.data.bucket import Bucket
 from hope_jax.exit_codes import LOST
+from hope_jax.runs import mirror
 from hope_jax.runs.checkpoint_reader import find_damage
+from hope_jax.runs.fetch import fetch_run, whole_steps
 from hope_jax.training import loop
 from hope_jax.training.processes import join_processes
 from hope_jax.training.watch import watch_processes
@@ -113,6 +117,46 @@ def launch(folder, interrupted):
     codes, texts = ends(folder, start(folder, f"member({str(folder)!r}, {interrupted})"))
     assert codes == [0, 0], "\n".join(text[-3000:] for text in texts)
     return [text.split("result ")[1].split()[0] for text in texts]
+
+
+def host(folder: str, interrupted: bool) -> None:
+    """Trains as one of two processes that share nothing but a bucket."""
+    number = os.environ["JAX_PROCESS_ID"]
+    os.environ["XDG_CACHE_HOME"] = f"{folder}/host_{number}"
+    os.chdir(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mirror, "_PAUSE", 0.3)
+        if interrupted and number == "1":
+            change_batch(
+                patch, 2, lambda batch: (signal.raise_signal(signal.SIGINT), time.sleep(3))[0]
+            )
+        result = loop.train(
+            config_of(pathlib.Path(folder), 2, **FEW), f"file://{folder}/bucket/run"
+        )
+    print("result", result and result["validation_loss"])
+
+
+@pytest.mark.slow
+def test_hosts_that_share_a_bucket_alone_train_as_one(tmp_path, monkeypatch):
+    """Both are stopped, go on with nothing but what the bucket holds, and one goes on alone."""
+    address = f"file://{tmp_path}/bucket/run"
+    for interrupted in (True, False):
+        codes, texts = ends(tmp_path, start(tmp_path, f"host({str(tmp_path)!r}, {interrupted})"))
+        assert codes == [0, 0], "\n".join(text[-3000:] for text in texts)
+        results = [text.split("result ")[1].split()[0] for text in texts]
+        assert (results == ["None", "None"]) == interrupted
+        steps = whole_steps(Bucket(address).files())
+        assert steps[0] < FEW["steps"] if interrupted else steps[0] == FEW["steps"]
+        for number in (0, 1):
+            shutil.rmtree(tmp_path / f"host_{number}")
+    assert not [name for name in Bucket(address).files() if "/upload/" in name]
+    with contextlib.chdir(tmp_path):
+        expected = loop.train(config_of(tmp_path, 1, **FEW), "here")
+        np.testing.assert_allclose(float(results[0]), expected["validation_loss"], rtol=1e-4)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "alone"))
+        alone = loop.train(config_of(tmp_path, 1, **FEW), address)
+    assert alone["validation_loss"] == pytest.approx(expected["validation_loss"], rel=1e-4)
+    assert losses(fetch_run(address, ()))[-1][0] == FEW["steps"]
 
 
 @pytest.mark.slow
