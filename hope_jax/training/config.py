@@ -163,6 +163,13 @@ class MeshConfig:
         "devices that split the batch; -1 is all that are left", -1, least=1, also=-1
     )
     fsdp: int = setting("devices that split batch and parameters", 1, least=1, also=-1)
+    sequence: int = setting(
+        "devices that split each sequence into parts, for documents longer than one holds; -1 is all "
+        "that are left",
+        1,
+        least=1,
+        also=-1,
+    )
     tensor: int = setting("devices that split heads and hidden widths", 1, least=1, also=-1)
     processes: int = setting("hosts of the launch", 1, least=1)
     expect_devices: int = setting("fail if another number is seen; 0 for any", 0, least=0)
