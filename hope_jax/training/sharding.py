@@ -68,9 +68,7 @@ def make_mesh(
     sizes = [data, fsdp, sequence, tensor]
     said = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
-        raise ValueError(
-            f"mesh {said}: each must be positive, one may be -1"
-        )
+        raise ValueError(f"mesh {said}: each must be positive, one may be -1")
     if -1 in sizes:
         known = -int(np.prod(sizes))
         sizes[sizes.index(-1)] = number // known

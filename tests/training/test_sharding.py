@@ -1,13 +1,23 @@
 """Meshes, and where activations and optimiser states lie on them."""
 
+import types
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import linen as nn
 from jax.sharding import PartitionSpec as P
 
 from hope_jax.models import LanguageModel, LanguageModelConfig
-from hope_jax.training.sharding import RULES, check_batch, make_mesh, parameter_shardings
+from hope_jax.training.sharding import (
+    RULES,
+    batch_sharding,
+    check_batch,
+    check_parts,
+    make_mesh,
+    parameter_shardings,
+)
 
 TOKENS = jnp.zeros((8, 4), jnp.int32)
 
@@ -23,7 +33,9 @@ def boxed(network):
 
 
 def test_rest_of_the_devices_fills_the_axis():
-    assert dict(make_mesh(fsdp=2, tensor=2).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+    sizes = {"data": 2, "fsdp": 2, "sequence": 1, "tensor": 2}
+    assert dict(make_mesh(fsdp=2, tensor=2).shape) == sizes
+    assert make_mesh(data=1, sequence=-1).shape["sequence"] == 8
 
 
 @pytest.mark.parametrize(
@@ -48,6 +60,30 @@ def test_batches_and_widths_that_do_not_divide_are_refused():
         check_batch(mesh, 12, 4)
     with pytest.raises(ValueError, match="do not divide"):
         parameter_shardings(mesh, boxed(model()))  # two heads over four devices
+
+
+def test_parts_of_sequences_are_whole_chunks_of_one_process():
+    mesh = make_mesh(data=1, sequence=8)
+    edges = model(sequence_layer="titans", in_context={"chunks": (48,)}).config.part_edges
+    assert edges == {
+        "titans.memory_chunk": 16,
+        "titans.generator_chunk": 64,
+        "in_context.chunks": 48,
+    }
+    check_parts(mesh, 8 * 192 * 3, edges)
+    check_parts(make_mesh(), 100, edges)
+    assert batch_sharding(mesh).shard_shape((4, 16)) == (4, 2)
+    check_parts(mesh, 8, {})
+    with pytest.raises(ValueError, match=r"generator_chunk=64.*make it a multiple of 1536"):
+        check_parts(mesh, 8 * 192 * 3 - 64, edges)
+    two = [types.SimpleNamespace(process_index=index // 4) for index in range(8)]
+    devices = np.array(two).reshape(1, 1, 8, 1)
+    two = types.SimpleNamespace(shape=mesh.shape, devices=devices)
+    with pytest.raises(ValueError, match="several processes"):
+        check_parts(two, 8 * 192, edges)
+    two.devices = devices.reshape(2, 1, 4, 1)
+    two.shape = {**mesh.shape, "data": 2, "sequence": 4}
+    check_parts(two, 4 * 192, edges)
 
 
 @pytest.mark.parametrize(("fsdp", "expected"), [(4, "fsdp"), (8, None)])
