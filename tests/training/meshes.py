@@ -68,7 +68,7 @@ VOCAB, BATCH, TOKENS, STEPS = 16, 8, 32, 3
 
 def model_of(name: str, dtype: str = "float32", blocks: int = 1) -> LanguageModel:
     """A model of few blocks, whose heads and widths eight devices divide."""
-    sizes = dict(vocab_size=VOCAB, width=16, num_layers=blocks, num_heads=8, mlp_width=8)
+    sizes = dict(vocab_size=VOCAB, width=16, num_layers=blocks, num_heads=8, mlp_width=24)
     kinds = dict(attention_window=8, dtype=dtype, param_dtype=dtype)
     return LanguageModel(LanguageModelConfig(**sizes, **kinds, **MODELS[name]))
 

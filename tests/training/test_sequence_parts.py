@@ -90,7 +90,7 @@ def test_inputs_of_layers_are_not_to_be_had():
 
 
 def test_steps_are_those_of_one_device_and_no_parameter_is_whole():
-    runs = Runs("hope_attention", blocks=3)
+    runs = Runs("hope_attention", blocks=5)
     (single,) = runs.losses(ONE, batch_of())
     (parted,) = runs.losses((1, 2, 2, 2), batch_of())
     assert difference(parted, single).max() < 1e-5
