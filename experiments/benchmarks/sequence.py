@@ -9,11 +9,15 @@ needs beside parameters and optimiser, `state` these; the compiler says both. `b
 in which a device reads, L / (L + S - 1).
 """
 
+# ruff: noqa: E402
 import argparse
 import json
+import os
 import pathlib
 import time
 
+# Programs that never run need not be fast.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 import jax
 
 from hope_jax.runs.config_file import load_config_file
@@ -58,7 +62,7 @@ def main() -> None:
     given = parser.parse_args()
     jax.config.update("jax_num_cpu_devices", 8)
     for parts in (1, 2, 4, 8):
-        for devices in (parts, 1)[: 1 if parts == 1 else 2]:
+        for devices in sorted({1, parts}):
             line = measure(given.variant, given.layers, given.part * parts, devices)
             print(json.dumps(line), flush=True)
 
