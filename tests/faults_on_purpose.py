@@ -3195,13 +3195,13 @@ FAULTS = [
         "hope_jax/training/sharding.py",
         "    if length % (parts * whole):\n",
         "    if length % parts:\n",
-        "tests/training/test_sharding.py::test_parts_of_sequences_are_whole_chunks_of_one_process",
+        "tests/training/test_sharding.py::test_parts_of_sequences_are_whole_chunks",
     ),
     Fault(
         "hope_jax/training/sharding.py",
         '    return NamedSharding(mesh, P(("data", "fsdp"), "sequence"))\n',
         '    return NamedSharding(mesh, P(("data", "fsdp")))\n',
-        "tests/training/test_sharding.py::test_parts_of_sequences_are_whole_chunks_of_one_process",
+        "tests/training/test_sharding.py::test_parts_of_sequences_are_whole_chunks",
     ),
     Fault(
         "hope_jax/training/assembly.py",
@@ -3220,5 +3220,23 @@ FAULTS = [
         "        call, in_specs=specs, out_specs=rows, axis_names=set(mesh.auto_axes), check_vma=False\n",
         "        call, in_specs=specs, out_specs=rows, check_vma=False\n",
         "tests/memory/kernels/test_choice.py::test_devices_of_a_mesh_run_it_each_for_its_own_sequences_and_heads",
+    ),
+    Fault(
+        "hope_jax/training/sharding.py",
+        "    return {process: shares.index(rows[process]) for process in sorted(rows)}\n",
+        "    return {process: process for process in sorted(rows)}\n",
+        "tests/training/test_sharding.py::test_processes_that_share_sequences_read_the_same_rows",
+    ),
+    Fault(
+        "hope_jax/training/sharding.py",
+        "    if sum(map(len, shares)) > len(groups):\n",
+        "    if sum(map(len, shares)) < len(groups):\n",
+        "tests/training/test_sharding.py::test_processes_that_share_sequences_read_the_same_rows",
+    ),
+    Fault(
+        "hope_jax/training/step.py",
+        "        parts = {(part.start, part.stop) for _, part in places}\n",
+        "        parts = {(None, None) for _, part in places}\n",
+        "tests/training/test_processes.py::test_two_processes_have_parts_of_the_same_sequences",
     ),
 ]

@@ -87,6 +87,38 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P(("data", "fsdp"), "sequence"))
 
 
+def shares_of_processes(mesh: Mesh) -> dict[int, int]:
+    """Which share of a batch's rows each process reads: its number, from 0 on.
+
+    Processes whose devices have parts of the same sequences, or heads of them, read the same share.
+
+    Raises:
+      ValueError: if two of them have some rows in common, and others not.
+    """
+    groups = mesh.devices.reshape(mesh.shape["data"] * mesh.shape["fsdp"], -1)
+    rows: dict[int, set[int]] = {}
+    for row, devices in enumerate(groups):
+        for device in devices:
+            rows.setdefault(device.process_index, set()).add(row)
+    shares: list[set[int]] = []
+    for process in sorted(rows):
+        if rows[process] not in shares:
+            shares.append(rows[process])
+    if sum(map(len, shares)) > len(groups):
+        raise ValueError(
+            f"with mesh.sequence={mesh.shape['sequence']} and mesh.tensor={mesh.shape['tensor']} "
+            f"processes have parts of the same sequences and others alone; make their product a divisor "
+            f"or a multiple of the devices of one process"
+        )
+    return {process: shares.index(rows[process]) for process in sorted(rows)}
+
+
+def own_share(mesh: Mesh) -> tuple[int, int]:
+    """The share of a batch that this process reads, and how many there are."""
+    shares = shares_of_processes(mesh)
+    return shares[jax.process_index()], len(set(shares.values()))
+
+
 def check_batch(mesh: Mesh, batch_size: int, accumulate: int) -> None:
     """Raises a ValueError if a batch does not divide among micro-batches and devices."""
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
@@ -116,12 +148,6 @@ def check_parts(mesh: Mesh, length: int, edges: Mapping[str, int]) -> None:
             f"data.sequence_length={length} does not divide into mesh.sequence={parts} parts of whole "
             f"chunks{' (' + said[2:] + ')' if said else ''}; make it a multiple of {parts * whole}"
         )
-    for row in np.moveaxis(mesh.devices, AXES.index("sequence"), -1).reshape(-1, parts):
-        if len({device.process_index for device in row}) > 1:
-            raise ValueError(
-                f"mesh.sequence={parts} spreads a sequence over several processes, of which each reads "
-                f"whole sequences; make it at most the devices of one"
-            )
 
 
 def parameter_shardings(mesh: Mesh, boxed: Any) -> Any:

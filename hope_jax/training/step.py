@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding
@@ -20,6 +21,7 @@ from hope_jax.training.sharding import (
     RULES,
     batch_sharding,
     optimizer_shardings,
+    own_share,
     parameter_shardings,
 )
 
@@ -279,11 +281,17 @@ def abstract_batch(
 
 
 def put_batch(batch: Mapping[str, Any], mesh: Mesh) -> Batch:
-    """Sends this process's rows of a batch to its devices."""
-    place = batch_sharding(mesh)
-    return {
-        name: jax.make_array_from_process_local_data(place, rows) for name, rows in batch.items()
-    }
+    """Sends to this process's devices their parts of its rows of a batch."""
+    place, shares = batch_sharding(mesh), own_share(mesh)[1]
+
+    def put(rows):
+        shape = (len(rows) * shares, *rows.shape[1:])
+        places = place.addressable_devices_indices_map(shape).values()
+        parts = {(part.start, part.stop) for _, part in places}
+        own = np.concatenate([rows[:, slice(*part)] for part in sorted(parts)], axis=1)
+        return jax.make_array_from_process_local_data(place, own, shape)
+
+    return {name: put(rows) for name, rows in batch.items()}
 
 
 def _summed(model, params, batch, mesh, layer_inputs=False):

@@ -34,7 +34,7 @@ CASES = [
     ("transformer", (1, 1, 8, 1)),  # of which a window is longer than a part
     ("hope_attention", (1, 2, 2, 2)),
     ("in_context_levels", (2, 1, 4, 1)),
-    ("local_levels", (1, 2, 2, 2)),
+    ("local_levels", (1, 1, 2, 1)),
     ("small_hope", (1, 1, 8, 1)),
     ("small_hope", (1, 2, 2, 2)),
 ]

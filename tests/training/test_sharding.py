@@ -11,12 +11,14 @@ from jax.sharding import PartitionSpec as P
 
 from hope_jax.models import LanguageModel, LanguageModelConfig
 from hope_jax.training.sharding import (
+    AXES,
     RULES,
     batch_sharding,
     check_batch,
     check_parts,
     make_mesh,
     parameter_shardings,
+    shares_of_processes,
 )
 
 TOKENS = jnp.zeros((8, 4), jnp.int32)
@@ -62,7 +64,7 @@ def test_batches_and_widths_that_do_not_divide_are_refused():
         parameter_shardings(mesh, boxed(model()))  # two heads over four devices
 
 
-def test_parts_of_sequences_are_whole_chunks_of_one_process():
+def test_parts_of_sequences_are_whole_chunks():
     mesh = make_mesh(data=1, sequence=8)
     edges = model(sequence_layer="titans", in_context={"chunks": (48,)}).config.part_edges
     assert edges == {
@@ -76,14 +78,28 @@ def test_parts_of_sequences_are_whole_chunks_of_one_process():
     check_parts(mesh, 8, {})
     with pytest.raises(ValueError, match=r"generator_chunk=64.*make it a multiple of 1536"):
         check_parts(mesh, 8 * 192 * 3 - 64, edges)
-    two = [types.SimpleNamespace(process_index=index // 4) for index in range(8)]
-    devices = np.array(two).reshape(1, 1, 8, 1)
-    two = types.SimpleNamespace(shape=mesh.shape, devices=devices)
-    with pytest.raises(ValueError, match="several processes"):
-        check_parts(two, 8 * 192, edges)
-    two.devices = devices.reshape(2, 1, 4, 1)
-    two.shape = {**mesh.shape, "data": 2, "sequence": 4}
-    check_parts(two, 4 * 192, edges)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "shares"),
+    [
+        ((6, 1, 1, 1), [0, 1, 2]),
+        ((3, 1, 2, 1), [0, 1, 2]),
+        ((1, 1, 6, 1), [0, 0, 0]),
+        ((1, 1, 2, 3), [0, 0, 0]),
+        ((2, 1, 3, 1), None),
+    ],
+)
+def test_processes_that_share_sequences_read_the_same_rows(sizes, shares):
+    """Three processes of two devices."""
+    devices = [types.SimpleNamespace(process_index=index // 2) for index in range(6)]
+    shape = dict(zip(AXES, sizes, strict=True))
+    mesh = types.SimpleNamespace(shape=shape, devices=np.array(devices).reshape(sizes))
+    if shares is None:
+        with pytest.raises(ValueError, match="a divisor or a multiple"):
+            shares_of_processes(mesh)
+    else:
+        assert list(shares_of_processes(mesh).values()) == shares
 
 
 @pytest.mark.parametrize(("fsdp", "expected"), [(4, "fsdp"), (8, None)])
