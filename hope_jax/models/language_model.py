@@ -251,6 +251,9 @@ class LanguageModel(nn.Module):
           targets: the id that should follow each.
           reset: True where a token starts a new document.
           axis: of the mesh, on whose devices the parts lie in their order.
+
+        Returns:
+          Losses of this part, in float32.
         """
         config, x = self.config, self._embedded(tokens)
         params = nn.unbox(self.blocks.variables["params"])

@@ -3,7 +3,7 @@
     python tests/training/meshes.py              # all models on all meshes, in float32
     python tests/training/meshes.py --float64    # the same to rounding of another order
 
-As a script, which takes some ten minutes, it prints a line for every model and mesh: the largest
+As a script, which takes some twenty minutes, it prints a line for every model and mesh: the largest
 relative difference of a loss under AdamW and under M3, and the control, which is one device that is given
 the rows of the batch in reverse: what another order of the same sums does by itself. It ends with 1 where
 a mesh is further off than the bound.
