@@ -610,9 +610,7 @@ def _on_each_device(rule, call, initial, inputs, state):
     rows = PartitionSpec(batch, heads)
     specs = PartitionSpec(heads), Inputs(rows, rows, rows, PartitionSpec(batch)), rows
     # The check of what varies over the mesh does not know kernels.
-    mapped = jax.shard_map(
-        call, in_specs=specs, out_specs=rows, axis_names=set(mesh.auto_axes), check_vma=False
-    )
+    mapped = jax.shard_map(call, in_specs=specs, out_specs=rows, check_vma=False)
     return mapped(initial, inputs, state)
 
 

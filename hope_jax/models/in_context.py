@@ -29,7 +29,7 @@ from hope_jax.layers.level_learning import (
 from hope_jax.layers.mlp import MLPWeights
 from hope_jax.models.blocks import BlockState
 from hope_jax.models.config import LanguageModelConfig
-from hope_jax.models.wavefront import from_next, wavefront
+from hope_jax.models.wavefront import wavefront
 
 Stack = Callable[..., tuple[Float[Array, "B T D"], BlockState]]
 
@@ -442,10 +442,10 @@ def read_part_next_token(
         return jnp.moveaxis(item.reshape(item.shape[0], -1, size, *item.shape[2:]), 1, 0)
 
     own = jax.tree.map(chunks, items)
-    # The token after a chunk says only whether it begins a document.
-    first = {"reset": own["reset"][:, :, :1]}
-    after = {"reset": from_next(first["reset"][0].astype(jnp.int32), axis).astype(bool)}
-    following = jax.tree.map(lambda own, end: jnp.concatenate([own[1:], end[None]]), first, after)
+    # The token after a chunk says only whether it begins a document. That of the next part need not be
+    # known: where it does, the levels are started over, whatever they have learnt.
+    first = own["reset"][:, :, :1]
+    following = {"reset": jnp.concatenate([first[1:], jnp.zeros_like(first[:1])])}
 
     def read(_: Array, losses: Array, start: _ChunkStart) -> tuple[Array, _ChunkStart]:
         start, read = jax.lax.scan(lambda start, pair: learn(start, *pair), start, (own, following))

@@ -81,12 +81,6 @@ def wavefront(
     return jax.lax.scan(tick, (x, nothing), jnp.arange(stages + parts - 1))[0][0]
 
 
-def from_next(x: Array, axis: str) -> Array:
-    """What the device of the next part has; zeros on that of the last."""
-    pairs = [(part + 1, part) for part in range(jax.lax.axis_size(axis) - 1)]
-    return jax.lax.ppermute(x, axis, pairs)
-
-
 def _hand_on(state: PyTree[Array], axis: str, parts: int) -> PyTree[Array]:
     pairs = [(part, part + 1) for part in range(parts - 1)]
     return jax.tree.map(lambda leaf: jax.lax.ppermute(leaf, axis, pairs), state)
