@@ -342,6 +342,7 @@ class LanguageModel(nn.Module):
             held = BlockState(sequence, ())
             if x.shape[1] == 1:
                 places = range(still, config.num_layers)
+                params = nn.unbox(self.blocks.variables["params"])
                 x, held = read_token(config, params, places, x, held, reset, experts, weights)
             else:
                 x, held = stack(with_held(upper, weights), x, held, reset, None, None, experts)
