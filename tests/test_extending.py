@@ -155,8 +155,8 @@ def _here(folder, monkeypatch):
 
 @pytest.fixture
 def one_device(monkeypatch):
-    devices = np.array(jax.devices()[:1]).reshape(1, 1, 1)
-    mesh = Mesh(devices, AXES, axis_types=(AxisType.Auto,) * 3)
+    devices = np.array(jax.devices()[:1]).reshape((1,) * len(AXES))
+    mesh = Mesh(devices, AXES, axis_types=(AxisType.Auto,) * len(AXES))
     monkeypatch.setattr(assembly, "make_mesh", lambda *sizes: mesh)
 
 

@@ -423,10 +423,12 @@ def _remember(
         return state
     kept = slice(max(0, tokens - window), None)
     slots = positions[:, kept] % window
-    rows = jnp.arange(positions.shape[0])[:, None]
+    # By row, which says that no row writes into another's: where both rows and heads are spread over
+    # devices, the compiler's partitioner fails otherwise.
+    put = jax.vmap(lambda ring, slots, new: ring.at[slots].set(new, unique_indices=True))
     return state._replace(
-        keys=state.keys.at[rows, slots].set(key[:, kept], unique_indices=True),
-        values=state.values.at[rows, slots].set(value[:, kept], unique_indices=True),
+        keys=put(state.keys, slots, key[:, kept]),
+        values=put(state.values, slots, value[:, kept]),
         position=positions[:, -1] + 1,
         document=documents[:, -1],
     )

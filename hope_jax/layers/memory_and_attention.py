@@ -65,11 +65,12 @@ class MemoryAsGate(nn.Module):
         x: Float[Array, "B T D"],
         state: JoinedState | None = None,
         reset: Bool[Array, "B T"] | None = None,
+        at_edge: bool = False,
     ) -> tuple[Float[Array, "B T D"], JoinedState]:
         """Reads tokens; arguments and results as those of `SelfModifyingTitans`."""
         of_memory, of_attention = (None, None) if state is None else state
         near, of_attention = self.attention(name="attention")(x, of_attention, reset)
-        far, of_memory = self.memory(name="memory")(x, of_memory, reset)
+        far, of_memory = self.memory(name="memory")(x, of_memory, reset, at_edge)
         dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         near = RMSNorm(name="attention_norm", **dtypes)(near)
         gate = jax.nn.sigmoid(RMSNorm(name="memory_norm", **dtypes)(far))
@@ -99,10 +100,11 @@ class MemoryAsLayer(nn.Module):
         x: Float[Array, "B T D"],
         state: JoinedState | None = None,
         reset: Bool[Array, "B T"] | None = None,
+        at_edge: bool = False,
     ) -> tuple[Float[Array, "B T D"], JoinedState]:
         """Reads tokens; arguments and results as those of `SelfModifyingTitans`."""
         of_memory, of_attention = (None, None) if state is None else state
-        far, of_memory = self.memory(name="memory")(x, of_memory, reset)
+        far, of_memory = self.memory(name="memory")(x, of_memory, reset, at_edge)
         dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         y = RMSNorm(name="memory_norm", **dtypes)(far)
         y, of_attention = self.attention(name="attention")(y, of_attention, reset)

@@ -91,16 +91,18 @@ class MemoryAsContext(nn.Module):
         x: Float[Array, "B T D"],
         state: SegmentState | None = None,
         reset: Bool[Array, "B T"] | None = None,
+        at_edge: bool = False,
     ) -> tuple[Float[Array, "B T D"], SegmentState]:
         """Reads T tokens of each sequence, learning from them.
 
-        A fresh context is read a segment at a time. A continued one, whose open segment can have any
-        length, is read a token at a time.
+        A fresh context is read a segment at a time, and so is one that goes on at a segment's edge. Any
+        other, whose open segment can have any length, is read a token at a time.
 
         Args:
           x: inputs, shape (B, T, D).
           state: to continue from; `None` begins a context.
           reset: True where a token begins a new document, shape (B, T).
+          at_edge: whether the state is known to have no open segment.
 
         Returns:
           Outputs, shape (B, T, D), and the state after the last token.
@@ -118,9 +120,8 @@ class MemoryAsContext(nn.Module):
         )
         length = x.shape[1]
         if state is None:
-            state, size, at_edge = piece.fresh(x), self.segment, True
-        else:
-            size, at_edge = 1, False
+            state, at_edge = piece.fresh(x), True
+        size = self.segment if at_edge else 1
         count = length // size
         outputs = []
         if count:

@@ -605,7 +605,9 @@ def _on_each_device(rule, call, initial, inputs, state):
         math.prod(mesh.shape[name] for name in ((axes,) if isinstance(axes, str) else axes or ()))
         for axes in (batch, heads)
     ]
-    if math.prod(parts) == 1 or sizes[0] % parts[0] or sizes[1] % parts[1]:
+    # Beside axes that are split already, those of one device are the compiler's, too.
+    alone = math.prod(parts) == 1 and not mesh.manual_axes
+    if alone or sizes[0] % parts[0] or sizes[1] % parts[1]:
         return call(initial, inputs, state)
     rows = PartitionSpec(batch, heads)
     specs = PartitionSpec(heads), Inputs(rows, rows, rows, PartitionSpec(batch)), rows

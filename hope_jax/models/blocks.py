@@ -73,9 +73,11 @@ class BlockGroup(nn.Module):
 
     Attributes:
       config: of the model.
+      at_edge: whether states are known to have no open chunk; memories are faster then.
     """
 
     config: LanguageModelConfig
+    at_edge: bool = False
 
     @nn.compact
     def __call__(
@@ -98,7 +100,7 @@ class BlockGroup(nn.Module):
                 layer=settings_of(str(layer), self.config.layer),
             )
             kind = "own" if is_own(str(layer)) else layer
-            block = Block(config, name=f"{kind}_{index}")
+            block = Block(config, self.at_edge, name=f"{kind}_{index}")
             x, new = block(x, None if state is None else state[index], reset)
             states.append(new)
         return x, tuple(states)
@@ -109,9 +111,11 @@ class Block(nn.Module):
 
     Attributes:
       config: of the model.
+      at_edge: whether states are known to have no open chunk; memories are faster then.
     """
 
     config: LanguageModelConfig
+    at_edge: bool = False
 
     @nn.compact
     def __call__(
@@ -154,8 +158,11 @@ class Block(nn.Module):
         )
         norm = RMSNorm(config.norm_epsilon, name="norm", **dtypes)
         sequence_state, continuum_state = (None, None) if state is None else state
-        mixed, sequence_state = sequence(norm(x), sequence_state, reset)
-        if is_own(str(config.sequence_layer)):
+        own, edges = is_own(str(config.sequence_layer)), {}
+        if self.at_edge and not own and config.sequence_layer != "attention":
+            edges = {"at_edge": True}
+        mixed, sequence_state = sequence(norm(x), sequence_state, reset, **edges)
+        if own:
             sequence_state = lay_out(sequence_state)
         x, continuum_state = continuum(
             x + mixed,

@@ -203,16 +203,38 @@ class LanguageModelConfig:
           >>> model.unwritten(50), model.unwritten(65)
           ({'titans.generator_chunk': 64}, {})
         """
-        chunks = {}
-        used = set(map(str, self.pattern or (self.sequence_layer,)))
-        if any(name != "attention" and not is_own(name) for name in used):
-            titans = self.titans_config
-            chunks["titans.memory_chunk"] = titans.memory_chunk
-            if titans.adaptive:
-                chunks["titans.generator_chunk"] = titans.generator_chunk
+        chunks = dict(self._memory_chunks)
         if (levels := self.in_context_config) is not None:
             chunks["in_context.chunks"] = max(levels.chunks)
         return {name: chunk for name, chunk in chunks.items() if chunk >= length}
+
+    @property
+    def part_edges(self) -> dict[str, int]:
+        """Chunks at whose edges a text can be cut into parts for several devices, by their setting.
+
+        Example:
+          >>> sizes = dict(vocab_size=256, width=64, num_layers=2, num_heads=2, mlp_width=128)
+          >>> LanguageModelConfig(**sizes, titans={"memory_chunk": 16}).part_edges
+          {'titans.memory_chunk': 16, 'titans.generator_chunk': 64}
+        """
+        chunks = dict(self._memory_chunks)
+        if "memory_as_context" in self._used:
+            chunks["attention_window"] = self.attention_window
+        if (levels := self.in_context_config) is not None:
+            chunks["in_context.chunks"] = levels.chunks[0]
+        return chunks
+
+    @property
+    def _used(self) -> set[str]:
+        return set(map(str, self.pattern or (self.sequence_layer,)))
+
+    @property
+    def _memory_chunks(self) -> dict[str, int]:
+        if not any(name != "attention" and not is_own(name) for name in self._used):
+            return {}
+        titans = self.titans_config
+        generators = {"titans.generator_chunk": titans.generator_chunk} if titans.adaptive else {}
+        return {"titans.memory_chunk": titans.memory_chunk, **generators}
 
     @property
     def own_sizes(self) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from hope_jax.layers.level_learning import (
 from hope_jax.layers.mlp import MLPWeights
 from hope_jax.models.blocks import BlockState
 from hope_jax.models.config import LanguageModelConfig
+from hope_jax.models.wavefront import wavefront
 
 Stack = Callable[..., tuple[Float[Array, "B T D"], BlockState]]
 
@@ -397,6 +398,67 @@ def _read_next_token(
         )
     blocks = BlockState(end, ContinuumState(levels, start.chunks, ()))
     return outputs, AdaptingState(blocks, start.sequence, open_chunk)
+
+
+def read_part_next_token(
+    config: LanguageModelConfig,
+    stack: Stack,
+    head: Head,
+    adaptation: Adaptation,
+    x: Float[Array, "B P D"],
+    tokens: Int[Array, "B P"],
+    targets: Int[Array, "B P"],
+    reset: Bool[Array, "B P"] | None,
+    axis: str,
+) -> Float[Array, "B P"]:
+    """As `read_adapting` of whole sequences with targets, of which each device has one part.
+
+    With the next-token objective what one chunk teaches reaches all adapting blocks before any of them
+    reads the next. So the parts are read one after the other, and each device waits while others work.
+
+    Args:
+      config: of the model.
+      stack: of the adapting blocks.
+      head: what follows them.
+      adaptation: what their levels learn by.
+      x: what the blocks below have made of this device's part, which is a number of whole chunks.
+      tokens: ids.
+      targets: the ids that follow.
+      reset: True where a token starts a new document.
+      axis: of the mesh, on whose devices the parts lie.
+
+    Returns:
+      Losses, of this part.
+    """
+    learning = config.in_context_config
+    assert learning is not None
+    resets, size = reset is not None, learning.chunks[0]
+    call = _Call(stack, head, adaptation, learning, resets, goes_on=False, plain=False)
+    items = {"x": x, "tokens": tokens, "targets": targets}
+    items["reset"] = reset if resets else jnp.zeros(tokens.shape, bool)
+    learn = jax.checkpoint(call.learn, prevent_cse=False)
+
+    def chunks(item: Array) -> Array:
+        return jnp.moveaxis(item.reshape(item.shape[0], -1, size, *item.shape[2:]), 1, 0)
+
+    own = jax.tree.map(chunks, items)
+    # The token after a chunk says only whether it begins a document. That of the next part need not be
+    # known: where it does, the levels are started over, whatever they have learnt.
+    first = own["reset"][:, :, :1]
+    following = {"reset": jnp.concatenate([first[1:], jnp.zeros_like(first[:1])])}
+
+    def read(_: Array, losses: Array, start: _ChunkStart) -> tuple[Array, _ChunkStart]:
+        start, read = jax.lax.scan(lambda start, pair: learn(start, *pair), start, (own, following))
+        return jnp.moveaxis(read, 0, 1).reshape(losses.shape).astype(losses.dtype), start
+
+    def fresh(_: Array) -> _ChunkStart:
+        state = _nothing_read(learning, stack, adaptation.initial, x)
+        memory = state.blocks.continuum
+        assert isinstance(memory, ContinuumState)
+        return _ChunkStart(memory.levels, state.chunk_start, memory.chunks)
+
+    losses = at_least_float32(jnp.zeros(tokens.shape, x.dtype))
+    return wavefront(read, fresh, 1, losses, axis)
 
 
 def _with_targets(open_chunk: OpenChunk, following: Array) -> OpenChunk:

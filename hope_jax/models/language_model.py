@@ -10,7 +10,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from hope_jax.layers.experts import Experts
-from hope_jax.layers.level_learning import InContextConfig
+from hope_jax.layers.level_learning import Adaptation, InContextConfig
 from hope_jax.layers.normalization import RMSNorm
 from hope_jax.models.blocks import BlockState
 from hope_jax.models.config import LanguageModelConfig
@@ -23,8 +23,9 @@ from hope_jax.models.in_context import (
     levels_of,
     make_adaptation,
     read_adapting,
+    read_part_next_token,
 )
-from hope_jax.models.stack import make_stack, read_token, with_held
+from hope_jax.models.stack import make_stack, read_part, read_token, with_held
 
 
 class ModelState(NamedTuple):
@@ -233,6 +234,54 @@ class LanguageModel(nn.Module):
         hidden, state = self._advance(tokens, state, reset)
         return self._losses(hidden, targets, self._output_table()), state
 
+    def part_losses(
+        self,
+        tokens: Int[Array, "B P"],
+        targets: Int[Array, "B P"],
+        reset: Bool[Array, "B P"] | None,
+        axis: str,
+    ) -> Float[Array, "B P"]:
+        """As `token_losses` of whole sequences, of which each device of a mesh axis has one part.
+
+        It is called on each device, within `jax.shard_map`. Blocks are recomputed in the backward pass,
+        but for what `config.remat` keeps.
+
+        Args:
+          tokens: this device's part, a multiple of all of `config.part_edges` long.
+          targets: the id that should follow each.
+          reset: True where a token starts a new document.
+          axis: of the mesh, on whose devices the parts lie in their order.
+
+        Returns:
+          Losses of this part, in float32.
+        """
+        config, x = self.config, self._embedded(tokens)
+        params = nn.unbox(self.blocks.variables["params"])
+        if not self._adapts:
+            x = read_part(config, params, x, reset, axis)
+            return self._losses(self.norm(x), targets, self._output_table())
+        still = config.num_layers - config.adapting_blocks
+        if still:
+            x = read_part(config, jax.tree.map(lambda w: w[:still], params), x, reset, axis)
+        upper, head = self._above()
+        adaptation = self._adaptation(upper)
+        assert config.in_context_config is not None
+        if config.in_context_config.local_loss is not None:
+            x = read_part(config, upper, x, reset, axis, adaptation, self.experts)
+            return head.losses(head.norm(x), targets)
+        stack = functools.partial(_apply_stack, config, upper)
+        return read_part_next_token(
+            config,
+            lambda *inputs: stack(*inputs, self.experts),
+            head,
+            adaptation,
+            x,
+            tokens,
+            targets,
+            reset,
+            axis,
+        )
+
     @property
     def _adapts(self) -> bool:
         return self.config.in_context_config is not None and not self.is_initializing()
@@ -282,19 +331,9 @@ class LanguageModel(nn.Module):
     ) -> tuple[Array, AdaptingState | HeldState]:
         """What `_advance` does with what `below` has made; tokens may be None where levels are held."""
         config = self.config
-        # Within the gradients of the inner loop, blocks are functions of their parameters.
-        params = nn.unbox(self.blocks.variables["params"])
         still = config.num_layers - config.adapting_blocks
-        upper = jax.tree.map(lambda w: w[still:], params)
-        # Gradients of what every chunk reads are sums over chunks: they are formed in float32.
-        upper, norm_params, table = (
-            jax.tree.map(at_least_float32, tree)
-            for tree in (upper, nn.unbox(self.norm.variables["params"]), self._output_table())
-        )
+        upper, head = self._above()
         stack = functools.partial(_apply_stack, config)
-        norm = self.norm.clone(parent=None, name=None)
-        normed = lambda x: cast(Array, norm.apply({"params": norm_params}, x))
-        head = Head(normed, lambda hidden, targets: self._losses(hidden, targets, table))
         adapting: Any = () if state is None else state.adapting
         own = () if adapting == () else adapting.experts
         experts = self.experts if own == () else (*self.experts, own)
@@ -303,17 +342,18 @@ class LanguageModel(nn.Module):
             held = BlockState(sequence, ())
             if x.shape[1] == 1:
                 places = range(still, config.num_layers)
+                params = nn.unbox(self.blocks.variables["params"])
                 x, held = read_token(config, params, places, x, held, reset, experts, weights)
             else:
                 x, held = stack(with_held(upper, weights), x, held, reset, None, None, experts)
-            output = normed(x) if targets is None else head.losses(normed(x), targets)
+            output = head.norm(x) if targets is None else head.losses(head.norm(x), targets)
             return output, adapting._replace(sequence=held.sequence)
         assert tokens is not None
         output, adapting = read_adapting(
             config,
             lambda *inputs: stack(upper, *inputs, experts),
             head,
-            make_adaptation(config, upper, self.log_step, self.local_keys, self.local_values),
+            self._adaptation(upper),
             x,
             tokens,
             None if adapting == () else adapting,
@@ -321,6 +361,28 @@ class LanguageModel(nn.Module):
             targets,
         )
         return output, adapting._replace(experts=own)
+
+    def _above(self) -> tuple[Any, Head]:
+        """Parameters of the adapting blocks, and what follows them, as functions of parameters.
+
+        That is what they are within the gradients of the inner loop.
+        """
+        params = nn.unbox(self.blocks.variables["params"])
+        still = self.config.num_layers - self.config.adapting_blocks
+        upper = jax.tree.map(lambda w: w[still:], params)
+        # Gradients of what every chunk reads are sums over chunks: they are formed in float32.
+        upper, norm_params, table = (
+            jax.tree.map(at_least_float32, tree)
+            for tree in (upper, nn.unbox(self.norm.variables["params"]), self._output_table())
+        )
+        norm = self.norm.clone(parent=None, name=None)
+        normed = lambda x: cast(Array, norm.apply({"params": norm_params}, x))
+        return upper, Head(normed, lambda hidden, targets: self._losses(hidden, targets, table))
+
+    def _adaptation(self, upper: Any) -> Adaptation:
+        return make_adaptation(
+            self.config, upper, self.log_step, self.local_keys, self.local_values
+        )
 
     def _losses(self, hidden: Array, targets: Array, table: Array) -> Array:
         return chunked_cross_entropy(

@@ -1,5 +1,6 @@
 """Blocks whose parameters and states are stacked on axis 0, and read in their order."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -7,9 +8,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
+from hope_jax.layers.level_learning import Adaptation
 from hope_jax.layers.mlp import MLPWeights
 from hope_jax.models.blocks import Block, BlockGroup
 from hope_jax.models.config import LanguageModelConfig
+from hope_jax.models.wavefront import wavefront
 
 
 def make_stack(config: LanguageModelConfig, length: int, parent: Any) -> Any:
@@ -44,8 +47,13 @@ def _rematerialised(config: LanguageModelConfig) -> type[nn.Module]:
     block = _block(config)
     if config.remat == "none":
         return block
-    kept = {"block": None, "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable}
-    return nn.remat(block, policy=kept[config.remat], prevent_cse=False)
+    return nn.remat(block, policy=_kept(config), prevent_cse=False)
+
+
+def _kept(config: LanguageModelConfig) -> Callable[..., Any] | None:
+    """What of a block that is recomputed is not."""
+    dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    return dots if config.remat == "dots" else None
 
 
 def read_token(
@@ -89,6 +97,45 @@ def read_token(
         return (x, jax.tree.map(put, states, new)), None
 
     return jax.lax.scan(one, (x, states), jnp.arange(len(places)))[0]
+
+
+def read_part(
+    config: LanguageModelConfig,
+    params: Any,
+    x: Float[Array, "B P D"],
+    reset: Bool[Array, "B P"] | None,
+    axis: str,
+    adaptation: Adaptation | None = None,
+    experts: Any = (),
+) -> Float[Array, "B P D"]:
+    """As a stack that reads whole sequences, of which each device has one part (see `wavefront`).
+
+    Args:
+      config: of the model.
+      params: of the blocks, stacked and without boxes.
+      x: this device's part, which begins at an edge of all chunks.
+      reset: True where a token starts a new document.
+      axis: of the mesh, on whose devices the parts lie.
+      adaptation: for levels that learn the local objective, stacked.
+      experts: beside their levels.
+
+    Returns:
+      Output, of this part.
+    """
+    block = _block(config)(config, at_edge=True, parent=None)
+    stacked = (params, adaptation, experts)
+
+    def read(index: Array, x: Array, state: Any, reset: Any = reset) -> tuple[Array, Any]:
+        own, *beside = jax.tree.map(
+            lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), stacked
+        )
+        return block.apply({"params": own}, x, state, reset, None, *beside)
+
+    def fresh(index: Array) -> Any:
+        return read(index, x[:, :0], None, None)[1]
+
+    stages = jax.tree.leaves(params)[0].shape[0]
+    return wavefront(read, fresh, stages, x, axis, _kept(config))
 
 
 def with_held(params: Any, weights: tuple[MLPWeights, ...]) -> Any:

@@ -10,7 +10,12 @@ from ml_collections import ConfigDict
 
 from hope_jax.models import LanguageModel, LanguageModelConfig
 from hope_jax.training.optimizer import make_optimizer, needs_layer_inputs
-from hope_jax.training.sharding import check_batch, make_mesh
+from hope_jax.training.sharding import (
+    check_batch,
+    check_parts,
+    make_mesh,
+    shares_of_processes,
+)
 from hope_jax.training.step import OnMesh, TrainState, abstract_state, make_train_step
 
 
@@ -40,12 +45,17 @@ def assemble(config: ConfigDict, devices: Sequence[jax.Device] | None = None) ->
       devices: to train on; all of all processes if not given.
 
     Raises:
-      ValueError: if the mesh does not fit the devices, or the batch or a parameter the mesh.
+      ValueError: if the mesh does not fit the devices, or the batch, its sequences or a parameter
+        the mesh.
     """
     sizes = config.mesh
-    mesh = make_mesh(sizes.data, sizes.fsdp, sizes.tensor, sizes.expect_devices, devices)
+    mesh = make_mesh(
+        sizes.data, sizes.fsdp, sizes.tensor, sizes.expect_devices, devices, sizes.sequence
+    )
     check_batch(mesh, config.data.batch_size, config.accumulate)
+    shares_of_processes(mesh)
     model = LanguageModel(LanguageModelConfig.from_config_dict(config.model))
+    check_parts(mesh, config.data.sequence_length, model.config.part_edges)
     optimizer = make_optimizer(config.optimizer, config.steps)
     step = make_train_step(
         model,

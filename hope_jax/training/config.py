@@ -173,6 +173,13 @@ class MeshSizes:
 class MeshConfig(MeshSizes):
     """The devices."""
 
+    sequence: int = setting(
+        "devices that split each sequence into parts, for documents longer than one holds; -1 is all "
+        "that are left",
+        1,
+        least=1,
+        also=-1,
+    )
     processes: int = setting("hosts of the launch", 1, least=1)
     expect_devices: int = setting("fail if another number is seen; 0 for any", 0, least=0)
 

@@ -4,12 +4,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from hope_jax.models import LanguageModel
+from hope_jax.training.sharding import own_share
 from hope_jax.training.step import Batch, make_eval_step, put_batch
 
 Feed = Callable[[Mapping[str, np.ndarray]], Batch]
@@ -53,8 +53,9 @@ def make_evaluation(
       feed: of `make_feed`.
     """
     eval_step = make_eval_step(model, mesh)
-    rows = config.data.batch_size // jax.process_count()
-    own = slice(jax.process_index() * rows, (jax.process_index() + 1) * rows)
+    share, shares = own_share(mesh)
+    rows = config.data.batch_size // shares
+    own = slice(share * rows, (share + 1) * rows)
 
     def evaluate(
         params: Any, batches: int, before_each: Callable[[], object] = lambda: None

@@ -31,6 +31,7 @@ from hope_jax.training.processes import StopRequest, join_processes
 from hope_jax.training.profile import StepProfiler
 from hope_jax.training.progress import TrainingProgress
 from hope_jax.training.report import DivergedError, StepReport, open_metrics
+from hope_jax.training.sharding import own_share
 from hope_jax.training.start import begin_from
 from hope_jax.training.step import Metrics, TrainState, init_state, with_seen
 from hope_jax.training.summary import summarize_changes, summarize_run
@@ -110,13 +111,14 @@ def _train(
     tokenizer = load_tokenizer(name)
     check_vocabulary(tokenizer, config.model.vocab_size, name)
     corpus = open_corpus(config.data, tokenizer)
+    share, shares = own_share(assembly.mesh)
     batches = train_iterator(
         [make_rows(stream, config.data) for stream in corpus.sources],
         weights=corpus.weights,
         batch_size=config.data.batch_size,
         seed=config.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=share,
+        process_count=shares,
     )
     validation = ValidationBatches(
         make_rows(corpus.validation, config.data), batch_size=config.data.batch_size

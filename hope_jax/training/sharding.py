@@ -1,7 +1,8 @@
 """The device mesh, and where on it parameters, optimiser states and batches lie."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,7 +13,9 @@ from jax.sharding import PartitionSpec as P
 
 from hope_jax.counts import count
 
-AXES = ("data", "fsdp", "tensor")
+# Neighbours of the last axis are the nearest: heads and hidden widths exchange the most, parts of a
+# sequence little.
+AXES = ("data", "fsdp", "sequence", "tensor")
 
 # Logical axis -> mesh axes. Names that stand nowhere here are not sharded.
 RULES = (
@@ -38,6 +41,7 @@ def make_mesh(
     tensor: int = 1,
     expect_devices: int = 0,
     devices: Sequence[jax.Device] | None = None,
+    sequence: int = 1,
 ) -> Mesh:
     """Makes a mesh over all devices of all processes.
 
@@ -47,9 +51,10 @@ def make_mesh(
       tensor: devices that split heads, hidden widths and the vocabulary.
       expect_devices: how many devices the launch should have brought; 0 for any number.
       devices: to take in the place of those that are there.
+      sequence: devices that split each sequence into parts.
 
     Returns:
-      A mesh with axes `data`, `fsdp`, `tensor`.
+      A mesh with axes `data`, `fsdp`, `sequence`, `tensor`.
 
     Raises:
       ValueError: if the sizes do not fit the devices.
@@ -61,17 +66,16 @@ def make_mesh(
             f"{count(jax.process_count(), 'process', 'processes')}; start every process of the launch, "
             f"with mesh.processes set to their number"
         )
-    sizes = [data, fsdp, tensor]
+    sizes = [data, fsdp, sequence, tensor]
+    said = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, sizes, strict=True))
     if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
-        raise ValueError(
-            f"mesh data={data}, fsdp={fsdp}, tensor={tensor}: each must be positive, one may be -1"
-        )
+        raise ValueError(f"mesh {said}: each must be positive, one may be -1")
     if -1 in sizes:
         known = -int(np.prod(sizes))
         sizes[sizes.index(-1)] = number // known
     if int(np.prod(sizes)) != number:
         raise ValueError(
-            f"mesh data={data}, fsdp={fsdp}, tensor={tensor} does not fit {count(number, 'device')}; "
+            f"mesh {said} does not fit {count(number, 'device')}; "
             f"the product must be {number} (one of them may be -1 for what is left)"
         )
     return jax.make_mesh(
@@ -91,8 +95,40 @@ def on_mesh(mesh: Mesh) -> Iterator[None]:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows of a batch over `data` and `fsdp`."""
-    return NamedSharding(mesh, P(("data", "fsdp")))
+    """Rows of a batch over `data` and `fsdp`, tokens over `sequence`."""
+    return NamedSharding(mesh, P(("data", "fsdp"), "sequence"))
+
+
+def shares_of_processes(mesh: Mesh) -> dict[int, int]:
+    """Which share of a batch's rows each process reads: its number, from 0 on.
+
+    Processes whose devices have parts of the same sequences, or heads of them, read the same share.
+
+    Raises:
+      ValueError: if two of them have some rows in common, and others not.
+    """
+    groups = mesh.devices.reshape(mesh.shape["data"] * mesh.shape["fsdp"], -1)
+    rows: dict[int, set[int]] = {}
+    for row, devices in enumerate(groups):
+        for device in devices:
+            rows.setdefault(device.process_index, set()).add(row)
+    shares: list[set[int]] = []
+    for process in sorted(rows):
+        if rows[process] not in shares:
+            shares.append(rows[process])
+    if sum(map(len, shares)) > len(groups):
+        raise ValueError(
+            f"with mesh.sequence={mesh.shape['sequence']} and mesh.tensor={mesh.shape['tensor']} "
+            f"processes have parts of the same sequences and others alone; make their product a divisor "
+            f"or a multiple of the devices of one process"
+        )
+    return {process: shares.index(rows[process]) for process in sorted(rows)}
+
+
+def own_share(mesh: Mesh) -> tuple[int, int]:
+    """The share of a batch that this process reads, and how many there are."""
+    shares = shares_of_processes(mesh)
+    return shares[jax.process_index()], len(set(shares.values()))
 
 
 def check_batch(mesh: Mesh, batch_size: int, accumulate: int) -> None:
@@ -103,6 +139,26 @@ def check_batch(mesh: Mesh, batch_size: int, accumulate: int) -> None:
             f"data.batch_size={batch_size} does not divide into "
             f"{count(accumulate, 'micro-batch', 'micro-batches')} over {count(parts, 'device')}; make it "
             f"a multiple of {parts * accumulate}"
+        )
+
+
+def check_parts(mesh: Mesh, length: int, edges: Mapping[str, int]) -> None:
+    """Raises a ValueError if sequences cannot be cut into parts for the devices of `sequence`.
+
+    Args:
+      mesh: the devices.
+      length: T, tokens of a sequence.
+      edges: chunks that a part has whole numbers of, by their setting.
+    """
+    parts = mesh.shape["sequence"]
+    if parts == 1:
+        return
+    whole = math.lcm(*edges.values())
+    if length % (parts * whole):
+        said = "".join(f", {name}={chunk}" for name, chunk in edges.items())
+        raise ValueError(
+            f"data.sequence_length={length} does not divide into mesh.sequence={parts} parts of whole "
+            f"chunks{' (' + said[2:] + ')' if said else ''}; make it a multiple of {parts * whole}"
         )
 
 

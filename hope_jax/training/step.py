@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding
@@ -19,6 +20,7 @@ from hope_jax.training.sharding import (
     batch_sharding,
     on_mesh,
     optimizer_shardings,
+    own_share,
     parameter_shardings,
 )
 
@@ -169,7 +171,8 @@ def make_train_step(
       `reset` where documents are to be kept apart, each (B, T).
 
     Raises:
-      ValueError: for `layer_inputs` of a model whose levels learn in context.
+      ValueError: for `layer_inputs` of a model whose levels learn in context, or whose sequences are
+        cut into parts.
     """
     if layer_inputs and model.config.in_context_config is not None:
         raise ValueError(
@@ -177,6 +180,12 @@ def make_train_step(
             "a model whose levels learn in context: what a level reads there goes through weights "
             "that differ by sequence and chunk. Choose another optimizer.name, or leave out "
             "model.in_context"
+        )
+    if layer_inputs and mesh.shape["sequence"] > 1:
+        raise ValueError(
+            f"an optimiser that takes the layers' inputs, such as delta_gradient_descent, cannot train "
+            f"with mesh.sequence={mesh.shape['sequence']}, where blocks read parts of sequences. Choose "
+            f"another optimizer.name, or set mesh.sequence to 1"
         )
     places = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(model, optimizer, mesh))
     rows = batch_sharding(mesh)
@@ -187,7 +196,7 @@ def make_train_step(
         divisor = jnp.where(empty, 1, total)
 
         def mean_loss(params, part):
-            summed, inputs = _summed(model, params, part, layer_inputs)
+            summed, inputs = _summed(model, params, part, mesh, layer_inputs)
             return summed / divisor, inputs
 
         gradient = jax.value_and_grad(mean_loss, has_aux=True)
@@ -239,7 +248,7 @@ def make_eval_step(model: LanguageModel, mesh: Mesh) -> Callable[[Any, Batch], t
     """Compiles `evaluate(params, batch) -> (summed loss in nats, summed weight)` on first use."""
 
     def evaluate(params, batch):
-        return _summed(model, params, batch)[0], jnp.sum(batch["weights"])
+        return _summed(model, params, batch, mesh)[0], jnp.sum(batch["weights"])
 
     return OnMesh(jax.jit(evaluate), mesh)
 
@@ -265,19 +274,44 @@ def abstract_batch(
 
 
 def put_batch(batch: Mapping[str, Any], mesh: Mesh) -> Batch:
-    """Sends this process's rows of a batch to its devices."""
-    place = batch_sharding(mesh)
-    return {
-        name: jax.make_array_from_process_local_data(place, rows) for name, rows in batch.items()
-    }
+    """Sends to this process's devices their parts of its rows of a batch."""
+    place, shares = batch_sharding(mesh), own_share(mesh)[1]
+
+    def put(rows):
+        shape = (len(rows) * shares, *rows.shape[1:])
+        places = place.addressable_devices_indices_map(shape).values()
+        parts = {(part.start, part.stop) for _, part in places}
+        own = np.concatenate([rows[:, slice(*part)] for part in sorted(parts)], axis=1)
+        return jax.make_array_from_process_local_data(place, own, shape)
+
+    return {name: put(rows) for name, rows in batch.items()}
 
 
-def _summed(model, params, batch, layer_inputs=False):
+def _summed(model, params, batch, mesh, layer_inputs=False):
     """Weighted sum of the losses; also what went into the Dense layers, or None."""
     variables, texts = {"params": params}, (batch["tokens"], batch["targets"])
     settings = {"reset": batch.get("reset"), "method": "token_losses"}
-    if layer_inputs:
+    if mesh.shape["sequence"] > 1:
+        losses, inputs = _losses_in_parts(model, variables, *texts, batch.get("reset")), None
+    elif layer_inputs:
         losses, inputs = apply_with_dense_inputs(model, variables, *texts, **settings)
     else:
         losses, inputs = model.apply(variables, *texts, **settings), None
     return jnp.sum(losses * batch["weights"]), inputs
+
+
+def _losses_in_parts(model, variables, tokens, targets, reset):
+    """The model's `token_losses`, where each device of the mesh's `sequence` has one part of each."""
+
+    def read(variables, tokens, targets, reset):
+        return model.apply(variables, tokens, targets, reset, "sequence", method="part_losses")
+
+    parts = P(None, "sequence")
+    # Whether a value differs from part to part is not followed: scans of layers begin with zeros.
+    return jax.shard_map(
+        read,
+        in_specs=(P(), parts, parts, parts),
+        out_specs=parts,
+        axis_names={"sequence"},
+        check_vma=False,
+    )(variables, tokens, targets, reset)

@@ -78,7 +78,7 @@ SETTINGS = {
     "optimizer.periods.level_1=half": "optimizer.periods.level_1='half' must be",
     "mesh.data=0": "mesh.data=0 must be a whole number at least 1, or -1",
     "mesh.fsdp=-2": "mesh.fsdp=-2 must be",
-    "mesh.data=3": "mesh data=3, fsdp=1, tensor=1 does not fit",
+    "mesh.data=3": "mesh data=3, fsdp=1, sequence=1, tensor=1 does not fit",
     "mesh.fsdp=-1": "each must be positive, one may be -1",
     "mesh.processes=0": "mesh.processes=0 must be a whole number at least 1",
     "mesh.expect_devices=99": "mesh.expect_devices=99, but",

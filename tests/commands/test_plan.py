@@ -38,14 +38,19 @@ def no_compilation(tmp_path, monkeypatch):
         "--topology=v5p": "--topology=v5p must have 3 sizes, such as v5p:2x2x1",
         "--topology=v5e:2x2x1": "--topology=v5e:2x2x1 must have 2 sizes, such as v5e:2x2",
         "--topology=v6e:0x2": "--topology=v6e:0x2 must have 2 sizes",
-        "--config.mesh.fsdp=3": "fsdp=3, tensor=1 does not fit 8 devices",
+        "--config.mesh.fsdp=3": "fsdp=3, sequence=1, tensor=1 does not fit 8 devices",
+        "--config.mesh.sequence=16": "sequence=16, tensor=1 does not fit 8 devices",
+        "--config.data.sequence_length=12 --config.mesh.data=1 --config.mesh.sequence=8": (
+            "data.sequence_length=12 does not divide into mesh.sequence=8 parts of whole chunks; make it "
+            "a multiple of 8"
+        ),
         "--config.mesh.expect_devices=4": "mesh.expect_devices=4, but what is seen is 8 devices",
         "--config.data.batch_size=12": "data.batch_size=12 does not divide",
         "--compare=nowhere.py": "nowhere.py is no file",
     }.items(),
 )
 def test_what_does_not_fit_is_refused(argument, said, capsys):
-    assert hope("plan", "--config=tiny.py:one", argument) == 2
+    assert hope("plan", "--config=tiny.py:one", *argument.split()) == 2
     assert said in capsys.readouterr().err
 
 

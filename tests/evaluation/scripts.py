@@ -20,8 +20,8 @@ def suite_script(name: str, monkeypatch) -> Iterator[ModuleType]:
     """The script of a suite as a module, on one device; for a fixture."""
     monkeypatch.syspath_prepend(str(FOLDER))
     module = importlib.import_module(name)
-    devices = np.array(jax.devices()[:1]).reshape(1, 1, 1)
-    mesh = Mesh(devices, AXES, axis_types=(AxisType.Auto,) * 3)
+    devices = np.array(jax.devices()[:1]).reshape((1,) * len(AXES))
+    mesh = Mesh(devices, AXES, axis_types=(AxisType.Auto,) * len(AXES))
     monkeypatch.setattr(suite_run, "make_mesh", lambda: mesh)
     yield module
     sys.modules.pop(name)

@@ -171,6 +171,17 @@ def test_pieces_give_what_one_call_gives(kind, x64):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_goes_on_at_an_edge(kind, x64):
+    """By whole segments, as a fresh context."""
+    layer, params, x = made(kind)
+    whole, _ = jax.jit(layer.apply)(params, x[:, :8], None, RESET[:, :8])
+    first, state = jax.jit(layer.apply)(params, x[:, :4], None, RESET[:, :4])
+    read = jax.jit(lambda p, x, s, r: layer.apply(p, x, s, r, at_edge=True))
+    rest, _ = read(params, x[:, 4:8], state, RESET[:, 4:8])
+    np.testing.assert_allclose(np.concatenate([first, rest], 1), whole, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_causal_and_independent(kind, x64):
     params, x, call = make(kind)
     y = call(params, x, None, RESET)[0]

@@ -184,6 +184,25 @@ def test_two_processes_train_as_one_and_stop_together(tmp_path):
     np.testing.assert_allclose(found, wanted, rtol=1e-4)
 
 
+def halves(folder: str, processes: int) -> None:
+    """Trains on sequences of which each process has one half."""
+    os.chdir(folder)
+    mesh = {"mesh.fsdp": 1, "mesh.data": 1, "mesh.sequence": 4}
+    loop.train(config_of(pathlib.Path(folder), processes, **FEW, **mesh), "run")
+
+
+@pytest.mark.slow
+def test_two_processes_have_parts_of_the_same_sequences(tmp_path):
+    two, one = tmp_path / "two", tmp_path / "one"
+    for folder in (two, one):
+        folder.mkdir()
+    codes, texts = ends(two, start(two, f"halves({str(two)!r}, 2)"))
+    assert codes == [0, 0], "\n".join(text[-3000:] for text in texts)
+    with contextlib.chdir(one):
+        loop.train(config_of(one, 1, **FEW), "run")
+    np.testing.assert_allclose(losses(two / "run"), losses(one / "run"), rtol=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("victim, end", [(0, signal.SIGKILL), (1, signal.SIGSTOP)])
 def test_one_that_dies_or_stands_still_ends_the_other_with_one_line(tmp_path, victim, end):

@@ -1,13 +1,25 @@
 """Meshes, and where activations and optimiser states lie on them."""
 
+import types
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import linen as nn
 from jax.sharding import PartitionSpec as P
 
 from hope_jax.models import LanguageModel, LanguageModelConfig
-from hope_jax.training.sharding import RULES, check_batch, make_mesh, parameter_shardings
+from hope_jax.training.sharding import (
+    AXES,
+    RULES,
+    batch_sharding,
+    check_batch,
+    check_parts,
+    make_mesh,
+    parameter_shardings,
+    shares_of_processes,
+)
 
 TOKENS = jnp.zeros((8, 4), jnp.int32)
 
@@ -23,7 +35,9 @@ def boxed(network):
 
 
 def test_rest_of_the_devices_fills_the_axis():
-    assert dict(make_mesh(fsdp=2, tensor=2).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+    sizes = {"data": 2, "fsdp": 2, "sequence": 1, "tensor": 2}
+    assert dict(make_mesh(fsdp=2, tensor=2).shape) == sizes
+    assert make_mesh(data=1, sequence=-1).shape["sequence"] == 8
 
 
 @pytest.mark.parametrize(
@@ -48,6 +62,44 @@ def test_batches_and_widths_that_do_not_divide_are_refused():
         check_batch(mesh, 12, 4)
     with pytest.raises(ValueError, match="do not divide"):
         parameter_shardings(mesh, boxed(model()))  # two heads over four devices
+
+
+def test_parts_of_sequences_are_whole_chunks():
+    mesh = make_mesh(data=1, sequence=8)
+    edges = model(sequence_layer="titans", in_context={"chunks": (48,)}).config.part_edges
+    assert edges == {
+        "titans.memory_chunk": 16,
+        "titans.generator_chunk": 64,
+        "in_context.chunks": 48,
+    }
+    check_parts(mesh, 8 * 192 * 3, edges)
+    check_parts(make_mesh(), 100, edges)
+    assert batch_sharding(mesh).shard_shape((4, 16)) == (4, 2)
+    check_parts(mesh, 8, {})
+    with pytest.raises(ValueError, match=r"generator_chunk=64.*make it a multiple of 1536"):
+        check_parts(mesh, 8 * 192 * 3 - 64, edges)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "shares"),
+    [
+        ((6, 1, 1, 1), [0, 1, 2]),
+        ((3, 1, 2, 1), [0, 1, 2]),
+        ((1, 1, 6, 1), [0, 0, 0]),
+        ((1, 1, 2, 3), [0, 0, 0]),
+        ((2, 1, 3, 1), None),
+    ],
+)
+def test_processes_that_share_sequences_read_the_same_rows(sizes, shares):
+    """Three processes of two devices."""
+    devices = [types.SimpleNamespace(process_index=index // 2) for index in range(6)]
+    shape = dict(zip(AXES, sizes, strict=True))
+    mesh = types.SimpleNamespace(shape=shape, devices=np.array(devices).reshape(sizes))
+    if shares is None:
+        with pytest.raises(ValueError, match="a divisor or a multiple"):
+            shares_of_processes(mesh)
+    else:
+        assert list(shares_of_processes(mesh).values()) == shares
 
 
 @pytest.mark.parametrize(("fsdp", "expected"), [(4, "fsdp"), (8, None)])

@@ -34,8 +34,8 @@ def parts(tmp_path):
 
 
 def one_device():
-    devices = np.array(jax.devices()[:1]).reshape(1, 1, 1)
-    return Mesh(devices, AXES, axis_types=(AxisType.Auto,) * 3)
+    devices = np.array(jax.devices()[:1]).reshape((1,) * len(AXES))
+    return Mesh(devices, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def take(model, optimizer, batch, mesh, accumulate=1, steps=3, layer_inputs=False):

@@ -112,9 +112,17 @@ def test_devices_of_a_mesh_run_it_each_for_its_own_sequences_and_heads():
             jax.eval_shape(gradient(layer), params)
         with nn.logical_axis_rules((("batch", "data"), ("heads", "tensor"))):
             mine = gradient(layer)(params)
-    for a, b in zip(jax.tree.leaves(mine), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
-        assert np.abs(b).max() > 0
+    # Where parts of sequences lie on other devices, too.
+    names = ("data", "sequence", "tensor")
+    mesh = jax.make_mesh((2, 2, 2), names, axis_types=(AxisType.Auto,) * 3)
+    everywhere = dict(in_specs=PartitionSpec(), out_specs=PartitionSpec(), check_vma=False)
+    with jax.set_mesh(mesh), nn.logical_axis_rules((("batch", "data"), ("heads", "tensor"))):
+        part = jax.shard_map(gradient(layer), axis_names={"sequence"}, **everywhere)
+        inner = jax.jit(part)(params)
+    for a, b, c in zip(*map(jax.tree.leaves, (mine, inner, expected)), strict=True):
+        np.testing.assert_allclose(a, c, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(b, c, rtol=1e-5, atol=1e-5)
+        assert np.abs(c).max() > 0
 
 
 @pytest.mark.slow
