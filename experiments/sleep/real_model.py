@@ -151,9 +151,9 @@ class Trials:
 
     def trial(self, row: str, seed: int, rate: float = 0.0) -> dict[str, Any]:
         """One of them."""
+        if (there := self.there(row, seed, rate)) is not None:
+            return there
         key = self.key(row, seed, rate)
-        for found in find_json_lines(self.path, key):
-            return found
         if self.loaded is None:
             self.loaded = load(self.run)
         trial = key | run_trial(self.loaded, row, self.night_of(row), seed, rate)
@@ -161,12 +161,18 @@ class Trials:
         print({name: trial[name] for name in trial if name != "night"}, flush=True)
         return trial
 
+    def there(self, row: str, seed: int, rate: float) -> dict[str, Any] | None:
+        """One that has been run; settings that its line does not know are at their defaults."""
+        key = self.key(row, seed, rate)
+        night, defaults = key.pop("night"), dataclasses.asdict(SleepConfig())
+        same = (one for one in find_json_lines(self.path, key) if defaults | one["night"] == night)
+        return next(same, None)
+
     def found(self, row: str, seeds: Sequence[int], rate: float = 0.0) -> list[dict[str, Any]]:
         """Those of some seeds, if all are there; else none."""
-        keys = [self.key(row, seed, rate) for seed in seeds]
-        there = [next(find_json_lines(self.path, key), None) for key in keys]
+        there = [self.there(row, seed, rate) for seed in seeds]
         trials = [trial for trial in there if trial is not None]
-        return trials if len(trials) == len(keys) else []
+        return trials if len(trials) == len(there) else []
 
     def chosen(self, row: str, selection: Sequence[int]) -> float:
         """The rate of a row."""
