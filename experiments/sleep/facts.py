@@ -165,6 +165,13 @@ def openings_from(tokenizer: Tokenizer, world: World) -> tuple[np.ndarray, np.nd
     return rows, lengths
 
 
+def openings_within(tokenizer: Tokenizer, world: World) -> tuple[np.ndarray, np.ndarray]:
+    """Pieces of the text from anywhere, as long as the longest of `openings_from`, and that length."""
+    longest = openings_from(tokenizer, world)[0].shape[1]
+    rows = np.lib.stride_tricks.sliding_window_view(world.ids[world.begin :], longest)
+    return rows, np.full(len(rows), longest)
+
+
 def other_documents(tokenizer: Tokenizer, seed: int) -> np.ndarray:
     """Beginnings of documents of the training's worlds."""
     random = np.random.default_rng([seed, 5])
@@ -208,12 +215,21 @@ def held_out(reader: Model, learnt: Learnt) -> dict[str, float]:
 # Ways to learn.
 
 
+Begins = Callable[[Tokenizer, World], tuple[np.ndarray, np.ndarray]]
+
+
 def night_of(
-    reader: Model, world: World, seed: int, rate: float, settings: SleepConfig, others: bool
+    reader: Model,
+    world: World,
+    seed: int,
+    rate: float,
+    settings: SleepConfig,
+    others: bool,
+    begins: Begins = openings_from,
 ) -> tuple[Learnt, dict[str, Any]]:
-    """A night."""
+    """A night; `begins` says how its samples begin."""
     model, params = reader.model, reader.params
-    lesson = lesson_of(reader, world, seed, settings, others)
+    lesson = lesson_of(reader, world, seed, settings, others, begins)
     seeding = begin_seeding(model, lesson, settings, OPTIMIZER)
     seeding = seeding._replace(optimizer=with_rate(seeding.optimizer, rate))
     found = []
@@ -225,12 +241,17 @@ def night_of(
 
 
 def lesson_of(
-    reader: Model, world: World, seed: int, settings: SleepConfig, others: bool
+    reader: Model,
+    world: World,
+    seed: int,
+    settings: SleepConfig,
+    others: bool,
+    begins: Begins = openings_from,
 ) -> Lesson:
     """What the teacher says, who has read the text, to a student who has not, with an expert more."""
     model, params = reader.model, reader.params
     context = read(model, params, world.ids[None])
-    openings = openings_of(*openings_from(reader.tokenizer, world))
+    openings = openings_of(*begins(reader.tokenizer, world))
     lesson = begin_lesson(model, params, context, jax.random.key(seed)[None], settings, openings)
     lesson = keep_samples(model, params, lesson, settings)
     if others:
@@ -429,6 +450,9 @@ ARMS = {
     "fine-tuning with other documents": Arm(fine_tuned, 1e-3, SILENT),
     "the same night without expansion": Arm(dense_night_of, 3e-3, SILENT),
     "the same night without rehearsal": Arm(night_of, 1e-1, SILENT, others=False),
+    "the same night, samples begin anywhere": Arm(
+        functools.partial(night_of, begins=openings_within), 1e-1, SILENT
+    ),
     "fine-tuning": Arm(fine_tuned, 1e-3, SILENT, others=False),
     "sleep": Arm(night_of, 1e-1),
     "sleep without imitation": Arm(night_of, 1e-1, {"a": 1.0}),

@@ -48,12 +48,12 @@ def wavefront(
     Example:
       Running sums, of twice as much with each block, over numbers that lie on all devices there are:
 
-      >>> from jax.sharding import PartitionSpec as P
+      >>> from jax.sharding import AxisType, PartitionSpec as P
       >>> def stage(block, x, total):
       ...     sums = total + jnp.cumsum((block + 1) * x)
       ...     return sums, sums[-1]
       >>> read = lambda x: wavefront(stage, lambda block: jnp.zeros(()), 2, x, "sequence")
-      >>> mesh = jax.make_mesh((jax.device_count(),), ("sequence",))
+      >>> mesh = jax.make_mesh((jax.device_count(),), ("sequence",), axis_types=(AxisType.Auto,))
       >>> place = P("sequence")
       >>> call = jax.jit(
       ...     jax.shard_map(read, mesh=mesh, in_specs=place, out_specs=place, check_vma=False)

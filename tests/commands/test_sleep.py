@@ -168,7 +168,7 @@ def test_a_mesh_holds_the_parameters_while_a_reader_sleeps(workdir, monkeypatch,
     assert hope("sleep", run, *given, *SMALL, "--config.mesh.fsdp=4") == 0
     assert "going on with" in capsys.readouterr().out
     ((mesh, params),) = seen
-    assert mesh == {"data": 2, "fsdp": 4, "tensor": 1}
+    assert mesh == {"data": 2, "fsdp": 4, "sequence": 1, "tensor": 1}
     table = params["embedding"]
     assert table.sharding.shard_shape(table.shape) == (table.shape[0], table.shape[1] // 4)
 
@@ -346,7 +346,7 @@ def test_a_night_becomes_a_run_for_everyone(workdir, capsys):
         (["--config.optimizer=optax.adamm"], "optimizer='optax.adamm'"),
         (["--config.dreams=3"], "best=4 and others=1 of dreams=3 cannot be tried"),
         ([*ENDS, "--config.dreams=9"], "dreams=9 are tried by one score; give --questions=FILE"),
-        ([*ENDS, "--config.mesh.fsdp=3"], "fsdp=3, tensor=1 does not fit 8 devices"),
+        ([*ENDS, "--config.mesh.fsdp=3"], "fsdp=3, sequence=1, tensor=1 does not fit 8 devices"),
         ([*ENDS, "--questions=read"], "--questions is what dreams are tried by; give --config.dr"),
         ([*ENDS, "--config.dreams=9", "--questions=bad"], "line 2 must be JSON with two texts"),
         ([*ENDS, "--config.dreams=9", "--questions=empty"], "answer '' has no token"),

@@ -129,6 +129,10 @@ def test_samples_begin_as_lines_or_as_questions_that_do_not_say_whom_they_are_ab
     assert not [text for text in asked if any(name in text for name in names)]
     for question in world.questions:
         assert any(question.prompt.startswith(text) for text in asked)
+    pieces, counted = scripts["facts"].openings_within(tokenizer, world)
+    assert pieces.shape[1] == rows.shape[1] and (counted == rows.shape[1]).all()
+    assert len(pieces) == len(world.ids) - world.begin - rows.shape[1] + 1
+    np.testing.assert_array_equal(pieces[3], world.ids[world.begin + 3 :][: rows.shape[1]])
 
 
 @pytest.fixture
