@@ -1987,6 +1987,24 @@ FAULTS = [
     ),
     Fault(
         "experiments/sleep/facts.py",
+        "            total += settings.rehearsal * jnp.mean(moved)\n",
+        "            total += 0 * jnp.mean(moved)\n",
+        "tests/sleep/test_facts_command.py::test_what_is_rehearsed_keeps_other_documents_as_they_were_with_expansion_and_without",
+    ),
+    Fault(
+        "experiments/sleep/facts.py",
+        "for size in range(1, len(ids))]",
+        "for size in range(1, len(ids) + 1)]",
+        "tests/sleep/test_facts_command.py::test_samples_begin_as_lines_or_as_questions_that_do_not_say_whom_they_are_about",
+    ),
+    Fault(
+        "experiments/sleep/facts.py",
+        "return likely if lost <= MOST_LOST else -1000 - lost",
+        "return likely",
+        "tests/sleep/test_facts_command.py::test_rates_are_followed_until_both_neighbours_are_worse",
+    ),
+    Fault(
+        "experiments/sleep/facts.py",
         "if other != way:",
         "if True:",
         "tests/sleep/test_facts_command.py",

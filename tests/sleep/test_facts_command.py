@@ -197,7 +197,7 @@ def test_rates_are_followed_until_both_neighbours_are_worse(scripts, monkeypatch
     facts = scripts["facts"]
 
     def trial(self, name, seed, rate):
-        likely = -abs(math.log(rate / 1e-2))
+        likely = -abs(math.log(rate / 1e-1))  # where too much is lost
         losses = {"before": {"loss": 2.0}, "after": {"loss": 2.0 if rate < 2e-2 else 2.1 + rate}}
         return {"after": {"log_likelihood": likely}, "unrelated": losses}
 
