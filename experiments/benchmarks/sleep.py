@@ -5,9 +5,7 @@
     python experiments/benchmarks/sleep.py --run=runs/facts/model  # of the model of sleep/facts.py, too
 
 Lines: `sampling` (tokens a second of 32 sequences in one scan, over those of a single stream of
-`generate` in the same run, in turn; `products` is how many times as many rows a second the product of 32
-with the weights of an MLP is, as that of one: where weights lie in a core's cache, sampling cannot gain
-more); `step` (a seeding step over a training step, AdamW, on as many
+`generate` in the same run, in turn); `step` (a seeding step over a training step, AdamW, on as many
 tokens as teacher and student read in it, in turn; and the bytes of both, as the compiler tells them:
 what they are given, what they return in other places, and temporaries); `night` (seconds of a whole night
 of sleep/facts.py, with compilation and without, and the bytes of its largest program over those of a
@@ -18,7 +16,7 @@ import argparse
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -68,24 +66,6 @@ def models(run: str | None) -> Iterator[tuple[str, LanguageModel, Any]]:
         yield "facts", *load_model(run)[:2]
 
 
-def gain_of_products(width: int, hidden: int) -> float:
-    """How many times as many rows a second a product of many is, as that of one."""
-    weights = jnp.ones((width, hidden))
-    product = jax.jit(jnp.matmul)
-
-    def times(rows: int) -> Callable[[], None]:
-        x = jnp.ones((rows, width))
-
-        def repeat() -> None:
-            for _ in range(200):
-                jax.block_until_ready(product(x, weights))
-
-        return repeat
-
-    (many, _), (one, _) = in_turn(times(SEQUENCES), times(1))
-    return SEQUENCES * one / many
-
-
 def bench_sampling(run: str | None) -> None:
     for name, model, params in models(run):
         config = model.config
@@ -109,7 +89,6 @@ def bench_sampling(run: str | None) -> None:
             tokens_per_second=round(SEQUENCES * SAMPLED / scanned),
             single_stream_tokens_per_second=round(SAMPLED / streamed),
             ratio=round(SEQUENCES * streamed / scanned, 1),
-            products=round(gain_of_products(config.width, config.mlp_width), 1),
             spread=round(max(spread, other), 3),
         )
 
