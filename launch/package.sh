@@ -3,6 +3,7 @@
 # own, and uses it there:
 #   bash launch/package.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh" test
+unset PYTHONPATH # with the checkout on it, pip takes that for an installation
 folder="$(mktemp -d)"
 trap 'rm -rf "$folder"' EXIT
 python -m build --outdir "$folder" . >"$folder/log" 2>&1 || { cat "$folder/log"; exit 1; }
