@@ -36,6 +36,7 @@ from hope_jax.commands.config import (
     define_config_flags,
     read_config,
 )
+from hope_jax.commands.evaluate import read_text
 from hope_jax.commands.generate import check_states
 from hope_jax.commands.nights import (
     NightConfig,
@@ -213,6 +214,7 @@ def run() -> None:
     if settings.level:
         raise ValueError(f"level={settings.level}: the schedule says who sleeps; see nights")
     named_paths(given.files)
+    other = None if given.rehearse is None else read_text(given.rehearse, "--rehearse")
     workdir = fetch_run(given.workdir)
     state_file = Path(given.state or Path(workdir) / "live.msgpack")
     check_states(None, str(state_file))
@@ -226,7 +228,7 @@ def run() -> None:
     optimizer, mesh = optimizer_of(settings), make_mesh(**dataclasses.asdict(settings.mesh))
     model, params, tokenizer = load_model(workdir, mesh)
     periods = night_periods(model.config, settings.experts, settings.nights)
-    rehearsed = rehearsed_of(given.rehearse, tokenizer, settings)
+    rehearsed = rehearsed_of(other, given.rehearse, tokenizer, settings)
     arguments = {
         "--state": digest_of(there),
         "--rehearse": digest_of(given.rehearse),

@@ -25,17 +25,17 @@ def windows(
     return ids[: count * length].reshape(count, length)
 
 
-def read_windows(
-    path: str, flag: str, tokenizer: Tokenizer, length: int = 257, most: int = 16
+def windows_of(
+    text: str, given: str, tokenizer: Tokenizer, length: int = 257, most: int = 16
 ) -> Int[np.ndarray, "N C"]:
-    """The beginning of a file's text in parts of equal length.
+    """The beginning of a text in parts of equal length.
 
     Raises:
-      ValueError: if it has fewer than two tokens.
+      ValueError: naming what gave it, if it has fewer than two tokens.
     """
-    ids = np.asarray([*tokenizer.before, *tokenizer.encode(read_text(path, flag))], np.int32)
+    ids = np.asarray([*tokenizer.before, *tokenizer.encode(text)], np.int32)
     if ids.size < 2:
-        raise ValueError(f"{flag}={path} has fewer than two tokens")
+        raise ValueError(f"{given} has fewer than two tokens")
     return windows(ids, length, most)
 
 

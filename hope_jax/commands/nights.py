@@ -12,7 +12,7 @@ import numpy as np
 from absl import flags
 from jaxtyping import Int
 
-from hope_jax.commands.night_inputs import read_windows
+from hope_jax.commands.night_inputs import windows_of
 from hope_jax.data.tokenizers import Tokenizer
 from hope_jax.exit_codes import DIVERGED, SAVED
 from hope_jax.inference.sampling import Context, read
@@ -120,12 +120,12 @@ def define_night_flags() -> None:
 
 
 def rehearsed_of(
-    path: str | None, tokenizer: Tokenizer, settings: SleepConfig
+    text: str | None, path: str | None, tokenizer: Tokenizer, settings: SleepConfig
 ) -> Int[np.ndarray, "N T"] | None:
-    """The texts that nights rehearse, as long as what the teacher says; None without a file."""
-    if path is None:
+    """The parts of a file's text that nights rehearse, as long as what the teacher says."""
+    if text is None:
         return None
-    return read_windows(path, "--rehearse", tokenizer, settings.tokens + 1, MOST_REHEARSED)
+    return windows_of(text, f"--rehearse={path}", tokenizer, settings.tokens + 1, MOST_REHEARSED)
 
 
 def plain(settings: Any) -> dict[str, Any]:

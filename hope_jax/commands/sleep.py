@@ -37,9 +37,10 @@ from hope_jax.commands.config import (
     define_config_flags,
     read_config,
 )
+from hope_jax.commands.evaluate import read_text
 from hope_jax.commands.first_checkpoint import check_no_run, write_first_checkpoint
 from hope_jax.commands.generate import check_states
-from hope_jax.commands.night_inputs import read_prompts, read_questions, read_windows
+from hope_jax.commands.night_inputs import read_prompts, read_questions, windows_of
 from hope_jax.commands.night_report import NightProgress, draw, table
 from hope_jax.commands.nights import (
     NightConfig,
@@ -132,12 +133,14 @@ def run() -> None:
         check_no_run(given.merge, "--merge")
     check_score(settings, given.questions)
     optimizer, mesh = optimizer_of(settings), make_mesh(**dataclasses.asdict(settings.mesh))
+    text = None if given.text is None else read_text(given.text)
+    other = None if given.rehearse is None else read_text(given.rehearse, "--rehearse")
     workdir = fetch_run(given.workdir)
     model, params, tokenizer = load_model(workdir, mesh)
     texts = None
-    if given.text is not None:
-        texts = jnp.asarray(read_windows(given.text, "--text", tokenizer))
-    rehearsed = rehearsed_of(given.rehearse, tokenizer, settings)
+    if text is not None:
+        texts = jnp.asarray(windows_of(text, f"--text={given.text}", tokenizer))
+    rehearsed = rehearsed_of(other, given.rehearse, tokenizer, settings)
     prompts, lengths = None, None
     if given.prompts is not None:
         prompts, lengths = read_prompts(given.prompts, tokenizer)

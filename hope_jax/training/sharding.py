@@ -1,6 +1,7 @@
 """The device mesh, and where on it parameters, optimiser states and batches lie."""
 
 import contextlib
+import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -125,6 +126,7 @@ def shares_of_processes(mesh: Mesh) -> dict[int, int]:
     return {process: shares.index(rows[process]) for process in sorted(rows)}
 
 
+@functools.cache  # each step asks, and a pod has thousands of devices
 def own_share(mesh: Mesh) -> tuple[int, int]:
     """The share of a batch that this process reads, and how many there are."""
     shares = shares_of_processes(mesh)

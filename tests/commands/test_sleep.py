@@ -361,6 +361,16 @@ def test_bad_input_is_refused_in_one_line(workdir, capsys, monkeypatch, given, s
     assert said in error and error.count("\n") == 1
 
 
+@pytest.mark.parametrize("flag", ["--text", "--rehearse"])
+def test_a_file_that_is_not_there_is_told_before_the_model_is_loaded(
+    workdir, capsys, monkeypatch, flag
+):
+    monkeypatch.setattr("hope_jax.commands.sleep.load_model", None)
+    given = f"--state_in={workdir / 'read.msgpack'}", f"--state_out={workdir / 'none.msgpack'}"
+    assert hope("sleep", f"--workdir={workdir / 'run'}", *given, f"{flag}=nowhere") == 2
+    assert f"{flag}=nowhere is no file" in capsys.readouterr().err
+
+
 def test_settings_are_told(capsys):
     config = QUICKSTART.parent / "sleep" / "default.py"
     assert hope("sleep", f"--config={config}", "--print_config") == 0
