@@ -5,7 +5,8 @@
     python experiments/benchmarks/sleep.py --run=runs/facts/model  # of the model of sleep/facts.py, too
 
 Lines: `sampling` (tokens a second of 32 sequences in one scan, over those of a single stream of
-`generate` in the same run, in turn); `step` (a seeding step over a training step, AdamW, on as many
+`generate` in the same run, in turn; `levels` says whether they learn as it speaks, or are held, as those
+of teacher and student are in a night); `step` (a seeding step over a training step, AdamW, on as many
 tokens as teacher and student read in it, in turn; and the bytes of both, as the compiler tells them:
 what they are given, what they return in other places, and temporaries); `night` (seconds of a whole night
 of sleep/facts.py, with compilation and without, and the bytes of its largest program over those of a
@@ -31,6 +32,7 @@ from hope_jax.inference.sampling import generate, read, sample
 from hope_jax.models import LanguageModel
 from hope_jax.sleep.config import SleepConfig
 from hope_jax.sleep.cycle import begin_lesson
+from hope_jax.sleep.readers import held
 from hope_jax.sleep.seeding import begin_seeding, keep_samples, measure, seed_step
 
 sys.path.append(str(Path(__file__).parents[1] / "sleep"))
@@ -70,27 +72,31 @@ def bench_sampling(run: str | None) -> None:
     for name, model, params in models(run):
         config = model.config
         tokens = jax.random.randint(jax.random.key(0), (SEQUENCES, READ), 0, config.vocab_size)
-        many, one = (read(model, params, tokens[:count]) for count in (SEQUENCES, 1))
         settings: dict[str, Any] = {"key": jax.random.key(2), "num_tokens": SAMPLED}
+        for levels in ("none",) if config.in_context_config is None else ("learn", "held"):
+            many, one = (read(model, params, tokens[:count]) for count in (SEQUENCES, 1))
+            if levels == "held":
+                many, one = (c._replace(state=held(c.state)) for c in (many, one))
 
-        def scan(model=model, params=params, context=many, settings=settings) -> None:
-            jax.block_until_ready(sample(model, params, context, **settings))
+            def scan(model=model, params=params, context=many, settings=settings) -> None:
+                jax.block_until_ready(sample(model, params, context, **settings))
 
-        def stream(model=model, params=params, context=one, settings=settings) -> None:
-            context = jax.tree.map(jnp.copy, context)  # its buffers are reused
-            jax.block_until_ready(generate(model, params, context, **settings)[1])
+            def stream(model=model, params=params, context=one, settings=settings) -> None:
+                context = jax.tree.map(jnp.copy, context)  # its buffers are reused
+                jax.block_until_ready(generate(model, params, context, **settings)[1])
 
-        (scanned, spread), (streamed, other) = in_turn(scan, stream)
-        emit(
-            bench="sampling",
-            model=name,
-            sequences=SEQUENCES,
-            sampled=SAMPLED,
-            tokens_per_second=round(SEQUENCES * SAMPLED / scanned),
-            single_stream_tokens_per_second=round(SAMPLED / streamed),
-            ratio=round(SEQUENCES * streamed / scanned, 1),
-            spread=round(max(spread, other), 3),
-        )
+            (scanned, spread), (streamed, other) = in_turn(scan, stream)
+            emit(
+                bench="sampling",
+                model=name,
+                levels=levels,
+                sequences=SEQUENCES,
+                sampled=SAMPLED,
+                tokens_per_second=round(SEQUENCES * SAMPLED / scanned),
+                single_stream_tokens_per_second=round(SAMPLED / streamed),
+                ratio=round(SEQUENCES * streamed / scanned, 1),
+                spread=round(max(spread, other), 3),
+            )
 
 
 def bench_step(run: str | None) -> None:
@@ -148,9 +154,9 @@ def bench_night(run: str | None) -> None:
         world, seconds = facts.world_of(reader.tokenizer, 0), []
         for _ in range(2):
             begun = time.perf_counter()
-            facts.night_of(reader, world, 0, 3e-2, settings)
+            facts.night_of(reader, world, 0, 3e-1, settings, others=True)
             seconds.append(time.perf_counter() - begun)
-        lesson = facts.lesson_of(reader, world, 0, settings, facts.OWN)
+        lesson = facts.lesson_of(reader, world, 0, settings, others=True)
         optimizer = facts.OPTIMIZER
         seeding = begin_seeding(model, lesson, settings, optimizer)
         given = model, params, lesson

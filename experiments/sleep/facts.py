@@ -55,15 +55,13 @@ from hope_jax.data.whole_file import write_whole
 from hope_jax.evaluation.choices import log_likelihoods, row_losses, share_won
 from hope_jax.evaluation.grid import climb
 from hope_jax.evaluation.world import KINDS, Question, ask, tell
-from hope_jax.inference.level_tools import learnt_in
 from hope_jax.inference.sampling import Context, read, sample
 from hope_jax.models import LanguageModel
-from hope_jax.models.in_context import HeldState
 from hope_jax.models.language_model import ModelState, init_state
 from hope_jax.sleep.config import SleepConfig
 from hope_jax.sleep.cycle import begin_lesson
 from hope_jax.sleep.imitation import policy_gradient_loss, reward
-from hope_jax.sleep.readers import Reader, as_batch, axes, readers_of
+from hope_jax.sleep.readers import Reader, as_batch, axes, held, readers_of
 from hope_jax.sleep.samples import Samples, mean_of, openings_of
 from hope_jax.sleep.seeding import (
     Kept,
@@ -310,10 +308,7 @@ def dense_night_of(
 
 def fresh(model: LanguageModel, params: Any, size: int) -> ModelState:
     """A batch that has read nothing, and whose levels are held."""
-    state = init_state(model, params, size)
-    adapting, continuum = learnt_in(state)
-    weights = tuple(jax.tree.map(lambda w: w[:, 0], level.weights) for level in continuum.levels)
-    return state._replace(adapting=HeldState(adapting.blocks.sequence, weights, ()))
+    return held(init_state(model, params, size))
 
 
 @functools.partial(jax.jit, static_argnames=("model", "settings"))

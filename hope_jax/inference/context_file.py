@@ -4,6 +4,8 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -106,10 +108,22 @@ def context_of_arrays(
     one_token = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     expected = jax.eval_shape(lambda tokens: read(model, params, tokens), one_token)
     expected = _with_experts(expected, arrays)
-    if arrays.keys() != named_leaves(expected).keys():
+    names = named_leaves(expected)
+    arrays = _with_rings(arrays, names)
+    if arrays.keys() != names.keys():
         raise ValueError(f"{path} was written by another version of hope_jax; its arrays differ")
-    leaves = [jnp.asarray(arrays[name]) for name in named_leaves(expected)]
+    leaves = [jnp.asarray(arrays[name]) for name in names]
     return jax.tree.unflatten(jax.tree.structure(expected), leaves)
+
+
+def _with_rings(arrays: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
+    """Arrays of a file, also of one from when heads of attention's rings lay within their slots."""
+    arrays = dict(arrays)
+    for name in names:
+        before = re.sub(r"\.ring_(keys|values)$", r".\1", name)
+        if before != name and before in arrays:
+            arrays[name] = np.swapaxes(arrays.pop(before), -3, -2)
+    return arrays
 
 
 def _with_experts(expected: Context, arrays: dict[str, Any]) -> Context:

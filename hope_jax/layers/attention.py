@@ -28,21 +28,34 @@ class Sinks(NamedTuple):
     values: Float[Array, "*B S K N"]
 
 
+class StackedRing(NamedTuple):
+    """The ring of one layer, where it lies among those of others.
+
+    Attributes:
+      rings: of all of them.
+      layer: whose it is.
+    """
+
+    rings: Float[Array, "L B K W N"]
+    layer: Int[Array, ""]
+
+
 class AttentionState(NamedTuple):
     """What a window of attention carries from one call to the next.
 
-    The token at position `p` lies in slot `p mod W` of the ring.
+    The token at position `p` lies in slot `p mod W` of the ring. Slots lie within heads, so that the
+    products of one query with all of them read the ring as it lies in memory.
 
     Attributes:
-      keys: rotated keys of the last W tokens.
-      values: their values.
+      ring_keys: rotated keys of the last W tokens.
+      ring_values: their values.
       position: number of tokens read so far, which is the next token's position.
       document: position of the first token of the current document.
       sinks: the first S tokens of the document, as far as they are read; `()` for a layer without.
     """
 
-    keys: Float[Array, "B W K N"]
-    values: Float[Array, "B W K N"]
+    ring_keys: Float[Array, "B K W N"]
+    ring_values: Float[Array, "B K W N"]
     position: Int[Array, " B"]
     document: Int[Array, " B"]
     sinks: Sinks | tuple[()] = ()
@@ -170,9 +183,7 @@ class Attention(nn.Module):
             if isinstance(after.sinks, Sinks):
                 behind = _behind_window(positions, documents, after.document, self)
                 persistent = Always(*after.sinks, behind)
-            mixed = attend(
-                query, after.keys, after.values, _seen_in_ring(after), persistent=persistent
-            )
+            mixed = _attend_to_ring(query, after, persistent)
         else:
             mixed = _attend_to_window(
                 self, attend, query, key, value, positions, documents, state, persistent, sinks_of
@@ -193,10 +204,12 @@ def _empty_state(
     batch: int, window: int, sinks: int, value: Float[Array, "B T K N"]
 ) -> AttentionState:
     # An array for each field, so that a state can be donated.
-    room = lambda slots: jnp.zeros((batch, slots, *value.shape[2:]), value.dtype)
+    heads, size = value.shape[2:]
+    ring = lambda: jnp.zeros((batch, heads, window, size), value.dtype)
+    room = lambda: jnp.zeros((batch, sinks, heads, size), value.dtype)
     count = lambda: jnp.zeros((batch,), jnp.int32)
-    first = Sinks(room(sinks), room(sinks)) if sinks else ()
-    return AttentionState(room(window), room(window), count(), count(), first)
+    first = Sinks(room(), room()) if sinks else ()
+    return AttentionState(ring(), ring(), count(), count(), first)
 
 
 def _held(position: Int[Array, " B"], window: int) -> Int[Array, "B W"]:
@@ -206,12 +219,6 @@ def _held(position: Int[Array, " B"], window: int) -> Int[Array, "B W"]:
     """
     last = position[:, None] - 1
     return last - (last - jnp.arange(window)) % window
-
-
-def _seen_in_ring(state: AttentionState) -> Bool[Array, "B 1 1 W"]:
-    """Which slots the last token sees, its own included."""
-    held = _held(state.position, state.keys.shape[1])
-    return (held >= state.document[:, None])[:, None, None]
 
 
 def document_starts(
@@ -347,6 +354,75 @@ def softmax_attention(
     return mixed[..., :size]
 
 
+def layer_of(states: Any, layer: Int[Array, ""]) -> Any:
+    """The state of one of several layers, for reading one token.
+
+    Args:
+      states: of all of them, any tree; its arrays are stacked on axis 0.
+      layer: which.
+
+    Returns:
+      The tree of one; rings of attention are not taken out, since that copies them.
+    """
+
+    def one(leaf: Any) -> Any:
+        if not isinstance(leaf, AttentionState):
+            return leaf[layer]
+        keys, values, *rest = leaf
+        rings: list[Any] = [StackedRing(ring, layer) for ring in (keys, values)]
+        return AttentionState(*rings, *jax.tree.map(lambda x: x[layer], rest))
+
+    return jax.tree.map(one, states, is_leaf=lambda x: isinstance(x, AttentionState))
+
+
+def with_layer(states: Any, state: Any, layer: Int[Array, ""]) -> Any:
+    """States of several layers, with what became of one that `layer_of` has taken from them."""
+
+    def put(old: Any, new: Any) -> Any:
+        if isinstance(new, StackedRing):
+            return new.rings
+        return jax.lax.dynamic_update_index_in_dim(old, new, layer, 0)
+
+    return jax.tree.map(put, states, state, is_leaf=lambda x: isinstance(x, StackedRing))
+
+
+def _attend_to_ring(
+    query: Float[Array, "B 1 H Q"], state: AttentionState, persistent: Always | None
+) -> Float[Array, "B 1 H N"]:
+    """Attention of the last token, which the ring holds.
+
+    What `softmax_attention` makes, which however would bring the whole ring into another order first,
+    and copy it to put other rows beside it.
+
+    Args:
+      query: of the token; with rows beside the ring Q = 2 N, and its second half is compared with them.
+      state: after the token.
+      persistent: rows that are seen as well.
+    """
+    ring, ring_values = (_own(ring) for ring in (state.ring_keys, state.ring_values))
+    rows, heads, window, size = ring.shape
+    held = _held(state.position, window)
+    queries = query.reshape(rows, heads, -1, query.shape[-1])
+    wide = jnp.promote_types(query.dtype, jnp.float32)
+    scores = jnp.einsum("bkgn,bkwn->bkgw", queries[..., :size], ring, preferred_element_type=wide)
+    seen = jnp.broadcast_to((held >= state.document[:, None])[:, None, None], scores.shape)
+    if persistent is not None:
+        always = [jnp.broadcast_to(x, (rows, *x.shape[-3:])) for x in persistent[:2]]
+        keys, values = (x.astype(ring.dtype) for x in always)
+        beside = jnp.einsum(
+            "bkgn,bpkn->bkgp", queries[..., size:], keys, preferred_element_type=wide
+        )
+        visible = True if persistent.visible is None else persistent.visible
+        seen = jnp.concatenate([seen, jnp.broadcast_to(visible, beside.shape)], axis=-1)
+        scores = jnp.concatenate([scores, beside], axis=-1)
+    scores = jnp.where(seen, scores * size**-0.5, jnp.finfo(wide).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(ring.dtype)
+    mixed = jnp.einsum("bkgw,bkwn->bkgn", weights[..., :window], ring_values)
+    if persistent is not None:
+        mixed += jnp.einsum("bkgp,bpkn->bkgn", weights[..., window:], values)
+    return mixed.reshape(*query.shape[:-1], size)
+
+
 def _attend_to_window(
     layer: Attention,
     attend: Callable[..., Any],
@@ -367,7 +443,7 @@ def _attend_to_window(
     first query belongs to.
     """
     batch, tokens = positions.shape
-    window = state.keys.shape[1]
+    window = state.ring_keys.shape[2]
     size = min(tokens, window)
     count = -(-tokens // size)
     held = _held(state.position, window)
@@ -402,8 +478,8 @@ def _attend_to_window(
         persistent = Always(keys, values, behind)
     mixed = attend(
         flat(query),
-        with_previous(state.keys, key),
-        with_previous(state.values, value),
+        with_previous(jnp.swapaxes(state.ring_keys, 1, 2), key),
+        with_previous(jnp.swapaxes(state.ring_values, 1, 2), value),
         visible,
         persistent=persistent,
     )
@@ -417,18 +493,56 @@ def _remember(
     positions: Int[Array, "B T"],
     documents: Int[Array, "B T"],
 ) -> AttentionState:
-    """Writes the last W tokens into the ring."""
-    tokens, window = positions.shape[1], state.keys.shape[1]
+    """Writes the last W tokens into the ring; one into a `StackedRing`, too."""
+    tokens = positions.shape[1]
     if tokens == 0:
         return state
+    after = state._replace(position=positions[:, -1] + 1, document=documents[:, -1])
+    if tokens == 1:
+        put = functools.partial(_written, position=state.position)
+        return after._replace(
+            ring_keys=put(state.ring_keys, key[:, 0]),
+            ring_values=put(state.ring_values, value[:, 0]),
+        )
+    window = state.ring_keys.shape[2]
     kept = slice(max(0, tokens - window), None)
     slots = positions[:, kept] % window
     # By row, which says that no row writes into another's: where both rows and heads are spread over
     # devices, the compiler's partitioner fails otherwise.
-    put = jax.vmap(lambda ring, slots, new: ring.at[slots].set(new, unique_indices=True))
-    return state._replace(
-        keys=put(state.keys, slots, key[:, kept]),
-        values=put(state.values, slots, value[:, kept]),
-        position=positions[:, -1] + 1,
-        document=documents[:, -1],
+    put_all = jax.vmap(lambda ring, slots, new: ring.at[:, slots].set(new, unique_indices=True))
+    return after._replace(
+        ring_keys=put_all(state.ring_keys, slots, jnp.swapaxes(key[:, kept], 1, 2)),
+        ring_values=put_all(state.ring_values, slots, jnp.swapaxes(value[:, kept], 1, 2)),
     )
+
+
+def _own(ring: Any) -> Float[Array, "B K W N"]:
+    """A ring, taken out from those of other layers if it lies among them."""
+    if not isinstance(ring, StackedRing):
+        return ring
+    return jax.lax.dynamic_index_in_dim(ring.rings, ring.layer, keepdims=False)
+
+
+def _written(ring: Any, new: Float[Array, "B K N"], position: Int[Array, " B"]) -> Any:
+    """A ring after one token, whose position is given; XLA writes it in place."""
+    if not isinstance(ring, StackedRing):
+        return _written(StackedRing(ring[None], jnp.zeros((), jnp.int32)), new, position).rings[0]
+    slot = (position % ring.rings.shape[3])[:, None]
+    place = jnp.stack(jnp.broadcast_arrays(ring.layer, slot.astype(jnp.int32)), axis=-1)
+    dimensions = jax.lax.ScatterDimensionNumbers(
+        update_window_dims=(2,),
+        inserted_window_dims=(0, 3),
+        scatter_dims_to_operand_dims=(0, 3),
+        # By row and head, which says that none writes into another's.
+        operand_batching_dims=(1, 2),
+        scatter_indices_batching_dims=(0, 1),
+    )
+    rings = jax.lax.scatter(
+        ring.rings,
+        jnp.broadcast_to(place, (*new.shape[:2], 2)),
+        new.astype(ring.rings.dtype),
+        dimensions,
+        unique_indices=True,
+        mode=jax.lax.GatherScatterMode.PROMISE_IN_BOUNDS,
+    )
+    return StackedRing(rings, ring.layer)

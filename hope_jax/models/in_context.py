@@ -32,6 +32,7 @@ from hope_jax.models.config import LanguageModelConfig
 from hope_jax.models.wavefront import wavefront
 
 Stack = Callable[..., tuple[Float[Array, "B T D"], BlockState]]
+Step = Callable[..., tuple[Float[Array, "B 1 D"], BlockState]]
 
 
 class AdaptingState(NamedTuple):
@@ -160,6 +161,7 @@ def _slow_weights(config: LanguageModelConfig, block_params: Any) -> tuple[MLPWe
 def read_adapting(
     config: LanguageModelConfig,
     stack: Stack,
+    step: Step,
     head: Head,
     adaptation: Adaptation,
     x: Float[Array, "B T D"],
@@ -173,6 +175,7 @@ def read_adapting(
     Args:
       config: of the model.
       stack: `(x, block states, reset, fast, adaptation) -> (y, block states)` of these blocks.
+      step: `(x, block states, reset, fast) -> (y, block states)`, the same for one token.
       head: what follows them.
       adaptation: what their levels learn by.
       x: what the blocks below have made.
@@ -191,7 +194,9 @@ def read_adapting(
         y = head.norm(y)
         y = y if targets is None else head.losses(y, targets)
         return y, AdaptingState(blocks, (), ())
-    return _read_next_token(learning, stack, head, adaptation, x, tokens, state, reset, targets)
+    return _read_next_token(
+        learning, stack, step, head, adaptation, x, tokens, state, reset, targets
+    )
 
 
 class _ChunkStart(NamedTuple):
@@ -244,13 +249,19 @@ class _Call:
 
     def read(self, start: _ChunkStart, part: Mapping[str, Array]) -> tuple[Array, PyTree[Array]]:
         """Outputs of the first tokens of a chunk, and the sequence layers' states after them."""
-        return self._read(start.levels, start.sequence, part, self._heeded(part))
+        fast = None if self.plain else self.open(start.levels, part)[0]
+        states = BlockState(start.sequence, ())
+        y, after = self.stack(part["x"], states, self._heeded(part), fast, None)
+        return self._output(y, part), after.sequence
 
     def read_next(
-        self, start: _ChunkStart, now: PyTree[Array], token: Mapping[str, Array]
+        self, step: Step, start: _ChunkStart, now: PyTree[Array], token: Mapping[str, Array]
     ) -> tuple[Array, PyTree[Array]]:
         """The same of one token within a chunk, before which the sequence layers' states are `now`."""
-        return self._read(start.levels, now, token, token["reset"] if self.resets else None)
+        fast, _ = self.open(start.levels, token)
+        reset = token["reset"] if self.resets else None
+        y, after = step(token["x"], BlockState(now, ()), reset, fast)
+        return self._output(y, token), after.sequence
 
     def learn(
         self, start: _ChunkStart, chunk: Mapping[str, Array], following: Mapping[str, Array]
@@ -288,19 +299,9 @@ class _Call:
     def _heeded(self, part: Mapping[str, Array]) -> Array | None:
         return part["reset"] if self.resets or self.goes_on else None
 
-    def _read(
-        self,
-        levels: tuple[LevelState, ...],
-        sequence: PyTree[Array],
-        part: Mapping[str, Array],
-        reset: Array | None,
-    ) -> tuple[Array, PyTree[Array]]:
-        fast = None if self.plain else self.open(levels, part)[0]
-        y, after = self.stack(part["x"], BlockState(sequence, ()), reset, fast, None)
+    def _output(self, y: Array, part: Mapping[str, Array]) -> Array:
         y = self.head.norm(y)
-        if "targets" in part:
-            y = self.head.losses(y, part["targets"])
-        return y, after.sequence
+        return self.head.losses(y, part["targets"]) if "targets" in part else y
 
     def _loss(
         self,
@@ -342,6 +343,7 @@ class _Call:
 def _read_next_token(
     learning: InContextConfig,
     stack: Stack,
+    step: Step,
     head: Head,
     adaptation: Adaptation,
     x: Array,
@@ -379,7 +381,7 @@ def _read_next_token(
         size,
         call.learn,
         call.read,
-        lambda start, token: call.read_next(start, now, token),
+        lambda start, token: call.read_next(step, start, now, token),
     )
     # A state is the same whether losses were asked for or not.
     kept = {name: item for name, item in open_chunk.items.items() if name != "targets"}
@@ -394,7 +396,7 @@ def _read_next_token(
         end = jax.lax.cond(
             open_chunk.filled == size,
             lambda: end,
-            lambda: _end_of(stack, levels, initial, start.sequence, open_chunk),
+            lambda: _end_of(step, levels, initial, start.sequence, open_chunk),
         )
     blocks = BlockState(end, ContinuumState(levels, start.chunks, ()))
     return outputs, AdaptingState(blocks, start.sequence, open_chunk)
@@ -488,7 +490,7 @@ def _open(
 
 
 def _end_of(
-    stack: Stack,
+    step: Step,
     levels: tuple[LevelState, ...],
     initial: tuple[MLPWeights, ...],
     sequence: Any,
@@ -497,14 +499,14 @@ def _end_of(
     """States of the sequence layers after the last token of an open chunk, token by token."""
     fast, _ = _open(levels, initial, None)
 
-    def step(sequence: Any, inputs: Any) -> tuple[Any, None]:
+    def go_on(sequence: Any, inputs: Any) -> tuple[Any, None]:
         index, x, reset = inputs
         read = lambda sequence: (
-            stack(x[:, None], BlockState(sequence, ()), reset[:, None], fast, None)[1].sequence
+            step(x[:, None], BlockState(sequence, ()), reset[:, None], fast)[1].sequence
         )
         there = index < open_chunk.filled
         return jax.lax.cond(there, read, lambda sequence: sequence, sequence), None
 
     x, reset = open_chunk.items["x"], open_chunk.items["reset"]
     along = (jnp.arange(x.shape[1]), jnp.moveaxis(x, 1, 0), jnp.moveaxis(reset, 1, 0))
-    return jax.lax.scan(step, sequence, along)[0]
+    return jax.lax.scan(go_on, sequence, along)[0]

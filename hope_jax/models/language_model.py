@@ -352,6 +352,9 @@ class LanguageModel(nn.Module):
         output, adapting = read_adapting(
             config,
             lambda *inputs: stack(upper, *inputs, experts),
+            lambda x, states, reset, fast: read_token(
+                config, upper, range(config.adapting_blocks), x, states, reset, experts, fast=fast
+            ),
             head,
             self._adaptation(upper),
             x,

@@ -1,14 +1,15 @@
 """Blocks whose parameters and states are stacked on axis 0, and read in their order."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float
 
-from hope_jax.layers.level_learning import Adaptation
+from hope_jax.layers.attention import layer_of, with_layer
+from hope_jax.layers.level_learning import Adaptation, FastWeights
 from hope_jax.layers.mlp import MLPWeights
 from hope_jax.models.blocks import Block, BlockGroup
 from hope_jax.models.config import LanguageModelConfig
@@ -65,6 +66,7 @@ def read_token(
     reset: Bool[Array, "B 1"] | None,
     experts: Any = (),
     held: tuple[MLPWeights, ...] = (),
+    fast: tuple[FastWeights, ...] | None = None,
 ) -> tuple[Float[Array, "B 1 D"], Any]:
     """As a stack, but for one token, which costs what it takes to move weights and states.
 
@@ -80,6 +82,7 @@ def read_token(
       reset: True where the token starts a new document.
       experts: beside their levels.
       held: weights of their levels, in the place of the parameters.
+      fast: weights of their levels for each sequence.
 
     Returns:
       Output and states.
@@ -89,12 +92,15 @@ def read_token(
     def one(carry: tuple[Array, Any], index: Array) -> tuple[tuple[Array, Any], None]:
         x, states = carry
         own = jax.tree.map(lambda w: w[places.start + index], params)
-        state, beside, weights = jax.tree.map(lambda leaf: leaf[index], (states, experts, held))
+        state = layer_of(states, index)
+        beside, weights, learnt = jax.tree.map(lambda leaf: leaf[index], (experts, held, fast))
         if weights:
             own = with_held(own, weights)
-        x, new = block.apply({"params": own}, x, state, reset, None, None, beside)
-        put = lambda old, new: jax.lax.dynamic_update_index_in_dim(old, new, index, 0)
-        return (x, jax.tree.map(put, states, new)), None
+        output = block.apply({"params": own}, x, state, reset, learnt, None, beside)
+        x, new = cast(tuple[Array, Any], output)
+        if fast is not None:  # which hands back what its levels have read
+            new = new._replace(continuum=state.continuum)
+        return (x, with_layer(states, new, index)), None
 
     return jax.lax.scan(one, (x, states), jnp.arange(len(places)))[0]
 

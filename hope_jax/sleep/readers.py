@@ -9,6 +9,7 @@ from jaxtyping import Bool
 from hope_jax.inference.batch_of_one import batch_axes, repeated
 from hope_jax.inference.level_tools import learnt_in
 from hope_jax.inference.sampling import Context
+from hope_jax.layers.experts import Experts
 from hope_jax.models.in_context import HeldState
 from hope_jax.models.language_model import LanguageModel, ModelState
 from hope_jax.sleep.expansion import Expert, experts_of, last_active, put, take, with_experts
@@ -65,8 +66,17 @@ def as_batch(model: LanguageModel, reader: Reader, size: int) -> Context:
         leaves = [repeated(*pair, size) for pair in zip(reader.leaves, places, strict=True)]
         return jax.tree.unflatten(structure, leaves)
 
-    _, continuum = learnt_in(repeated_by(1))
+    state = held(repeated_by(size), reader.experts)
+    return Context(state, repeated(reader.logits, 0, size))
+
+
+def held(state: ModelState, experts: Experts | tuple[()] = ()) -> ModelState:
+    """A state whose levels do not learn: those of its first sequence, shared by all.
+
+    Args:
+      state: of a model whose levels learn in context.
+      experts: beside them.
+    """
+    adapting, continuum = learnt_in(state)
     weights = tuple(jax.tree.map(lambda w: w[:, 0], level.weights) for level in continuum.levels)
-    state = repeated_by(size)
-    held = HeldState(learnt_in(state)[0].blocks.sequence, weights, reader.experts)
-    return Context(state._replace(adapting=held), repeated(reader.logits, 0, size))
+    return state._replace(adapting=HeldState(adapting.blocks.sequence, weights, experts))

@@ -5,7 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax.inference.context_file import _start, load_context, save_context
+from hope_jax.inference.array_file import packed, unpacked
+from hope_jax.inference.context_file import (
+    _start,
+    context_content,
+    load_context,
+    save_context,
+)
 from hope_jax.inference.sampling import read
 from hope_jax.models import LanguageModel, LanguageModelConfig
 
@@ -83,6 +89,21 @@ def test_a_file_of_before_there_were_checksums_is_read(params, saved):
     loaded = load_context(saved, MODEL, params)
     context = read(MODEL, params, PROMPT)
     jax.tree.map(np.testing.assert_array_equal, loaded, context)
+
+
+def test_a_file_whose_heads_lay_within_the_slots_of_rings_is_read(params, saved):
+    context = read(MODEL, params, PROMPT)
+    content = context_content(context, MODEL, params)
+    saved.write_bytes(content)
+    held = unpacked(saved, "context", "state file")
+    words = {name: held[name] for name in ("config", "parameters")}
+    arrays = {
+        name.replace(".ring_", "."): np.swapaxes(array, 2, 3) if ".ring_" in name else array
+        for name, array in held["arrays"].items()
+    }
+    assert sum(name.endswith((".keys", ".values")) for name in arrays) == 2
+    saved.write_bytes(packed("context", words, arrays))
+    jax.tree.map(np.testing.assert_array_equal, load_context(saved, MODEL, params), context)
 
 
 def test_a_planted_link_is_not_followed(params, saved, tmp_path):

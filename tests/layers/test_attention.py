@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hope_jax.layers.attention import Attention
+from hope_jax.layers.attention import Attention, layer_of, with_layer
 
 BATCH, TOKENS, WIDTH, HEADS = 2, 13, 8, 2
 BASE = 100.0
@@ -147,6 +147,42 @@ def test_far_positions_lose_nothing(params, inputs, tokens):
     np.testing.assert_allclose(np.concatenate(outputs, 1), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("heads", [{"num_kv_heads": 1}, {"persistent": 3}, {"sinks": 2}], ids=str)
+def test_a_token_is_written_where_the_ring_of_its_layer_lies(inputs, heads, x64):
+    """Two layers whose states are stacked, two rows that stand at different places in their rings."""
+    reader = Attention(2, 4, rope_base=BASE, **heads, dtype=jnp.float64, param_dtype=jnp.float64)
+    x = jnp.asarray(inputs, jnp.float64)
+    params = jax.jit(reader.init)(jax.random.key(1), x)
+    joined = lambda *states: jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *states)
+
+    @jax.jit
+    def found(params, x):
+        # By the one call that reads all of a row, which knows no ring, and by rings that were
+        # filled by pieces of other lengths.
+        whole = [
+            [reader.apply(params, x[row, :t][None])[0][:, -1] for t in (3, 10)] for row in (0, 1)
+        ]
+        begun = [[reader.apply(params, x[row, :t][None])[1] for t in (2, 9)] for row in (0, 1)]
+        mixed = [joined(begun[0][0], begun[1][1]), joined(begun[0][1], begun[1][0])]
+        states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *mixed)
+        tokens = jnp.stack([x[jnp.array([0, 1]), jnp.array(at)] for at in ([2, 9], [9, 2])])
+        outputs = []
+        for index in range(2):
+            state = layer_of(states, jnp.array(index))
+            y, state = reader.apply(params, tokens[index][:, None], state)
+            outputs.append(y[:, 0])
+            states = with_layer(states, state, jnp.array(index))
+        wanted = [[whole[0][0], whole[1][1]], [whole[0][1], whole[1][0]]]
+        after = [[reader.apply(params, x[row, :t][None])[1] for t in (3, 10)] for row in (0, 1)]
+        kept = [joined(after[0][0], after[1][1]), joined(after[0][1], after[1][0])]
+        kept = jax.tree.map(lambda *leaves: jnp.stack(leaves), *kept)
+        return (jnp.stack(outputs), states), (jnp.stack([jnp.concatenate(w) for w in wanted]), kept)
+
+    # The call that knows no ring forms its softmax in float32.
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6)
+    jax.tree.map(close, *found(params, x))
+
+
 def test_a_document_is_read_as_if_alone(params, inputs):
     together, _ = compiled(50)(params, inputs, None, RESET)
     alone, _ = compiled(50)(params, inputs[:1, 4:])
@@ -169,7 +205,7 @@ def test_bfloat16_keeps_its_dtype_and_its_sense(params, inputs):
     exact, _ = compiled(4)(params, inputs)
     low = Attention(num_heads=HEADS, window=4, rope_base=BASE, dtype=jnp.bfloat16)
     y, state = jax.jit(low.apply)(params, inputs)
-    assert y.dtype == state.keys.dtype == state.values.dtype == jnp.bfloat16
+    assert y.dtype == state.ring_keys.dtype == state.ring_values.dtype == jnp.bfloat16
     np.testing.assert_allclose(y.astype(jnp.float32), exact, atol=0.1)
 
 
