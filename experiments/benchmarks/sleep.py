@@ -33,7 +33,7 @@ from hope_jax.models import LanguageModel
 from hope_jax.sleep.config import SleepConfig
 from hope_jax.sleep.cycle import begin_lesson
 from hope_jax.sleep.readers import held
-from hope_jax.sleep.seeding import begin_seeding, keep_samples, measure, seed_step
+from hope_jax.sleep.seeding import begin_seeding, keep_samples, keep_texts, measure, seed_step
 
 sys.path.append(str(Path(__file__).parents[1] / "sleep"))
 
@@ -162,6 +162,9 @@ def bench_night(run: str | None) -> None:
         given = model, params, lesson
         programs = {
             "keep_samples": keep_samples.lower(model, params, lesson._replace(kept=None), settings),
+            "keep_texts": keep_texts.lower(
+                *given, facts.other_documents(reader.tokenizer, 0), settings
+            ),
             "seed_step": seed_step.lower(*given, seeding, settings, optimizer),
             "measure": measure.lower(*given, seeding.expert, settings),
         }

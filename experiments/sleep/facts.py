@@ -254,7 +254,7 @@ def lesson_of(
     lesson = keep_samples(model, params, lesson, settings)
     if others:
         rehearsed = jnp.asarray(other_documents(reader.tokenizer, seed))
-        lesson = keep_texts(model, params, lesson, rehearsed)
+        lesson = keep_texts(model, params, lesson, rehearsed, settings)
     return lesson
 
 

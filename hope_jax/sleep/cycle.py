@@ -135,7 +135,7 @@ def sleep(
     if settings.kept_samples:
         lesson = keep_samples(model, params, lesson, settings, vocab_size)
     if rehearsed is not None:
-        lesson = keep_texts(model, params, lesson, jnp.asarray(rehearsed, jnp.int32))
+        lesson = keep_texts(model, params, lesson, jnp.asarray(rehearsed, jnp.int32), settings)
     look = functools.partial(
         measure, model, params, lesson, settings=settings, vocab_size=vocab_size
     )

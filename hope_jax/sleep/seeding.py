@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from hope_jax.inference.sampling import Context, read, sample
 from hope_jax.models.language_model import LanguageModel, ModelState
@@ -132,10 +132,10 @@ def keep_samples(
     settings: SleepConfig,
     vocab_size: int | None = None,
 ) -> Lesson:
-    """The lesson with all that its teacher will say, said at once.
+    """The lesson with all that its teacher will say, said before the first step.
 
-    Weights are read once for a token of all of them; a cache for each lies in memory meanwhile. What
-    steps would find out again and again is found out here.
+    Samples of four steps are said at a time, with a cache of each in memory meanwhile. What steps would
+    find out again and again is found out here.
 
     Args:
       model: that sleeps.
@@ -146,20 +146,25 @@ def keep_samples(
     """
 
     def one(teacher: Reader, student: Reader, key: Array) -> Kept:
-        key, size = jax.random.fold_in(key, _AHEAD), settings.kept_samples
-        said = _teach(model, params, teacher, size, key, settings, lesson.openings, vocab_size)
-        inputs = said.tokens[:, :-1]
-        return Kept(
-            said, _taught(model, params, teacher, inputs), _below(model, params, student, inputs)
-        )
+        def some(places: Int[Array, " m"]) -> Kept:
+            own = jax.random.fold_in(jax.random.fold_in(key, _AHEAD), places[0])
+            size = places.shape[0]
+            said = _teach(model, params, teacher, size, own, settings, lesson.openings, vocab_size)
+            return _read_by_both(model, params, teacher, student, said)
+
+        return _few_at_a_time(some, jnp.arange(settings.kept_samples), settings)
 
     mapped = jax.vmap(one, in_axes=(axes(model), axes(model), 0))
     return lesson._replace(kept=mapped(*both_readers(lesson), lesson.keys))
 
 
-@functools.partial(jax.jit, static_argnames="model")
+@functools.partial(jax.jit, static_argnames=("model", "settings"))
 def keep_texts(
-    model: LanguageModel, params: Any, lesson: Lesson, texts: Int[Array, "N T"]
+    model: LanguageModel,
+    params: Any,
+    lesson: Lesson,
+    texts: Int[Array, "N T"],
+    settings: SleepConfig,
 ) -> Lesson:
     """The lesson with texts that each student should go on reading as it does now.
 
@@ -168,15 +173,16 @@ def keep_texts(
       params: of the model.
       lesson: of the night, whose new experts change nothing yet.
       texts: ids, of which each row is read from its beginning; all but its first token count.
+      settings: of the night.
     """
 
     def one(student: Reader) -> Kept:
-        count, length = texts.shape
-        whole = Samples(texts, jnp.ones(count, jnp.int32), jnp.full(count, length))
-        inputs = texts[:, :-1]
-        return Kept(
-            whole, _taught(model, params, student, inputs), _below(model, params, student, inputs)
-        )
+        def some(texts: Int[Array, "m T"]) -> Kept:
+            count, length = texts.shape
+            whole = Samples(texts, jnp.ones(count, jnp.int32), jnp.full(count, length))
+            return _read_by_both(model, params, student, student, whole)
+
+        return _few_at_a_time(some, texts, settings)
 
     _, student = both_readers(lesson)
     return lesson._replace(rehearsed=jax.vmap(one, in_axes=(axes(model),))(student))
@@ -335,6 +341,30 @@ class _Said(NamedTuple):
     tokens: Int[Array, "m T"]
     counted: Bool[Array, "m T"]
     rewards: Float[Array, "n K"]
+
+
+def _few_at_a_time(
+    some: Callable[[Array], Kept], rows: Shaped[Array, "N *s"], settings: SleepConfig
+) -> Kept:
+    """What a function makes of all rows, of so many as four steps take at a time."""
+    count, most = rows.shape[0], 4 * settings.samples
+    whole = count // most
+    parts = []
+    if whole:
+        made = jax.lax.map(some, rows[: whole * most].reshape(whole, most, *rows.shape[1:]))
+        parts.append(jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), made))
+    if count % most:
+        parts.append(some(rows[whole * most :]))
+    return jax.tree.map(lambda *x: jnp.concatenate(x), *parts)
+
+
+def _read_by_both(
+    model: LanguageModel, params: Any, teacher: Reader, student: Reader, samples: Samples
+) -> Kept:
+    inputs = samples.tokens[:, :-1]
+    return Kept(
+        samples, _taught(model, params, teacher, inputs), _below(model, params, student, inputs)
+    )
 
 
 def _in_turn(kept: Kept, step: Int[Array, ""], size: int) -> Kept:

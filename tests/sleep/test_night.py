@@ -173,13 +173,27 @@ def test_samples_that_are_kept_are_those_that_steps_learn_from():
     np.testing.assert_allclose(night.after, anew.after, rtol=1e-5)
 
 
+def test_what_is_kept_is_found_a_few_at_a_time():
+    model, params, context = made()
+    silent = dataclasses.replace(SETTINGS, lam=0.0, a=1.0, temperature=1.0)
+    few, many = (dataclasses.replace(silent, samples=n, kept_samples=10) for n in (1, 3))
+    bare = cycle.begin_lesson(model, params, context, KEYS, few)
+    texts = jnp.asarray(np.random.default_rng(3).integers(VOCAB, size=(10, 6)))
+    some, whole = (keep_texts(model, params, bare, texts, one).rehearsed for one in (few, many))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), some, whole)
+    tokens = keep_samples(model, params, bare, few).kept.samples.tokens
+    assert tokens.shape[:2] == (READERS, 10)
+    for first, second in ((slice(4), slice(4, 8)), (slice(2), slice(8, 10))):
+        assert (tokens[:, first] != tokens[:, second]).any((1, 2)).all()
+
+
 def test_what_is_rehearsed_is_held_to_who_the_student_was_at_first():
     """Against the gradient of the mean divergence on the texts of a step, each read by itself."""
     model, params, context = made()
     settings = dataclasses.replace(SETTINGS, lam=0.0, a=1.0, rehearsal=0.5)
     bare = cycle.begin_lesson(model, params, context, KEYS, settings)
     texts = np.random.default_rng(3).integers(VOCAB, size=(3, 6))
-    lesson = keep_texts(model, params, bare, jnp.asarray(texts))
+    lesson = keep_texts(model, params, bare, jnp.asarray(texts), settings)
     sgd = optax.sgd(1.0)
     seeding = begin_seeding(model, lesson, settings, sgd)
     up = 0.3 * jnp.ones_like(seeding.expert.up)
