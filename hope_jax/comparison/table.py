@@ -170,7 +170,7 @@ def count_cost(config: ConfigDict) -> Cost:
     length = config.data.sequence_length
     return Cost(
         parameter_count(model_config),
-        training_flops(model_config, length),
+        training_flops(model_config, length).total,
         state_bytes(model_config, length),
     )
 

@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from hope_jax.layers.chunk_stream import OpenChunk, read_in_chunks
 from hope_jax.layers.experts import Experts, level_of_pool, read_experts
+from hope_jax.layers.inner_loop import INNER_LOOP
 from hope_jax.layers.level_learning import (
     Adaptation,
     FastWeights,
@@ -212,23 +213,24 @@ class ContinuumMemory(nn.Module):
                 counted = counted_tokens(reset, following[1])
             y, inputs = self._read(x, shares, normed, fast, experts)
             learnt = []
-            for level in range(self.levels):
-                weights = started[level].weights
-                gradient = self._local_gradient(
-                    level, inputs[level].gate, weights, counted, adaptation, config
-                )
-                learnt.append(
-                    learn_level(
-                        started[level],
-                        gradient,
-                        initial[level],
-                        adaptation.step[level],
-                        adaptation.period[level],
-                        adaptation.restart[level],
-                        chunks,
-                        config,
+            with jax.named_scope(INNER_LOOP):
+                for level in range(self.levels):
+                    weights = started[level].weights
+                    gradient = self._local_gradient(
+                        level, inputs[level].gate, weights, counted, adaptation, config
                     )
-                )
+                    learnt.append(
+                        learn_level(
+                            started[level],
+                            gradient,
+                            initial[level],
+                            adaptation.step[level],
+                            adaptation.period[level],
+                            adaptation.restart[level],
+                            chunks,
+                            config,
+                        )
+                    )
             return (lay_out(tuple(learnt)), chunks + 1), y
 
         def read(carry: Any, part: Any) -> tuple[Array, None]:

@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from hope_jax.layers.convolution import CausalConvolution
+from hope_jax.layers.inner_loop import INNER_LOOP
 from hope_jax.layers.normalization import RMSNorm
 from hope_jax.layers.projection import Projection
 from hope_jax.layers.self_modifying import (
@@ -444,7 +445,8 @@ class SelfModifyingTitans(nn.Module):
             in_axes=(None, 0, 0),
         )
         old = None if state is None else state.heads
-        out, heads = _on_each_device(rule.memory, call, initial, inputs, old)
+        with jax.named_scope(INNER_LOOP):
+            out, heads = _on_each_device(rule.memory, call, initial, inputs, old)
         heads = jax.tree.map(_constrain_state, heads)
         if config.output_norm:
             out = RMSNorm(

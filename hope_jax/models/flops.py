@@ -3,16 +3,29 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
+from hope_jax.layers.inner_loop import INNER_LOOP
 from hope_jax.models.config import LanguageModelConfig
 from hope_jax.models.language_model import LanguageModel
 from hope_jax.models.parameter_count import parameter_shapes, without_kernels
+
+
+class Flops(NamedTuple):
+    """FLOPs of matrix products.
+
+    Attributes:
+      total: all of them.
+      inner: of these, those of memories, and of levels as they learn in context.
+    """
+
+    total: float
+    inner: float
 
 
 def count_flops(function: Callable[..., Any], *args: Any, platform: str | None = None) -> int:
@@ -35,10 +48,15 @@ def count_flops(function: Callable[..., Any], *args: Any, platform: str | None =
       >>> count_flops(lambda x: jax.lax.scan(lambda c, _: (c, x @ x.T), 0, None, length=5), x)
       360
     """
-    return _of_jaxpr(jax.make_jaxpr(function)(*args).jaxpr, platform or jax.default_backend())
+    return int(_count(function, *args, platform=platform).total)
 
 
-def training_flops(config: LanguageModelConfig, length: int, platform: str | None = None) -> float:
+def _count(function: Callable[..., Any], *args: Any, platform: str | None) -> Flops:
+    platform = platform or jax.default_backend()
+    return Flops(*_of_jaxpr(jax.make_jaxpr(function)(*args).jaxpr, platform, False).tolist())
+
+
+def training_flops(config: LanguageModelConfig, length: int, platform: str | None = None) -> Flops:
     """FLOPs of a token in training, forward and backward, without the optimiser's.
 
     Args:
@@ -55,10 +73,11 @@ def training_flops(config: LanguageModelConfig, length: int, platform: str | Non
         losses: Any = model.apply({"params": params}, tokens, tokens, method="token_losses")
         return jnp.sum(losses)
 
-    return count_flops(jax.grad(loss), params, tokens, platform=platform) / length
+    found = _count(jax.grad(loss), params, tokens, platform=platform)
+    return Flops(found.total / length, found.inner / length)
 
 
-def useful_flops(config: LanguageModelConfig, length: int, platform: str | None = None) -> float:
+def useful_flops(config: LanguageModelConfig, length: int, platform: str | None = None) -> Flops:
     """`training_flops` with what is computed twice to save memory counted once, as MFU wants it.
 
     Attention's kernel counts as the products that it is.
@@ -72,28 +91,34 @@ def useful_flops(config: LanguageModelConfig, length: int, platform: str | None 
     return training_flops(plain, length, platform)
 
 
-def _of_jaxpr(jaxpr: Any, platform: str) -> int:
-    return sum(_of_equation(equation, platform) for equation in jaxpr.eqns)
+def _of_jaxpr(jaxpr: Any, platform: str, inner: bool) -> np.ndarray:
+    """FLOPs, all and those of inner loops; `inner` says whether all are."""
+    none = np.zeros(2, np.int64)
+    return sum((_of_equation(equation, platform, inner) for equation in jaxpr.eqns), none)
 
 
-def _of_equation(equation: Any, platform: str) -> int:
+def _of_equation(equation: Any, platform: str, inner: bool) -> np.ndarray:
     name, parameters = equation.primitive.name, equation.params
+    inner = inner or INNER_LOOP in str(equation.source_info.name_stack)
     if name == "dot_general":
         (summed, _), _ = parameters["dimension_numbers"]
         shape = equation.invars[0].aval.shape
-        inner = math.prod(shape[axis] for axis in summed)
-        return 2 * inner * int(np.prod(equation.outvars[0].aval.shape, dtype=np.int64))
+        depth = math.prod(shape[axis] for axis in summed)
+        flops = 2 * depth * int(np.prod(equation.outvars[0].aval.shape, dtype=np.int64))
+        return np.array([flops, flops * inner], np.int64)
     if name == "cond":
+        branches = [branch.jaxpr for branch in parameters["branches"]]
         platforms = parameters.get("branches_platforms")
         if platforms is not None:  # jax.lax.platform_dependent; None stands for all others
             here = [names is not None and platform in names for names in platforms]
             taken = here.index(True) if any(here) else platforms.index(None)
-            return _of_jaxpr(parameters["branches"][taken].jaxpr, platform)
-        return max(_of_jaxpr(branch.jaxpr, platform) for branch in parameters["branches"])
+            return _of_jaxpr(branches[taken], platform, inner)
+        return max((_of_jaxpr(branch, platform, inner) for branch in branches), key=lambda x: x[0])
     times = parameters["length"] if name == "scan" else 1
     if name == "pallas_call":
         times = math.prod(parameters["grid_mapping"].grid)
-    return times * sum(_of_jaxpr(inner, platform) for inner in _inner(parameters))
+    none = np.zeros(2, np.int64)
+    return times * sum((_of_jaxpr(one, platform, inner) for one in _inner(parameters)), none)
 
 
 def _inner(parameters: dict[str, Any]) -> list[Any]:

@@ -19,6 +19,7 @@ from hope_jax.layers.continuum import (
     open_levels,
 )
 from hope_jax.layers.experts import Experts
+from hope_jax.layers.inner_loop import INNER_LOOP
 from hope_jax.layers.level_learning import (
     Adaptation,
     FastWeights,
@@ -271,17 +272,20 @@ class _Call:
         counted = jnp.ones(chunk["tokens"].shape, bool)
         if self.resets or self.goes_on:
             counted = counted_tokens(chunk["reset"], following["reset"])
-        gradients, (outputs, after) = jax.grad(self._loss, has_aux=True)(
-            tuple(level.weights for level in started),
-            fast,
-            start.sequence,
-            chunk,
-            following,
-            counted,
-        )
+        with jax.named_scope(INNER_LOOP):  # the forward pass, too, which is also what is read
+            gradients, (outputs, after) = jax.grad(self._loss, has_aux=True)(
+                tuple(level.weights for level in started),
+                fast,
+                start.sequence,
+                chunk,
+                following,
+                counted,
+            )
         adaptation, learnt = self.adaptation, []
         for level, parts in enumerate(zip(started, gradients, after.continuum, strict=True)):
-            change = jax.vmap(self._change, in_axes=(0,) * 7 + (None, None))
+            change = jax.vmap(
+                jax.named_scope(INNER_LOOP)(self._change), in_axes=(0,) * 7 + (None, None)
+            )
             learnt.append(
                 change(
                     *parts,

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from hope_jax.models.flops import useful_flops
+from hope_jax.models.flops import Flops, useful_flops
 from hope_jax.models.parameter_count import parameter_count
 from hope_jax.planning.cost import Cost, program_cost
 from hope_jax.planning.memory import Memory, left_whole, made_whole, measured, refused
@@ -38,7 +38,7 @@ class Plan(NamedTuple):
     devices: Devices
     mesh: Mapping[str, int]
     parameters: int
-    useful: float
+    useful: Flops
     memory: Memory
     cost: Cost | None
     whole: list[str]
@@ -68,7 +68,7 @@ class Plan(NamedTuple):
         peak = peak_flops(self.devices.devices[0].device_kind)
         if self.seconds is None or peak is None:
             return None
-        return self.useful * self.tokens / (peak * self.chips * self.seconds)
+        return self.useful.total * self.tokens / (peak * self.chips * self.seconds)
 
 
 def make_plan(config: ConfigDict, devices: Devices, assembly: Assembly) -> Plan:

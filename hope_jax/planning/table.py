@@ -130,8 +130,9 @@ def _column(plan: Plan, parts: Sequence[str]) -> dict[str, Cell]:
     if memory.temporaries is not None:
         rows["- batch and padding"] = Cell(_gib(memory.batch), memory.batch)
         rows["- temporaries"] = Cell(_gib(memory.temporaries), memory.temporaries)
-    useful = plan.useful * plan.tokens
+    useful, inner = (flops * plan.tokens for flops in plan.useful)
     rows["useful FLOPs of a step"] = Cell(_flops(useful), useful)
+    rows["- of inner loops"] = Cell(_flops(inner), inner)
     if memory.limit is not None:
         rows["fits"] = Cell("yes" if memory.fits else "no")
     if cost is None:

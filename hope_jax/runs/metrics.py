@@ -15,7 +15,7 @@ from hope_jax.runs.folder_error import explained
 
 # What depends on the machine and its load; all else is equal to the bit when a run is cut off and goes
 # on.
-SPEEDS = ("tokens_per_second", "mfu", "goodput")
+SPEEDS = ("tokens_per_second", "mfu", "inner_mfu", "goodput")
 
 
 class AnyMetrics(Protocol):

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from hope_jax.counts import count
 from hope_jax.exit_codes import DIVERGED
+from hope_jax.models.flops import Flops
 from hope_jax.runs.metrics import AnyMetrics, MetricsWriter, NoMetrics
 from hope_jax.runs.wandb_metrics import WandbMetrics, find_wandb
 from hope_jax.training.activity import Activity
@@ -45,7 +46,7 @@ class StepReport:
       metrics: to write to.
       progress: to tell.
       schedule: of the learning rate.
-      usage: share of the devices' peak that one token a second is; None if the peak is not known.
+      usage: shares of the devices' peak that one token a second is; None if the peak is not known.
       skips: bad batches in a row that end no run.
       activity: what is done.
     """
@@ -56,7 +57,7 @@ class StepReport:
         metrics: AnyMetrics,
         progress: TrainingProgress,
         schedule: optax.Schedule,
-        usage: float | None,
+        usage: Flops | None,
         skips: int,
         activity: Activity,
     ):
@@ -109,7 +110,8 @@ class StepReport:
             if math.isfinite(speed):
                 told["tokens_per_second"] = speed
                 if self.usage is not None:
-                    told["mfu"] = speed * self.usage
+                    told["mfu"] = speed * self.usage.total
+                    told["inner_mfu"] = speed * self.usage.inner
             self.metrics.write(step, **{n: x for n, x in told.items() if math.isfinite(x)})
 
     def evaluation(self, step: int, loss: float) -> None:

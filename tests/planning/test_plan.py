@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from hope_jax.models import LanguageModelConfig
-from hope_jax.models.flops import useful_flops
+from hope_jax.models.flops import Flops, useful_flops
 from hope_jax.planning.cost import Collective, Cost, Share
 from hope_jax.planning.plan import make_plan
 from hope_jax.planning.table import as_markdown, notes
@@ -57,7 +57,7 @@ def test_flops_are_those_of_forward_and_backward(planned):
     model = LanguageModelConfig.from_config_dict(plan.config.model)
     assert plan.useful == useful_flops(model, 16)
     # The compiler computes attention's scores once, which are traced twice: a part in seventy here.
-    made = plan.cost.flops * plan.chips / (plan.useful * plan.tokens)
+    made = plan.cost.flops * plan.chips / (plan.useful.total * plan.tokens)
     assert 69 / 70 - 1e-3 < made <= 1
     assert {one.kind for one in plan.cost.collectives} == {"all-reduce"}
     assert plan.cost.endless == 0
@@ -76,7 +76,9 @@ def test_estimates_follow_from_cycles(planned):
     device = types.SimpleNamespace(device_kind="TPU v5 lite")
     gathers = [Collective("all-gather", (8, 8), int(2e9), 40, "")]
     cost = Cost(10, {"products": Share(3e9, 7)}, {"titans": Share(3e9, 7)}, gathers, {"copy": 5}, 0)
-    one = plan._replace(devices=Devices("v5e:2x2", [device] * 4, chip), cost=cost, useful=1e9)
+    one = plan._replace(
+        devices=Devices("v5e:2x2", [device] * 4, chip), cost=cost, useful=Flops(1e9, 25e7)
+    )
     assert one.seconds == 3e9 / 1.5e9
     assert one.mfu == pytest.approx(1e9 * 256 / (4 * 197e12 * 2))
     two = one._replace(cost=cost._replace(kinds={"products": Share(1.5e9, 7)}))
@@ -87,6 +89,9 @@ def test_estimates_follow_from_cycles(planned):
     }
     assert rows[""] == ["one", "two", "one / two"]
     assert rows["compiler's estimate of a step"] == ["2 s", "1 s", "2.00"]
+    assert (
+        rows["useful FLOPs of a step"][0] == "0.256 T" and rows["- of inner loops"][0] == "0.064 T"
+    )
     assert rows["tokens/s"] == ["128", "256", "0.50"]
     assert rows["days for all tokens"][0] == f"{2000 / 86400:.3g} (256,000)"
     assert rows["chip-hours"] == [f"{4 * 2000 / 3600:.3g}", f"{4 * 1000 / 3600:.3g}", "2.00"]
@@ -114,7 +119,7 @@ def test_a_step_is_compiled_for_tpus_that_are_not_there():
     assert plan.memory.fits and plan.memory.parameters < plan.parameters * 4
     assert plan.seconds > 0 and 0 < plan.mfu < 1
     assert "all-gather" in {one.kind for one in plan.cost.collectives}
-    assert plan.cost.flops * 4 >= plan.useful * plan.tokens
+    assert plan.cost.flops * 4 >= plan.useful.total * plan.tokens
     assert jax.default_backend() == "cpu"
 
 

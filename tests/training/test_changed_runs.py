@@ -239,3 +239,4 @@ def test_use_of_the_chip_is_told_where_its_peak_is_known(tmp_path, monkeypatch):
     # Six for each parameter that is multiplied with, and attention's 16 tokens.
     assert shares == pytest.approx([shares[0]] * len(shares))
     assert 6 * 4096 < shares[0] < 12 * 6000
+    assert lines[-1]["inner_mfu"] == 0  # a Transformer
