@@ -25,7 +25,12 @@ CONFIG = LanguageModelConfig(
     sequence_layer="attention",
     attention_window=3,
 )
-MIXED = dataclasses.replace(CONFIG, num_layers=4, pattern=("attention", "titans"))
+MIXED = dataclasses.replace(
+    CONFIG,
+    num_layers=4,
+    pattern=("attention", "titans"),
+    titans={"network": "matrix", "adaptive": ("k",), "memory_chunk": 2, "generator_chunk": 4},
+)
 
 
 @pytest.mark.parametrize("config", [CONFIG, MIXED], ids=["alike", "pattern"])

@@ -95,20 +95,21 @@ class Place:
 
 
 @pytest.mark.parametrize(
-    "readers, settings, dreams",
+    "readers, shape, settings, dreams",
     [
-        (1, SETTINGS, {"dreaming": DREAMING, "score": score}),
-        (2, dataclasses.replace(SETTINGS, kept_samples=16), {}),
+        (1, SHARED, SETTINGS, {"dreaming": DREAMING, "score": score}),
+        (2, SPLIT, dataclasses.replace(SETTINGS, kept_samples=16), {}),
     ],
 )
-def test_a_night_on_a_mesh_is_that_on_one_device(x64, readers, settings, dreams):
-    single = Place(readers, None, "float64").night(settings=settings, **dreams)
+def test_a_night_on_a_mesh_is_that_on_one_device(x64, readers, shape, settings, dreams):
+    night, single = (
+        Place(readers, place, "float64").night(settings=settings, **dreams)
+        for place in (shape, None)
+    )
     assert (single[1].before != single[1].after).all() and single[1].kept
-    for shape in (SPLIT, SHARED):
-        night = Place(readers, shape, "float64").night(settings=settings, **dreams)
-        # Rewards are float32, and all else is float64.
-        close = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-6)
-        jax.tree.map(close, night, single)
+    # Rewards are float32, and all else is float64.
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-6)
+    jax.tree.map(close, night, single)
 
 
 def test_the_next_night_on_a_mesh_compiles_nothing_and_one_goes_on_to_the_same_bits(caplog):
