@@ -381,8 +381,9 @@ def dense_step(
             imitated = policy_gradient_loss(summed, rewards)
             total = settings.a * distilled + (1 - settings.a) * imitated
         if lesson.rehearsed is not None:
-            texts = in_turn(lesson.rehearsed).samples.tokens
-            moved = settings.divergence_function(reads(params, texts), reads(learnt, texts))
+            texts, before, _ = in_turn(lesson.rehearsed)
+            before = model.apply({"params": params}, before, method="logits")
+            moved = settings.divergence_function(before, reads(learnt, texts.tokens))
             total += settings.rehearsal * jnp.mean(moved)
         return total, of_teacher
 
