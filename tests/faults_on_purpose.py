@@ -156,6 +156,12 @@ FAULTS = [
         "tests/sleep/test_night.py::test_what_is_kept_is_found_a_few_at_a_time",
     ),
     Fault(
+        "hope_jax/data/whole_folder.py",
+        "key=lambda file: (file == folder / mark, file)",
+        "key=lambda file: (file != folder / mark, file)",
+        "tests/data/test_bucket.py::test_tokens_are_written_to_a_bucket_whole_or_not_at_all",
+    ),
+    Fault(
         "hope_jax/inference/context_file.py",
         "np.swapaxes(arrays.pop(before), -3, -2)",
         "arrays.pop(before)",

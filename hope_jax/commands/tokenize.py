@@ -8,6 +8,7 @@ Of `.jsonl` and `.json` files every line or item is a document, its field `text`
 every row; any other file is one document. All but `.parquet` may be compressed, `.gz` or `.zst`. A share
 of the documents, chosen by a hash of file and place, is held out for validation; of a single one, its
 end. The folder appears when it is whole; after a stop or a kill, the same command goes on where it was.
+One in a bucket (`--output=gs://...`) is written on this machine first, and then sent.
 
 A function of your own gives documents instead, as data.source does in training, but not all at once:
 
@@ -58,7 +59,7 @@ def tokenize(
     Args:
       files: patterns.
       tokenizer: `bytes`, or the file of a tokenizer.
-      output: folder.
+      output: folder, or its address in a bucket.
       validation_fraction: share of documents held out.
       processes: how many encode.
       field: that holds the text.
@@ -109,7 +110,7 @@ def define_flags() -> None:
     flags.DEFINE_string("source", "", "Or a function of your own that gives documents.")
     flags.DEFINE_multi_string("set", [], "An argument of that function, such as count=20000.")
     flags.DEFINE_string("tokenizer", "bytes", "`bytes`, or the file of a tokenizer.")
-    flags.DEFINE_string("output", None, "Folder to write to.", required=True)
+    flags.DEFINE_string("output", None, "Folder to write to, here or in a bucket.", required=True)
     flags.DEFINE_float("validation_fraction", 0.001, "Share of documents held out.")
     flags.DEFINE_integer("processes", 1, "Processes that encode.", lower_bound=1)
     flags.DEFINE_string("field", "text", "Field of lines and rows that holds the text.")

@@ -15,7 +15,7 @@ from jaxtyping import Int
 from hope_jax.data.token_stream import ABOUT, DTYPES, PARTS
 from hope_jax.data.tokenizers import Tokenizer
 from hope_jax.data.whole_file import write_whole
-from hope_jax.data.whole_folder import whole_folder
+from hope_jax.data.whole_folder import whole_folder_in
 
 _PROGRESS = "progress.json"
 # Tokens from one note of the progress to the next.
@@ -175,7 +175,7 @@ def open_writer(
     takes up: it lies beside the folder as `.NAME.unfinished`.
 
     Args:
-      folder: to write to; it must be empty or not there.
+      folder: to write to, or its address in a bucket; it must be empty or not there.
       tokenizer: that makes the ids, whose digest is noted.
       settings: on which the documents depend.
 
@@ -183,7 +183,7 @@ def open_writer(
       ValueError: if the folder holds something or cannot be written, or what is to be taken up is of
         other settings.
     """
-    with whole_folder(folder, "--output", keep=_PROGRESS) as aside:
+    with whole_folder_in(folder, "--output", mark=ABOUT, keep=_PROGRESS) as aside:
         writer = TokenWriter(aside, tokenizer, settings)
         try:
             yield writer

@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all, and places that are known to be writable."""
+"""Folders that appear whole or not at all, also in buckets, and places that are known to be writable."""
 
 import contextlib
 import fcntl
@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from hope_jax.data.bucket import refuse_address
+from hope_jax.data.bucket import Bucket, BucketError, is_address, local_copy, refuse_address
 from hope_jax.data.whole_file import UNFINISHED
 
 
@@ -73,6 +73,51 @@ def whole_folder(path: str | Path, name: str, keep: str = "") -> Iterator[Path]:
             raise
     finally:
         os.close(lock)
+
+
+@contextlib.contextmanager
+def whole_folder_in(path: str | Path, name: str, mark: str, keep: str = "") -> Iterator[Path]:
+    """As `whole_folder`, and where the path is the address of one in a bucket, it is sent there.
+
+    It is first written on this machine, where `hope_jax.data.bucket.fetch_folder` then finds it.
+
+    Args:
+      path: of the folder, or its address.
+      name: see `whole_folder`.
+      mark: the file that tells it from any other folder, which is sent last.
+      keep: see `whole_folder`.
+
+    Yields:
+      The folder to write in.
+
+    Raises:
+      ValueError: see `whole_folder`.
+      BucketError: if it cannot be sent; it stays on this machine, and the error says where.
+    """
+    if not is_address(path):
+        with whole_folder(path, name, keep) as aside:
+            yield aside
+        return
+    bucket, folder = Bucket(str(path)), local_copy(str(path), "data")
+    if mark in bucket.files():
+        raise ValueError(
+            f"{name}={path} holds files already; give another address, or delete it first"
+        )
+    if (folder / mark).is_file():
+        raise ValueError(
+            f"{folder} was written for {name}={path} and is not there; copy it there, {mark} last, or "
+            f"delete it to begin anew"
+        )
+    with whole_folder(folder, name, keep) as aside:
+        yield aside
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    try:
+        for file in sorted(files, key=lambda file: (file == folder / mark, file)):
+            bucket.put(file, file.relative_to(folder).as_posix())
+    except BucketError as error:
+        raise BucketError(
+            f"{error}; what was to be sent is in {folder}: copy it there, {mark} last"
+        ) from error
 
 
 def check_writable(path: str | Path, name: str) -> None:

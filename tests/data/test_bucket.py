@@ -16,7 +16,7 @@ from hope_jax.data.token_stream import read_tokens
 from hope_jax.data.tokenizers import load_tokenizer
 from hope_jax.data.whole_folder import check_writable, whole_folder
 from tests.commands.in_process import hope
-from tests.runs.buckets import flaky  # noqa: F401
+from tests.runs.buckets import Flaky, flaky  # noqa: F401
 
 TEXT = "flaky://bucket/text"
 
@@ -54,6 +54,39 @@ def test_tokens_are_made_of_texts_in_a_bucket(corpus, tmp_path):
     told = tokenize([f"{TEXT}/*.txt"], "bytes", str(tmp_path / "tokens"), validation_fraction=0.3)
     assert told["train"]["documents"] + told["validation"]["documents"] == 8
     assert len(read_tokens(tmp_path / "tokens", "train", load_tokenizer("bytes"))) > 0
+
+
+def test_tokens_are_written_to_a_bucket_whole_or_not_at_all(corpus, tmp_path, monkeypatch):
+    there, sent = "flaky://bucket/made", []
+
+    def before(operation, path):
+        if operation == "put":
+            if len(sent) == fails_after:
+                raise PermissionError(path)
+            sent.append(path.rpartition("/")[2])
+
+    monkeypatch.setattr(Flaky, "before", before)
+    monkeypatch.setattr(bucket_file, "_PAUSES", (0.0,))
+    write = lambda: tokenize([f"{corpus}/*.txt"], "bytes", there, validation_fraction=0.3)
+    fails_after = 3
+    with pytest.raises(
+        BucketError, match=f"is in {tmp_path}.*made: copy it there, tokens.json last"
+    ):
+        write()
+    assert "tokens.json" not in Bucket(there).files()
+    with pytest.raises(ValueError, match="was written for --output=flaky://bucket/made and is not"):
+        write()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
+    sent, fails_after = [], 100
+    write()
+    assert len(sent) == 5 and sent[-1] == "tokens.json"
+    with pytest.raises(ValueError, match="holds files already"):
+        write()
+    here = tmp_path / "here"
+    tokenize([f"{corpus}/*.txt"], "bytes", str(here), validation_fraction=0.3)
+    assert {file.name: file.read_bytes() for file in here.iterdir()} == {
+        name: Bucket(there).read(name) for name in Bucket(there).files()
+    }
 
 
 def test_files_that_are_not_there_or_damaged_are_named_by_address(corpus):
@@ -114,7 +147,7 @@ def test_places_that_must_be_of_this_machine_refuse_an_address(tmp_path, monkeyp
         whole_folder("gs://b/t", "--output"),
     ):
         pass
-    assert hope("tokenize", "--files=x", "--output=gs://b/t") == 2
+    assert hope("compare", "--config=x", "--workdir=gs://b/t") == 2
     assert hope("convert", "--from_llama=x", "--workdir=gs://b/t") == 2
     assert "lies in a bucket" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
