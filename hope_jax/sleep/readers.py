@@ -66,8 +66,11 @@ def as_batch(model: LanguageModel, reader: Reader, size: int) -> Context:
         leaves = [repeated(*pair, size) for pair in zip(reader.leaves, places, strict=True)]
         return jax.tree.unflatten(structure, leaves)
 
-    state = held(repeated_by(size), reader.experts)
-    return Context(state, repeated(reader.logits, 0, size))
+    state = repeated_by(size)
+    # Of one, so that no more copies of its levels are made.
+    adapting: Any = held(repeated_by(1), reader.experts).adapting
+    adapting = adapting._replace(sequence=learnt_in(state)[0].blocks.sequence)
+    return Context(state._replace(adapting=adapting), repeated(reader.logits, 0, size))
 
 
 def held(state: ModelState, experts: Experts | tuple[()] = ()) -> ModelState:
