@@ -100,7 +100,7 @@ def main() -> None:
         for chip in given.chips:
             for model in given.models:
                 key = {"model": model, "size": size, "chip": chip, "topology": TOPOLOGIES[chip]}
-                if not find_json_lines(given.path, key):
+                if not any(find_json_lines(given.path, key)):
                     line = {**key, **line_of(plan_of(model, size, TOPOLOGIES[chip]))}
                     add_json_line(given.path, line)
                     print(json.dumps(line), flush=True)
