@@ -1,0 +1,157 @@
+"""The experiment of ten nights: its days, what a night leaves alone, and what is made of its trials."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hope_jax.sleep.config import SleepConfig
+from hope_jax.sleep.expansion import experts_of, with_experts
+
+SHORT = SleepConfig(
+    steps=2, samples=2, kept_samples=4, tokens=4, lam=0.0, a=1.0, experts=3, expert_width=4
+)
+
+
+@pytest.fixture
+def ten(scripts, few, monkeypatch):
+    """The experiment with few texts."""
+    module = scripts["ten_nights"]
+    for name, value in {"OPENINGS": 8, "OWN": 4, "PART": few.PART, "PIECE": 10}.items():
+        monkeypatch.setattr(module, name, value)
+    return module
+
+
+@pytest.fixture
+def worlds(ten, tokenizer):
+    return ten.days_of(tokenizer, 0)
+
+
+def test_each_day_tells_of_other_people_and_asks_for_them(ten, worlds):
+    people = [{question.facts[0].name for question in world.questions} for world in worlds]
+    assert len(worlds) == ten.DAYS and {len(some) for some in people} == {ten.PEOPLE}
+    assert len(set.union(*people)) == ten.DAYS * ten.PEOPLE
+    for world, names in zip(worlds, people, strict=True):
+        assert all(any(name in line for name in names) for line in world.lines)
+        assert len(world.questions) == 2 * len(world.lines) == 16
+
+
+def test_openings_are_taken_equally_often(ten):
+    taken = np.bincount(ten.evenly(np.arange(7), 24))
+    assert len(taken) == 7 and set(taken.tolist()) == {3, 4}
+
+
+def test_a_night_adds_an_expert_and_leaves_those_of_earlier_nights(ten, reader, worlds):
+    awake, states = ten.Awake(reader.params), []
+    for night in range(2):
+        awake, _ = ten.night_of(reader, awake, worlds[night], night, 0.1, 0.0, SHORT)
+        states.append(experts_of(awake.state))
+    first, second = states
+    in_use = [np.asarray(one.active).any((0, 1, 2)).tolist() for one in states]
+    assert in_use == [[True, False, False], [True, True, False]]
+    for old, new in zip(first[:3], second[:3], strict=True):
+        np.testing.assert_array_equal(old[..., 0, :], new[..., 0, :])
+    assert np.asarray(second.up)[..., 1, :, :].any()
+    assert awake.params is reader.params
+
+
+def test_own_words_are_rehearsed_from_the_second_night_on_half_and_half(
+    ten, reader, worlds, monkeypatch
+):
+    given = []
+    told = ten.sleep
+
+    def sleep(*args, rehearsed, **more):
+        given.append(rehearsed)
+        return told(*args, rehearsed=rehearsed, **more)
+
+    monkeypatch.setattr(ten, "sleep", sleep)
+    awake = ten.Awake(reader.params)
+    for night in range(2):
+        if night:
+            said = ten.own_words(reader, awake, night)
+        awake, _ = ten.night_of(reader, awake, worlds[night], night, 0.1, 0.0, SHORT, own=True)
+    documents = ten.other_documents(reader.tokenizer, 1)
+    np.testing.assert_array_equal(given[0], ten.other_documents(reader.tokenizer, 0))
+    np.testing.assert_array_equal(given[1][1::2], said)
+    np.testing.assert_array_equal(given[1][::2], documents[: len(said)])
+    begun = {tuple(opening) for opening in ten.questions_begun(reader.tokenizer)}
+    assert {tuple(row[:1]) for row in said} <= begun and said.shape == (ten.OWN, ten.PART)
+    # It is who has slept that speaks.
+    other = np.asarray(ten.own_words(reader, ten.Awake(reader.params), 1))
+    loud = jax.tree.map(
+        lambda leaf: leaf * 100 if leaf.dtype != bool else leaf, experts_of(awake.state)
+    )
+    changed = awake._replace(state=with_experts(awake.state, loud))
+    assert (ten.own_words(reader, changed, 1) != other).any()
+
+
+def test_elastic_weights_hold_what_mattered_on_earlier_days(ten, reader, worlds):
+    settings = SleepConfig(steps=6, samples=4, lam=0.0, a=1.0)
+    first, _ = ten.tuned(reader, ten.Awake(reader.params), worlds[0], 0, 1e-2, 1e3, settings)
+    moved = []
+    for strength in (0.0, 1e3):
+        second, _ = ten.tuned(reader, first, worlds[1], 1, 1e-2, strength, settings)
+        gone = jax.tree.map(
+            lambda new, old, mattered: jnp.sum(mattered * (new - old) ** 2),
+            second.params,
+            first.params,
+            first.held.fisher,
+        )
+        moved.append(float(sum(jax.tree.leaves(gone))))
+    assert 0 < moved[1] < 0.5 * moved[0]
+    for new, old in zip(
+        jax.tree.leaves(second.held.fisher), jax.tree.leaves(first.held.fisher), strict=True
+    ):
+        assert (new >= old).all()  # of all days so far
+
+
+def row_of(ten, arm, seed, score=0.5):
+    """A trial whose days are right after their own nights, and by a score afterwards."""
+    won = [[0.25] * ten.DAYS]
+    for night in range(ten.DAYS):
+        won.append(
+            [score if day < night else 1.0 if day == night else 0.25 for day in range(ten.DAYS)]
+        )
+    asked = [
+        {"won": some, "log_likelihood": [-1.0] * ten.DAYS, "other": 2.0 + night / 100}
+        for night, some in enumerate(won)
+    ]
+    key = {"arm": arm, "seed": seed, "rate": 0.1, "strength": 0.0, "days": ten.DAYS}
+    return key | {"night": ten.NIGHT, "read": [{"won": 1.0}], "asked": asked, "seconds": 3.0}
+
+
+def test_a_table_tells_what_is_left_and_what_is_forgotten(ten, tmp_path):
+    path = tmp_path / "trials.jsonl"
+    for seed in (0, 1, 2, 1000):
+        ten.add_json_line(path, row_of(ten, "sleep", seed))
+    ten.add_json_line(path, row_of(ten, "fine-tuning", 0))
+    groups = ten.reported(path)
+    assert list(groups) == ["sleep"] and len(groups["sleep"]) == 3
+    *_, line = ten.table(groups).splitlines()
+    cells = "100 ± 0 | 100 ± 0 | 55 ± 0 | 50 ± 0 | 50 ± 0 | -1 ± 0 | 5 ± 0 | 3 ± 0 | 0.1 | 0"
+    assert line == f"| sleep | {cells} |"
+    ten.draw(groups, tmp_path / "results.png")
+    assert (tmp_path / "results.png").stat().st_size > 1000
+
+
+def test_strengths_are_chosen_at_the_rate_of_fine_tuning_with_other_documents(
+    ten, monkeypatch, tmp_path
+):
+    tried = []
+
+    def trial(self, name, seed, rate, strength, days):
+        tried.append((name, rate, strength))
+        assert (seed, days) == (1000, ten.CHOOSING)
+        likely = -abs(math.log(rate / 3e-3)) - abs(math.log((strength or 1.0) / 100))
+        # Only what is left after the last night counts.
+        nights = [{"log_likelihood": [0.0, 9.0 * rate]}, {"log_likelihood": [likely, likely]}]
+        return {"asked": nights}
+
+    monkeypatch.setattr(ten.Experiment, "trial", trial)
+    experiment = ten.Experiment(None, tmp_path / "trials.jsonl")
+    assert experiment.chosen("elastic weight consolidation") == (3e-3, 100.0)
+    assert {name for name, _, strength in tried if not strength} == {ten.TUNING}
+    assert experiment.chosen("fine-tuning") == (3e-3, 0.0)
