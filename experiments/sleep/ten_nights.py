@@ -3,7 +3,7 @@
     python experiments/sleep/words.py runs/facts/words.json
     python experiments/sleep/facts_pretrain.py --workdir=runs/facts/model
     python experiments/sleep/ten_nights.py --run=runs/facts/model --workdir=experiments/sleep/ten_nights
-    python experiments/sleep/ten_nights.py --table --workdir=experiments/sleep/ten_nights  # runs nothing
+    python experiments/sleep/ten_nights.py --workdir=experiments/sleep/ten_nights --table  # alone
 
 Each day a model that was trained on other worlds (facts_pretrain.py) reads eight facts about two people
 of whom it has never heard, and learns them at night by one of `ARMS`, in `STEPS` steps. After each
@@ -15,12 +15,13 @@ days is read again. Where its own words are rehearsed, it says texts by itself b
 all that is left of those days, and goes on reading them as it does then.
 
 Rates, and the strength of elastic weights, are those at which the right answers of the first `CHOOSING`
-days of a world that is not reported are likeliest after the last of these nights, all days alike: they are
-followed on a grid until both neighbours are worse. A trial that has ended is a line of
+days of a world that is not reported are likeliest after the last of these nights, all days alike: they
+are followed on a grid until both neighbours are worse. A trial that has ended is a line of
 WORKDIR/trials.jsonl, so that a command that is stopped and given again goes on.
 """
 
 import argparse
+import dataclasses
 import functools
 import statistics
 import time
@@ -69,6 +70,7 @@ from hope_jax.models.language_model import ModelState, init_state
 from hope_jax.optim import consolidate, diagonal_fisher, elastic_weights
 from hope_jax.sleep.config import SleepConfig
 from hope_jax.sleep.cycle import sleep
+from hope_jax.sleep.life import levels_due
 from hope_jax.sleep.readers import as_batch, axes, readers_of
 from hope_jax.sleep.samples import Openings, openings_of, say
 
@@ -91,10 +93,15 @@ NIGHT: dict[str, Any] = {
     "tokens": 12,
     "lam": 0.0,
     "a": 1.0,
-    "experts": DAYS,
     "expert_width": 32,
     "rehearsal": 10.0,
 }
+
+
+def night_with(levels: int) -> dict[str, Any]:
+    """Settings with room for all nights: each level sleeps half as often as the one before."""
+    last = DAYS // 2 ** (levels - 1)  # of the slowest, whose experts stay
+    return {**NIGHT, "experts": max(last, min(levels, 2))}
 
 
 class Awake(NamedTuple):
@@ -104,11 +111,13 @@ class Awake(NamedTuple):
       params: of the model.
       state: with the experts of all nights; None before the first, and where there are none.
       held: what elastic weights remember; None for nothing.
+      nights: that are over.
     """
 
     params: Any
     state: ModelState | None = None
     held: Any = None
+    nights: int = 0
 
 
 def days_of(tokenizer: Tokenizer, seed: int) -> list[World]:
@@ -155,25 +164,44 @@ def night_of(
     if own and awake.state is not None:
         said = own_words(reader, awake, seed)
         rehearsed = np.stack([rehearsed[: len(said)], said], 1).reshape(-1, PART)
-    rows, lengths = openings_from(tokenizer, world)
-    state, night = sleep(
-        model,
-        params,
-        read(model, params, world.ids[None], quiet(reader, awake)),
-        jax.random.key(seed)[None],
-        settings,
-        sleeper(rate, settings.steps),
-        prompts=evenly(rows, OPENINGS),
-        prompt_lengths=evenly(lengths, OPENINGS),
-        rehearsed=rehearsed,
-    )
-    return awake._replace(state=state), {"divergence": ends([night.before[0], night.after[0]])}
+    context = read(model, params, world.ids[None], quiet(reader, awake))
+    openings, found = openings_from(tokenizer, world), []
+    for level in levels_due(periods(model), awake.nights + 1):
+        rows, lengths = openings
+        state, night = sleep(
+            model,
+            params,
+            context,
+            jax.random.key(DAYS * seed + level)[None],
+            dataclasses.replace(settings, level=level),
+            sleeper(rate, settings.steps),
+            prompts=evenly(rows, OPENINGS),
+            prompt_lengths=evenly(lengths, OPENINGS),
+            rehearsed=rehearsed,
+        )
+        found.append(ends([night.before[0], night.after[0]]))
+        # What a slower level hands on is of several days, whose texts are gone.
+        context, rows = Context(state, context.logits), np.stack(questions_begun(tokenizer))
+        openings = rows, np.full(len(rows), rows.shape[1])
+    return Awake(params, context.state, nights=awake.nights + 1), {"divergence": found}
+
+
+def periods(model: LanguageModel) -> tuple[int, ...]:
+    """Nights after which each level sleeps, its own chunks being as many times the fastest's."""
+    return tuple(2**level for level in range(levels(model)))
+
+
+def levels(model: LanguageModel) -> int:
+    """How many levels learn in context."""
+    learning = model.config.in_context_config
+    assert learning is not None
+    return len(learning.chunks)
 
 
 def own_words(reader: Model, awake: Awake, seed: int) -> np.ndarray:
     """Texts that who has read nothing today says, each of which begins to ask about somebody."""
     model, params, tokenizer = reader
-    openings = openings_of(evenly(np.stack(questions_begun(tokenizer)), OPENINGS))
+    openings = openings_of(np.stack(questions_begun(tokenizer)))
     key = jax.random.key(seed)
     return np.asarray(_said(model, params, quiet(reader, awake), key, openings))
 
@@ -277,11 +305,12 @@ class Experiment(NamedTuple):
         self, name: str, seed: int, rate: float, strength: float = 0.0, days: int = DAYS
     ) -> dict[str, Any]:
         """Runs a trial, if it is not there."""
-        key = {"arm": name, "seed": seed, "rate": rate, "strength": strength}
-        key |= {"days": days, "night": NIGHT}
+        number = levels(self.reader.model)
+        key = {"arm": name, "seed": seed, "rate": rate, "strength": strength, "days": days}
+        key |= {"levels": number, "night": night_with(number)}
         for row in find_json_lines(self.path, key):
             return row
-        settings, begun = SleepConfig(**NIGHT), time.monotonic()
+        settings, begun = SleepConfig(**key["night"]), time.monotonic()
         worlds = days_of(self.reader.tokenizer, seed)[:days]
         awake = Awake(self.reader.params)
         found: list[dict[str, Any]] = []
@@ -309,8 +338,11 @@ class Experiment(NamedTuple):
         return {**lists, "other": held_out(self.reader, learnt)["loss"]}
 
     def chosen(self, name: str) -> tuple[float, float]:
-        """The rate of an arm, and the strength of its elastic weights."""
+        """The rate of an arm, and the strength of its elastic weights; of one level for any number."""
         arm = ARMS[name]
+        if levels(self.reader.model) > 1:
+            of_one = reported(self.path)[name, 1][0]
+            return of_one["rate"], of_one["strength"]
 
         def score(rate: float, strength: float) -> float:
             rows = [self.trial(name, seed, rate, strength, CHOOSING) for seed in SELECTION]
@@ -355,18 +387,26 @@ COLUMNS: dict[str, Callable[[Mapping[str, Any]], float]] = {
 }
 
 
-def table(groups: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+Groups = Mapping[tuple[str, int], Sequence[Mapping[str, Any]]]
+
+
+def named(arm: str, levels: int) -> str:
+    """A way to spend nights, of a model with so many levels."""
+    return arm if levels == 1 else f"{arm}, {levels} levels"
+
+
+def table(groups: Groups) -> str:
     """Means over seeds and standard deviations, in Markdown."""
     head = ["way to spend nights", *COLUMNS, "rate", "strength"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for name, group in groups.items():
         cells = [spread([column(row) for row in group]) for column in COLUMNS.values()]
         numbers = [f"{group[0][number]:g}" for number in ("rate", "strength")]
-        lines.append(f"| {' | '.join([name, *cells, *numbers])} |")
+        lines.append(f"| {' | '.join([named(*name), *cells, *numbers])} |")
     return "\n".join(lines) + "\n"
 
 
-def draw(groups: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
+def draw(groups: Groups, path: Path) -> None:
     """What is right of each day after each night, in the mean over seeds; below, of all days so far."""
     columns = 3
     rows = -(-(len(groups) + 1) // columns)
@@ -381,12 +421,12 @@ def draw(groups: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
         draw_field(axes_, np.where(np.tri(*field.shape, dtype=bool), field, np.nan))
         for of, set_ticks in ((1, axes_.set_xticks), (0, axes_.set_yticks)):
             set_ticks(range(field.shape[of]), range(1, field.shape[of] + 1), fontsize=7)
-        axes_.set_title(name, fontsize=8)
+        axes_.set_title(named(*name), fontsize=8)
         axes_.set_xlabel("facts of day", fontsize=7)
         axes_.set_ylabel("after night", fontsize=7)
         means = np.array([averages(matrix(row)) for row in group]) * 100
         nights = range(1, means.shape[1] + 1)
-        (line,) = over.plot(nights, means.mean(0), label=name)
+        (line,) = over.plot(nights, means.mean(0), label=named(*name))
         over.fill_between(nights, means.min(0), means.max(0), color=line.get_color(), alpha=0.2)
     over.axhline(25, color="gray", linestyle=":")
     over.set_ylim(0, 103)
@@ -397,15 +437,16 @@ def draw(groups: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
     plt.close(figure)
 
 
-def reported(path: Path) -> dict[str, list[dict[str, Any]]]:
-    """The trials of each arm that has all seeds, in the order of `ARMS`."""
-    groups: dict[tuple[str, float, float], dict[int, dict[str, Any]]] = {}
-    for row in find_json_lines(path, {"days": DAYS, "night": NIGHT}):
-        if row["seed"] in SEEDS:
-            numbers = row["rate"], row["strength"]
-            groups.setdefault((row["arm"], *numbers), {})[row["seed"]] = row
-    whole = {arm: rows for (arm, *_), rows in groups.items() if len(rows) == len(SEEDS)}
-    return {arm: [whole[arm][seed] for seed in SEEDS] for arm in ARMS if arm in whole}
+def reported(path: Path) -> dict[tuple[str, int], list[dict[str, Any]]]:
+    """The trials of each arm and number of levels that has all seeds, in the order of `ARMS`."""
+    groups: dict[tuple[str, int, float, float], dict[int, dict[str, Any]]] = {}
+    for row in find_json_lines(path, {"days": DAYS}):
+        if row["seed"] in SEEDS and row["night"] == night_with(row["levels"]):
+            key = row["arm"], row["levels"], row["rate"], row["strength"]
+            groups.setdefault(key, {})[row["seed"]] = row
+    whole = {key[:2]: rows for key, rows in groups.items() if len(rows) == len(SEEDS)}
+    ordered = sorted(whole, key=lambda key: (list(ARMS).index(key[0]), key[1]))
+    return {key: [whole[key][seed] for seed in SEEDS] for key in ordered}
 
 
 def main() -> None:

@@ -33,6 +33,11 @@ def tokenizer(scripts, tmp_path):
 
 @pytest.fixture
 def reader(scripts, tokenizer):
+    return reader_with(scripts, tokenizer, 1)
+
+
+def reader_with(scripts, tokenizer, levels):
+    """A model with a chain of so many levels in its last block."""
     config = LanguageModelConfig(
         vocab_size=tokenizer.vocab_size,
         width=8,
@@ -40,7 +45,8 @@ def reader(scripts, tokenizer):
         num_heads=2,
         mlp_width=8,
         sequence_layer="convolved_attention.ConvolvedAttention",
-        in_context={"chunks": (32,), "blocks": 1},
+        cms_levels=levels,
+        in_context={"chunks": tuple(32 * 2**level for level in range(levels)), "blocks": 1},
     )
     model = LanguageModel(config)
     tokens = jnp.zeros((1, 1), jnp.int32)

@@ -9,6 +9,7 @@ import pytest
 
 from hope_jax.sleep.config import SleepConfig
 from hope_jax.sleep.expansion import experts_of, with_experts
+from tests.sleep.conftest import reader_with
 
 SHORT = SleepConfig(
     steps=2, samples=2, kept_samples=4, tokens=4, lam=0.0, a=1.0, experts=3, expert_width=4
@@ -55,6 +56,35 @@ def test_a_night_adds_an_expert_and_leaves_those_of_earlier_nights(ten, reader, 
         np.testing.assert_array_equal(old[..., 0, :], new[..., 0, :])
     assert np.asarray(second.up)[..., 1, :, :].any()
     assert awake.params is reader.params
+
+
+def test_a_slower_level_sleeps_half_as_often_and_hands_on_what_it_was_handed(
+    ten, scripts, tokenizer, worlds
+):
+    reader, awake = reader_with(scripts, tokenizer, 2), []
+    awake.append(ten.Awake(reader.params))
+    for night in range(3):
+        then, found = ten.night_of(reader, awake[-1], worlds[night], night, 0.1, 0.0, SHORT)
+        awake.append(then)
+        assert len(found["divergence"]) == 1 + night % 2
+    in_use = [np.asarray(experts_of(one.state).active)[0, 0].sum(-1).tolist() for one in awake[1:]]
+    assert in_use == [[1, 0], [0, 1], [1, 1]]
+
+
+def test_there_is_room_for_the_experts_of_all_nights(ten):
+    assert [ten.night_with(levels)["experts"] for levels in (1, 2, 3, 4)] == [10, 5, 2, 2]
+
+
+def test_further_levels_say_nothing_when_their_training_begins(ten, scripts, tokenizer, reader):
+    deeper = reader_with(scripts, tokenizer, 3)
+    given = jax.tree.map(lambda leaf: leaf, reader.params) | {"log_step": jnp.full((1, 1), 0.5)}
+    params = scripts["facts_pretrain"].deepened(deeper.params, given)
+    tokens = np.random.default_rng(0).integers(tokenizer.vocab_size, size=(2, 20))
+    theirs, _ = reader.model.apply({"params": reader.params}, tokens)
+    ours, _ = deeper.model.apply({"params": params}, tokens)
+    np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    assert params["log_step"].tolist() == [[0.5, 0.0, 0.0]]
+    assert params["blocks"]["continuum"]["level_2"]["up"]["kernel"].any()
 
 
 def test_own_words_are_rehearsed_from_the_second_night_on_half_and_half(
@@ -120,7 +150,8 @@ def row_of(ten, arm, seed, score=0.5):
         for night, some in enumerate(won)
     ]
     key = {"arm": arm, "seed": seed, "rate": 0.1, "strength": 0.0, "days": ten.DAYS}
-    return key | {"night": ten.NIGHT, "read": [{"won": 1.0}], "asked": asked, "seconds": 3.0}
+    key |= {"levels": 1, "night": ten.night_with(1)}
+    return key | {"read": [{"won": 1.0}], "asked": asked, "seconds": 3.0}
 
 
 def test_a_table_tells_what_is_left_and_what_is_forgotten(ten, tmp_path):
@@ -129,7 +160,7 @@ def test_a_table_tells_what_is_left_and_what_is_forgotten(ten, tmp_path):
         ten.add_json_line(path, row_of(ten, "sleep", seed))
     ten.add_json_line(path, row_of(ten, "fine-tuning", 0))
     groups = ten.reported(path)
-    assert list(groups) == ["sleep"] and len(groups["sleep"]) == 3
+    assert list(groups) == [("sleep", 1)] and len(groups["sleep", 1]) == 3
     *_, line = ten.table(groups).splitlines()
     cells = "100 ± 0 | 100 ± 0 | 55 ± 0 | 50 ± 0 | 50 ± 0 | -1 ± 0 | 5 ± 0 | 3 ± 0 | 0.1 | 0"
     assert line == f"| sleep | {cells} |"
@@ -138,7 +169,7 @@ def test_a_table_tells_what_is_left_and_what_is_forgotten(ten, tmp_path):
 
 
 def test_strengths_are_chosen_at_the_rate_of_fine_tuning_with_other_documents(
-    ten, monkeypatch, tmp_path
+    ten, reader, monkeypatch, tmp_path
 ):
     tried = []
 
@@ -151,7 +182,7 @@ def test_strengths_are_chosen_at_the_rate_of_fine_tuning_with_other_documents(
         return {"asked": nights}
 
     monkeypatch.setattr(ten.Experiment, "trial", trial)
-    experiment = ten.Experiment(None, tmp_path / "trials.jsonl")
+    experiment = ten.Experiment(reader, tmp_path / "trials.jsonl")
     assert experiment.chosen("elastic weight consolidation") == (3e-3, 100.0)
     assert {name for name, _, strength in tried if not strength} == {ten.TUNING}
     assert experiment.chosen("fine-tuning") == (3e-3, 0.0)
