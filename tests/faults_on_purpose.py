@@ -2011,8 +2011,8 @@ FAULTS = [
     ),
     Fault(
         "experiments/sleep/ten_nights.py",
-        "np.stack([rehearsed[: len(said)], said], 1)",
-        "np.stack([said, said], 1)",
+        "rehearsed[1::2] = own_words",
+        "rehearsed[::2] = own_words",
         "tests/sleep/test_ten_nights.py",
     ),
     Fault(

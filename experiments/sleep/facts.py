@@ -182,10 +182,10 @@ def openings_within(tokenizer: Tokenizer, world: World) -> tuple[np.ndarray, np.
     return rows, np.full(len(rows), longest)
 
 
-def other_documents(tokenizer: Tokenizer, seed: int) -> np.ndarray:
-    """Beginnings of documents of the training's worlds."""
+def other_documents(tokenizer: Tokenizer, seed: int, count: int | None = None) -> np.ndarray:
+    """Beginnings of documents of the training's worlds, `DOCUMENTS` if it is not said how many."""
     random = np.random.default_rng([seed, 5])
-    worlds = random.integers(TRAINED, size=(DOCUMENTS, 2))
+    worlds = random.integers(TRAINED, size=(count or DOCUMENTS, 2))
     made = [document(tokenizer, int(world), PART, int(another)) for world, another in worlds]
     return np.stack([ids for ids, _ in made])
 

@@ -11,8 +11,8 @@ night it is asked for the facts of all days without their texts, in the phrasing
 they were told, with four answers to choose from (facts.py).
 
 Who sleeps keeps one expert of each night, and reads the next day with all of them. Nothing of earlier
-days is read again. Where its own words are rehearsed, it says texts by itself before a night, which are
-all that is left of those days, and goes on reading them as it does then.
+days is read again. Who also asks itself keeps the names of those it has met, asks itself about them
+before it sleeps, and rehearses what it answers, be it right or wrong, beside other documents.
 
 Rates, and the strength of elastic weights, are those at which the right answers of the first `CHOOSING`
 days of a world that is not reported are likeliest after the last of these nights, all days alike: they
@@ -63,7 +63,7 @@ from hope_jax.data.whole_file import write_whole
 from hope_jax.evaluation.forgetting import averages, forgetting
 from hope_jax.evaluation.grid import climb
 from hope_jax.evaluation.heat_map import draw_field
-from hope_jax.evaluation.world import make_world
+from hope_jax.evaluation.world import KINDS, make_world
 from hope_jax.inference.sampling import Context, read
 from hope_jax.models import LanguageModel
 from hope_jax.models.language_model import ModelState, init_state
@@ -81,7 +81,8 @@ DAYS, PEOPLE = 10, 2
 CHOOSING = 5  # days by which rates are chosen
 STEPS = 150
 OPENINGS = 256  # of a night's samples
-OWN = 512  # texts in one's own words
+TEXTS = 512  # that are rehearsed, or trained on beside the text
+LINES = 512  # that one says by oneself
 PIECE = 48  # tokens of the text that are tuned on at a time
 MATTERING = 8  # such pieces of a day that say which weights mattered
 SELECTION, SEEDS = (1000,), (0, 1, 2)
@@ -112,12 +113,14 @@ class Awake(NamedTuple):
       state: with the experts of all nights; None before the first, and where there are none.
       held: what elastic weights remember; None for nothing.
       nights: that are over.
+      met: names of whom it has heard.
     """
 
     params: Any
     state: ModelState | None = None
     held: Any = None
     nights: int = 0
+    met: tuple[str, ...] = ()
 
 
 def days_of(tokenizer: Tokenizer, seed: int) -> list[World]:
@@ -157,13 +160,12 @@ def night_of(
     settings: SleepConfig,
     own: bool = False,
 ) -> tuple[Awake, dict[str, Any]]:
-    """Sleep; with `own`, half of what is rehearsed is what who sleeps says by itself."""
+    """Sleep; with `own`, half of what is rehearsed is what who sleeps says of those it has met."""
     del strength
     model, params, tokenizer = reader
-    rehearsed = other_documents(tokenizer, seed)
-    if own and awake.state is not None:
-        said = own_words(reader, awake, seed)
-        rehearsed = np.stack([rehearsed[: len(said)], said], 1).reshape(-1, PART)
+    rehearsed = other_documents(tokenizer, seed, TEXTS)
+    if own and awake.met:
+        rehearsed[1::2] = own_words(reader, awake, seed)
     context = read(model, params, world.ids[None], quiet(reader, awake))
     openings, found = openings_from(tokenizer, world), []
     for level in levels_due(periods(model), awake.nights + 1):
@@ -183,7 +185,8 @@ def night_of(
         # What a slower level hands on is of several days, whose texts are gone.
         context, rows = Context(state, context.logits), np.stack(questions_begun(tokenizer))
         openings = rows, np.full(len(rows), rows.shape[1])
-    return Awake(params, context.state, nights=awake.nights + 1), {"divergence": found}
+    met = *awake.met, *dict.fromkeys(question.facts[0].name for question in world.questions)
+    return Awake(params, context.state, None, awake.nights + 1, met), {"divergence": found}
 
 
 def periods(model: LanguageModel) -> tuple[int, ...]:
@@ -199,20 +202,31 @@ def levels(model: LanguageModel) -> int:
 
 
 def own_words(reader: Model, awake: Awake, seed: int) -> np.ndarray:
-    """Texts that who has read nothing today says, each of which begins to ask about somebody."""
+    """Texts of questions about those whom it has met, with the answers that it gives to each alone."""
     model, params, tokenizer = reader
-    openings = openings_of(np.stack(questions_begun(tokenizer)))
-    key = jax.random.key(seed)
-    return np.asarray(_said(model, params, quiet(reader, awake), key, openings))
+    asked = [
+        tokenizer.encode(way.format(name=name))
+        for name in awake.met
+        for kind in USED
+        for way in KINDS[kind].asked
+    ]
+    openings, key = openings_of(evenly(np.stack(asked), LINES)), jax.random.key(seed)
+    lines = np.asarray(_answered(model, params, quiet(reader, awake), key, openings))
+    rows, columns = TEXTS // 2, PART // lines.shape[1]
+    places = np.random.default_rng([seed, 8]).integers(len(lines), size=(rows, columns))
+    return lines[places].reshape(rows, PART)
 
 
 @functools.partial(jax.jit, static_argnames="model")
-def _said(model: LanguageModel, params: Any, context: Context, key: Any, openings: Openings) -> Any:
-    more = PART - openings.first.shape[1]
-    how: Any = {"num_tokens": more, "temperature": 1.0, "top_p": 1.0, "vocab_size": None}
+def _answered(
+    model: LanguageModel, params: Any, context: Context, key: Any, openings: Openings
+) -> Any:
+    """Lines, each of which begins as one of the openings."""
+    # An answer, a full stop, and the line's end.
+    how: Any = {"num_tokens": 3, "temperature": 1.0, "top_p": 1.0, "vocab_size": None}
 
     def one(alone: Any) -> Any:
-        batch = as_batch(model, alone, OWN)
+        batch = as_batch(model, alone, LINES)
         return say(model, params, batch, key, openings, **how).tokens
 
     return jax.vmap(one, in_axes=(axes(model),))(readers_of(context))[0]
@@ -244,7 +258,7 @@ def tuned(
     state = with_rate(jax.jit(optimizer.init)(params), rate, strength=strength)
     if awake.held is not None:
         state = state._replace(inner_state=(awake.held, *state.inner_state[1:]))
-    rest = other_documents(tokenizer, seed)[:, :PIECE] if others else None
+    rest = other_documents(tokenizer, seed, TEXTS)[:, :PIECE] if others else None
     learner = Model(model, params, tokenizer)
     params, state, losses = tune(learner, pieces, rest, seed, state, optimizer, settings)
     held = None
@@ -283,7 +297,7 @@ class Arm(NamedTuple):
 TUNING = "fine-tuning with other documents"
 ARMS = {
     "sleep": Arm(night_of, 3e-1),
-    "sleep, own words rehearsed": Arm(functools.partial(night_of, own=True), 3e-1),
+    "sleep, asking itself": Arm(functools.partial(night_of, own=True), 3e-1),
     "fine-tuning": Arm(functools.partial(tuned, others=False), 1e-3),
     TUNING: Arm(tuned, 1e-3),
     "elastic weight consolidation": Arm(tuned, 1e-3, 1e1),

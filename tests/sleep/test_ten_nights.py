@@ -20,7 +20,8 @@ SHORT = SleepConfig(
 def ten(scripts, few, monkeypatch):
     """The experiment with few texts."""
     module = scripts["ten_nights"]
-    for name, value in {"OPENINGS": 8, "OWN": 4, "PART": few.PART, "PIECE": 10}.items():
+    monkeypatch.setattr(few, "PART", 16)
+    for name, value in {"OPENINGS": 8, "LINES": 6, "TEXTS": 6, "PART": 16, "PIECE": 10}.items():
         monkeypatch.setattr(module, name, value)
     return module
 
@@ -87,7 +88,7 @@ def test_further_levels_say_nothing_when_their_training_begins(ten, scripts, tok
     assert params["blocks"]["continuum"]["level_2"]["up"]["kernel"].any()
 
 
-def test_own_words_are_rehearsed_from_the_second_night_on_half_and_half(
+def test_half_of_what_is_rehearsed_is_what_one_answers_about_those_one_has_met(
     ten, reader, worlds, monkeypatch
 ):
     given = []
@@ -103,19 +104,24 @@ def test_own_words_are_rehearsed_from_the_second_night_on_half_and_half(
         if night:
             said = ten.own_words(reader, awake, night)
         awake, _ = ten.night_of(reader, awake, worlds[night], night, 0.1, 0.0, SHORT, own=True)
-    documents = ten.other_documents(reader.tokenizer, 1)
-    np.testing.assert_array_equal(given[0], ten.other_documents(reader.tokenizer, 0))
+    documents = [ten.other_documents(reader.tokenizer, night, ten.TEXTS) for night in range(2)]
+    np.testing.assert_array_equal(given[0], documents[0])
+    np.testing.assert_array_equal(given[1][::2], documents[1][::2])
     np.testing.assert_array_equal(given[1][1::2], said)
-    np.testing.assert_array_equal(given[1][::2], documents[: len(said)])
-    begun = {tuple(opening) for opening in ten.questions_begun(reader.tokenizer)}
-    assert {tuple(row[:1]) for row in said} <= begun and said.shape == (ten.OWN, ten.PART)
-    # It is who has slept that speaks.
-    other = np.asarray(ten.own_words(reader, ten.Awake(reader.params), 1))
+    people = {question.facts[0].name for question in worlds[0].questions}
+    for line in said.reshape(-1, 8):
+        question = reader.tokenizer.decode(line[:5])
+        assert question[-1] == "?" and any(name in question for name in people)
+    assert set(awake.met) == people | {one.facts[0].name for one in worlds[1].questions}
+
+
+def test_it_is_who_has_slept_that_answers(ten, reader, worlds):
+    awake, _ = ten.night_of(reader, ten.Awake(reader.params), worlds[0], 0, 0.1, 0.0, SHORT)
     loud = jax.tree.map(
         lambda leaf: leaf * 100 if leaf.dtype != bool else leaf, experts_of(awake.state)
     )
     changed = awake._replace(state=with_experts(awake.state, loud))
-    assert (ten.own_words(reader, changed, 1) != other).any()
+    assert (ten.own_words(reader, changed, 1) != ten.own_words(reader, awake, 1)).any()
 
 
 def test_elastic_weights_hold_what_mattered_on_earlier_days(ten, reader, worlds):
