@@ -2011,8 +2011,8 @@ FAULTS = [
     ),
     Fault(
         "experiments/sleep/ten_nights.py",
-        "rehearsed[1::2] = own_words",
-        "rehearsed[::2] = own_words",
+        "rehearsed[1::2] = own(reader",
+        "rehearsed[::2] = own(reader",
         "tests/sleep/test_ten_nights.py",
     ),
     Fault(

@@ -11,8 +11,9 @@ night it is asked for the facts of all days without their texts, in the phrasing
 they were told, with four answers to choose from (facts.py).
 
 Who sleeps keeps one expert of each night, and reads the next day with all of them. Nothing of earlier
-days is read again. Who also asks itself keeps the names of those it has met, asks itself about them
-before it sleeps, and rehearses what it answers, be it right or wrong, beside other documents.
+days is read again. Where its own words are rehearsed, it says texts by itself at the end of a day, without
+that day's text, and goes on reading them as it does then: half of what is rehearsed, beside other
+documents. Where it asks itself, these are questions about all whom it has met, with its own answers.
 
 Rates, and the strength of elastic weights, are those at which the right answers of the first `CHOOSING`
 days of a world that is not reported are likeliest after the last of these nights, all days alike: they
@@ -82,7 +83,7 @@ CHOOSING = 5  # days by which rates are chosen
 STEPS = 150
 OPENINGS = 256  # of a night's samples
 TEXTS = 512  # that are rehearsed, or trained on beside the text
-LINES = 512  # that one says by oneself
+LINES = 512  # of what one answers oneself
 PIECE = 48  # tokens of the text that are tuned on at a time
 MATTERING = 8  # such pieces of a day that say which weights mattered
 SELECTION, SEEDS = (1000,), (0, 1, 2)
@@ -158,14 +159,14 @@ def night_of(
     rate: float,
     strength: float,
     settings: SleepConfig,
-    own: bool = False,
+    own: Callable[[Model, Awake, int], np.ndarray] | None = None,
 ) -> tuple[Awake, dict[str, Any]]:
-    """Sleep; with `own`, half of what is rehearsed is what who sleeps says of those it has met."""
+    """Sleep; half of what is rehearsed may be one's own."""
     del strength
     model, params, tokenizer = reader
     rehearsed = other_documents(tokenizer, seed, TEXTS)
-    if own and awake.met:
-        rehearsed[1::2] = own_words(reader, awake, seed)
+    if own is not None and awake.met:
+        rehearsed[1::2] = own(reader, awake, seed)
     context = read(model, params, world.ids[None], quiet(reader, awake))
     openings, found = openings_from(tokenizer, world), []
     for level in levels_due(periods(model), awake.nights + 1):
@@ -202,31 +203,48 @@ def levels(model: LanguageModel) -> int:
 
 
 def own_words(reader: Model, awake: Awake, seed: int) -> np.ndarray:
-    """Texts of questions about those whom it has met, with the answers that it gives to each alone."""
-    model, params, tokenizer = reader
+    """Texts that who has read nothing today says, each of which begins to ask about somebody."""
+    begun = np.stack(questions_begun(reader.tokenizer))
+    return speech(reader, awake, seed, begun, TEXTS // 2, PART - begun.shape[1])
+
+
+def own_answers(reader: Model, awake: Awake, seed: int) -> np.ndarray:
+    """Texts of questions about all whom it has met, with the answers that it gives to each alone."""
     asked = [
-        tokenizer.encode(way.format(name=name))
+        reader.tokenizer.encode(way.format(name=name))
         for name in awake.met
         for kind in USED
         for way in KINDS[kind].asked
     ]
-    openings, key = openings_of(evenly(np.stack(asked), LINES)), jax.random.key(seed)
-    lines = np.asarray(_answered(model, params, quiet(reader, awake), key, openings))
+    # An answer, a full stop, and the line's end.
+    lines = speech(reader, awake, seed, evenly(np.stack(asked), LINES), LINES, 3)
     rows, columns = TEXTS // 2, PART // lines.shape[1]
     places = np.random.default_rng([seed, 8]).integers(len(lines), size=(rows, columns))
     return lines[places].reshape(rows, PART)
 
 
-@functools.partial(jax.jit, static_argnames="model")
-def _answered(
-    model: LanguageModel, params: Any, context: Context, key: Any, openings: Openings
+def speech(
+    reader: Model, awake: Awake, seed: int, begun: np.ndarray, count: int, more: int
+) -> np.ndarray:
+    """So many texts that begin as some do, and go on for so many tokens more."""
+    given = reader.model, reader.params, quiet(reader, awake), jax.random.key(seed)
+    return np.asarray(_said(*given, openings_of(begun), count, more))
+
+
+@functools.partial(jax.jit, static_argnames=("model", "count", "more"))
+def _said(
+    model: LanguageModel,
+    params: Any,
+    context: Context,
+    key: Any,
+    openings: Openings,
+    count: int,
+    more: int,
 ) -> Any:
-    """Lines, each of which begins as one of the openings."""
-    # An answer, a full stop, and the line's end.
-    how: Any = {"num_tokens": 3, "temperature": 1.0, "top_p": 1.0, "vocab_size": None}
+    how: Any = {"num_tokens": more, "temperature": 1.0, "top_p": 1.0, "vocab_size": None}
 
     def one(alone: Any) -> Any:
-        batch = as_batch(model, alone, LINES)
+        batch = as_batch(model, alone, count)
         return say(model, params, batch, key, openings, **how).tokens
 
     return jax.vmap(one, in_axes=(axes(model),))(readers_of(context))[0]
@@ -297,7 +315,8 @@ class Arm(NamedTuple):
 TUNING = "fine-tuning with other documents"
 ARMS = {
     "sleep": Arm(night_of, 3e-1),
-    "sleep, asking itself": Arm(functools.partial(night_of, own=True), 3e-1),
+    "sleep, own words rehearsed": Arm(functools.partial(night_of, own=own_words), 3e-1),
+    "sleep, asking itself": Arm(functools.partial(night_of, own=own_answers), 3e-1),
     "fine-tuning": Arm(functools.partial(tuned, others=False), 1e-3),
     TUNING: Arm(tuned, 1e-3),
     "elastic weight consolidation": Arm(tuned, 1e-3, 1e1),

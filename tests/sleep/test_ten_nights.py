@@ -88,11 +88,9 @@ def test_further_levels_say_nothing_when_their_training_begins(ten, scripts, tok
     assert params["blocks"]["continuum"]["level_2"]["up"]["kernel"].any()
 
 
-def test_half_of_what_is_rehearsed_is_what_one_answers_about_those_one_has_met(
-    ten, reader, worlds, monkeypatch
-):
-    given = []
-    told = ten.sleep
+@pytest.mark.parametrize("how", ["own_words", "own_answers"])
+def test_half_of_what_is_rehearsed_is_one_s_own(ten, reader, worlds, monkeypatch, how):
+    own, given, told = getattr(ten, how), [], ten.sleep
 
     def sleep(*args, rehearsed, **more):
         given.append(rehearsed)
@@ -102,26 +100,29 @@ def test_half_of_what_is_rehearsed_is_what_one_answers_about_those_one_has_met(
     awake = ten.Awake(reader.params)
     for night in range(2):
         if night:
-            said = ten.own_words(reader, awake, night)
-        awake, _ = ten.night_of(reader, awake, worlds[night], night, 0.1, 0.0, SHORT, own=True)
+            said = own(reader, awake, night)
+        awake, _ = ten.night_of(reader, awake, worlds[night], night, 0.1, 0.0, SHORT, own)
     documents = [ten.other_documents(reader.tokenizer, night, ten.TEXTS) for night in range(2)]
     np.testing.assert_array_equal(given[0], documents[0])
     np.testing.assert_array_equal(given[1][::2], documents[1][::2])
     np.testing.assert_array_equal(given[1][1::2], said)
-    people = {question.facts[0].name for question in worlds[0].questions}
-    for line in said.reshape(-1, 8):
-        question = reader.tokenizer.decode(line[:5])
-        assert question[-1] == "?" and any(name in question for name in people)
-    assert set(awake.met) == people | {one.facts[0].name for one in worlds[1].questions}
-
-
-def test_it_is_who_has_slept_that_answers(ten, reader, worlds):
-    awake, _ = ten.night_of(reader, ten.Awake(reader.params), worlds[0], 0, 0.1, 0.0, SHORT)
+    # It is who has slept that speaks.
     loud = jax.tree.map(
         lambda leaf: leaf * 100 if leaf.dtype != bool else leaf, experts_of(awake.state)
     )
     changed = awake._replace(state=with_experts(awake.state, loud))
-    assert (ten.own_words(reader, changed, 1) != ten.own_words(reader, awake, 1)).any()
+    assert (own(reader, changed, 1) != own(reader, awake, 1)).any()
+
+
+def test_one_s_own_words_begin_to_ask_and_one_s_own_questions_are_about_those_one_has_met(
+    ten, reader
+):
+    decode, awake = reader.tokenizer.decode, ten.Awake(reader.params, met=("TAVOMI", "BEGANE"))
+    begun = {decode(opening) for opening in ten.questions_begun(reader.tokenizer)}
+    assert {decode(row[:1]) for row in ten.own_words(reader, awake, 0)} <= begun
+    lines = ten.own_answers(reader, awake, 0).reshape(-1, 8)
+    for question in (decode(line[:5]) for line in lines):
+        assert question[-1] == "?" and any(name in question for name in awake.met)
 
 
 def test_elastic_weights_hold_what_mattered_on_earlier_days(ten, reader, worlds):
