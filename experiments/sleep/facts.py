@@ -182,11 +182,13 @@ def openings_within(tokenizer: Tokenizer, world: World) -> tuple[np.ndarray, np.
     return rows, np.full(len(rows), longest)
 
 
-def other_documents(tokenizer: Tokenizer, seed: int, count: int | None = None) -> np.ndarray:
-    """Beginnings of documents of the training's worlds, `DOCUMENTS` if it is not said how many."""
+def other_documents(
+    tokenizer: Tokenizer, seed: int, count: int | None = None, length: int | None = None
+) -> np.ndarray:
+    """Beginnings of documents of the training's worlds, `DOCUMENTS` of `PART` if nothing else is said."""
     random = np.random.default_rng([seed, 5])
     worlds = random.integers(TRAINED, size=(count or DOCUMENTS, 2))
-    made = [document(tokenizer, int(world), PART, int(another)) for world, another in worlds]
+    made = [document(tokenizer, int(one), length or PART, int(another)) for one, another in worlds]
     return np.stack([ids for ids, _ in made])
 
 

@@ -11,9 +11,9 @@ night it is asked for the facts of all days without their texts, in the phrasing
 they were told, with four answers to choose from (facts.py).
 
 Who sleeps keeps one expert of each night, and reads the next day with all of them. Nothing of earlier
-days is read again. Where its own words are rehearsed, it says texts by itself at the end of a day, without
-that day's text, and goes on reading them as it does then: half of what is rehearsed, beside other
-documents. Where it asks itself, these are questions about all whom it has met, with its own answers.
+days is read again. Where its own words are rehearsed, it says texts by itself before it has read, and
+goes on reading them as it does then: half of what is rehearsed, beside other documents. Where it asks
+itself, these are questions about all whom it has met, with its own answers.
 
 Rates, and the strength of elastic weights, are those at which the right answers of the first `CHOOSING`
 days of a world that is not reported are likeliest after the last of these nights, all days alike: they
@@ -36,7 +36,6 @@ import matplotlib
 import numpy as np
 import optax
 from facts import (
-    PART,
     RATES,
     Learnt,
     Model,
@@ -80,9 +79,9 @@ import matplotlib.pyplot as plt
 
 DAYS, PEOPLE = 10, 2
 CHOOSING = 5  # days by which rates are chosen
-STEPS = 150
+STEPS = 100
 OPENINGS = 256  # of a night's samples
-TEXTS = 512  # that are rehearsed, or trained on beside the text
+TEXTS, PART = 512, 64  # that are rehearsed, or trained on beside the text, and how much of each
 LINES = 512  # of what one answers oneself
 PIECE = 48  # tokens of the text that are tuned on at a time
 MATTERING = 8  # such pieces of a day that say which weights mattered
@@ -164,7 +163,7 @@ def night_of(
     """Sleep; half of what is rehearsed may be one's own."""
     del strength
     model, params, tokenizer = reader
-    rehearsed = other_documents(tokenizer, seed, TEXTS)
+    rehearsed = other_documents(tokenizer, seed, TEXTS, PART)
     if own is not None and awake.met:
         rehearsed[1::2] = own(reader, awake, seed)
     context = read(model, params, world.ids[None], quiet(reader, awake))
@@ -276,7 +275,7 @@ def tuned(
     state = with_rate(jax.jit(optimizer.init)(params), rate, strength=strength)
     if awake.held is not None:
         state = state._replace(inner_state=(awake.held, *state.inner_state[1:]))
-    rest = other_documents(tokenizer, seed, TEXTS)[:, :PIECE] if others else None
+    rest = other_documents(tokenizer, seed, TEXTS, PART)[:, :PIECE] if others else None
     learner = Model(model, params, tokenizer)
     params, state, losses = tune(learner, pieces, rest, seed, state, optimizer, settings)
     held = None

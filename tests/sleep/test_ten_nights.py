@@ -17,10 +17,9 @@ SHORT = SleepConfig(
 
 
 @pytest.fixture
-def ten(scripts, few, monkeypatch):
+def ten(scripts, monkeypatch):
     """The experiment with few texts."""
     module = scripts["ten_nights"]
-    monkeypatch.setattr(few, "PART", 16)
     for name, value in {"OPENINGS": 8, "LINES": 6, "TEXTS": 6, "PART": 16, "PIECE": 10}.items():
         monkeypatch.setattr(module, name, value)
     return module
@@ -102,7 +101,9 @@ def test_half_of_what_is_rehearsed_is_one_s_own(ten, reader, worlds, monkeypatch
         if night:
             said = own(reader, awake, night)
         awake, _ = ten.night_of(reader, awake, worlds[night], night, 0.1, 0.0, SHORT, own)
-    documents = [ten.other_documents(reader.tokenizer, night, ten.TEXTS) for night in range(2)]
+    documents = [
+        ten.other_documents(reader.tokenizer, night, ten.TEXTS, ten.PART) for night in range(2)
+    ]
     np.testing.assert_array_equal(given[0], documents[0])
     np.testing.assert_array_equal(given[1][::2], documents[1][::2])
     np.testing.assert_array_equal(given[1][1::2], said)
