@@ -10,8 +10,9 @@ of whom it has never heard, and learns them at night by one of `ARMS`, in `STEPS
 night it is asked for the facts of all days without their texts, in the phrasings that do not go with how
 they were told, with four answers to choose from (facts.py).
 
-Who sleeps keeps one expert of each night, and reads the next day with all of them. Nothing of earlier
-days is read again. Where its own words are rehearsed, it says texts by itself before it has read, and
+Who sleeps keeps one expert of each night, and reads the next day with all of them. A night's samples
+begin as questions do, up to whom they are about, which the teacher says. Nothing of earlier days is read
+again. Where its own words are rehearsed, it says texts by itself before it has read, and
 goes on reading them as it does then: half of what is rehearsed, beside other documents. Where it asks
 itself, these are questions about all whom it has met, with its own answers.
 
@@ -44,7 +45,6 @@ from facts import (
     falling_adam,
     held_out,
     measured,
-    openings_from,
     other_documents,
     pieces_of,
     questions_begun,
@@ -78,10 +78,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 DAYS, PEOPLE = 10, 2
-CHOOSING = 5  # days by which rates are chosen
+CHOOSING = 4  # days by which rates are chosen
 STEPS = 100
-OPENINGS = 256  # of a night's samples
-TEXTS, PART = 512, 64  # that are rehearsed, or trained on beside the text, and how much of each
+TEXTS, PART = 256, 64  # that are rehearsed, or trained on beside the text, and how much of each
 LINES = 512  # of what one answers oneself
 PIECE = 48  # tokens of the text that are tuned on at a time
 MATTERING = 8  # such pieces of a day that say which weights mattered
@@ -91,7 +90,7 @@ NIGHT: dict[str, Any] = {
     "steps": STEPS,
     "samples": 8,
     "kept_samples": 512,
-    "tokens": 12,
+    "tokens": 8,  # a question and its answer
     "lam": 0.0,
     "a": 1.0,
     "expert_width": 32,
@@ -167,9 +166,8 @@ def night_of(
     if own is not None and awake.met:
         rehearsed[1::2] = own(reader, awake, seed)
     context = read(model, params, world.ids[None], quiet(reader, awake))
-    openings, found = openings_from(tokenizer, world), []
+    begun, found = np.stack(questions_begun(tokenizer)), []
     for level in levels_due(periods(model), awake.nights + 1):
-        rows, lengths = openings
         state, night = sleep(
             model,
             params,
@@ -177,14 +175,11 @@ def night_of(
             jax.random.key(DAYS * seed + level)[None],
             dataclasses.replace(settings, level=level),
             sleeper(rate, settings.steps),
-            prompts=evenly(rows, OPENINGS),
-            prompt_lengths=evenly(lengths, OPENINGS),
+            prompts=begun,
             rehearsed=rehearsed,
         )
         found.append(ends([night.before[0], night.after[0]]))
-        # What a slower level hands on is of several days, whose texts are gone.
-        context, rows = Context(state, context.logits), np.stack(questions_begun(tokenizer))
-        openings = rows, np.full(len(rows), rows.shape[1])
+        context = Context(state, context.logits)
     met = *awake.met, *dict.fromkeys(question.facts[0].name for question in world.questions)
     return Awake(params, context.state, None, awake.nights + 1, met), {"divergence": found}
 

@@ -20,7 +20,7 @@ SHORT = SleepConfig(
 def ten(scripts, monkeypatch):
     """The experiment with few texts."""
     module = scripts["ten_nights"]
-    for name, value in {"OPENINGS": 8, "LINES": 6, "TEXTS": 6, "PART": 16, "PIECE": 10}.items():
+    for name, value in {"LINES": 6, "TEXTS": 6, "PART": 16, "PIECE": 10}.items():
         monkeypatch.setattr(module, name, value)
     return module
 
