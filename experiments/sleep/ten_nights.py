@@ -12,9 +12,9 @@ they were told, with four answers to choose from (facts.py).
 
 Who sleeps keeps one expert of each night, and reads the next day with all of them. A night's samples
 begin as questions do, up to whom they are about, which the teacher says. Nothing of earlier days is read
-again. Where its own words are rehearsed, it says texts by itself before it has read, and
-goes on reading them as it does then: half of what is rehearsed, beside other documents. Where it asks
-itself, these are questions about all whom it has met, with its own answers.
+again. Where its own words are rehearsed, it says texts by itself before it has read, and goes on reading
+them as it does then: half of what is rehearsed, beside other documents. Where it asks itself, these are
+questions about all whom it has met, with its own answers.
 
 Rates, and the strength of elastic weights, are those at which the right answers of the first `CHOOSING`
 days of a world that is not reported are likeliest after the last of these nights, all days alike: they
@@ -79,7 +79,7 @@ import matplotlib.pyplot as plt
 
 DAYS, PEOPLE = 10, 2
 CHOOSING = 4  # days by which rates are chosen
-STEPS = 100
+STEPS = 150
 TEXTS, PART = 256, 64  # that are rehearsed, or trained on beside the text, and how much of each
 LINES = 512  # of what one answers oneself
 PIECE = 48  # tokens of the text that are tuned on at a time
@@ -340,6 +340,7 @@ class Experiment(NamedTuple):
         settings, begun = SleepConfig(**key["night"]), time.monotonic()
         worlds = days_of(self.reader.tokenizer, seed)[:days]
         awake = Awake(self.reader.params)
+        other = [self.other(awake)]
         found: list[dict[str, Any]] = []
         asked, read_today = [self.asked(awake, worlds)], []
         for day, world in enumerate(worlds):
@@ -352,17 +353,21 @@ class Experiment(NamedTuple):
             found.append(more)
             asked.append(self.asked(awake, worlds))
         row: dict[str, Any] = {**key, "nights": found, "read": read_today, "asked": asked}
+        row["other"] = [*other, self.other(awake)]
         row["seconds"] = round(time.monotonic() - begun, 1)
         add_json_line(self.path, row)
         print({name: row[name] for name in (*key, "seconds") if name != "night"}, flush=True)
         return row
 
     def asked(self, awake: Awake, worlds: Sequence[World]) -> dict[str, Any]:
-        """Whether the answers of each day are right and how likely, and the loss of other documents."""
+        """Of each day, whether its answers are right and how likely they are."""
         learnt = Learnt(awake.params, awake.state)
         days = [measured(self.reader, learnt, world.questions) for world in worlds]
-        lists = {of: [day[of] for day in days] for of in days[0]}
-        return {**lists, "other": held_out(self.reader, learnt)["loss"]}
+        return {of: [day[of] for day in days] for of in days[0]}
+
+    def other(self, awake: Awake) -> float:
+        """The loss of other documents."""
+        return held_out(self.reader, Learnt(awake.params, awake.state))["loss"]
 
     def chosen(self, name: str) -> tuple[float, float]:
         """The rate of an arm, and the strength of its elastic weights; of one level for any number."""
@@ -398,7 +403,7 @@ def fresh(row: Mapping[str, Any]) -> float:
 
 def rise(row: Mapping[str, Any]) -> float:
     """Of the loss of other documents, as a share of it."""
-    first, *_, last = (night["other"] for night in row["asked"])
+    first, last = row["other"]
     return last / first - 1
 
 

@@ -153,13 +153,10 @@ def row_of(ten, arm, seed, score=0.5):
         won.append(
             [score if day < night else 1.0 if day == night else 0.25 for day in range(ten.DAYS)]
         )
-    asked = [
-        {"won": some, "log_likelihood": [-1.0] * ten.DAYS, "other": 2.0 + night / 100}
-        for night, some in enumerate(won)
-    ]
+    asked = [{"won": some, "log_likelihood": [-1.0] * ten.DAYS} for some in won]
     key = {"arm": arm, "seed": seed, "rate": 0.1, "strength": 0.0, "days": ten.DAYS}
     key |= {"levels": 1, "night": ten.night_with(1)}
-    return key | {"read": [{"won": 1.0}], "asked": asked, "seconds": 3.0}
+    return key | {"read": [{"won": 1.0}], "asked": asked, "other": [2.0, 2.1], "seconds": 3.0}
 
 
 def test_a_table_tells_what_is_left_and_what_is_forgotten(ten, tmp_path):
