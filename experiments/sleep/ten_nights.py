@@ -313,7 +313,7 @@ ARMS = {
     "sleep, asking itself": Arm(functools.partial(night_of, own=own_answers), 3e-1),
     "fine-tuning": Arm(functools.partial(tuned, others=False), 1e-3),
     TUNING: Arm(tuned, 1e-3),
-    "elastic weight consolidation": Arm(tuned, 1e-3, 1e1),
+    "elastic weight consolidation": Arm(tuned, 1e-3, 1e2),
 }
 
 
