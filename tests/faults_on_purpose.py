@@ -2046,6 +2046,36 @@ FAULTS = [
         "tests/sleep/test_facts_command.py",
     ),
     Fault(
+        "experiments/sleep/ten_nights.py",
+        "rehearsed[1::2] = own(reader",
+        "rehearsed[::2] = own(reader",
+        "tests/sleep/test_ten_nights.py",
+    ),
+    Fault(
+        "experiments/sleep/ten_nights.py",
+        "        state = state._replace(inner_state=(awake.held, *state.inner_state[1:]))\n",
+        "        pass\n",
+        "tests/sleep/test_ten_nights.py::test_elastic_weights_hold_what_mattered_on_earlier_days",
+    ),
+    Fault(
+        "experiments/sleep/ten_nights.py",
+        "return float(matrix(row, of)[-1].mean())",
+        "return float(matrix(row, of).mean())",
+        "tests/sleep/test_ten_nights.py",
+    ),
+    Fault(
+        "experiments/sleep/ten_nights.py",
+        "levels_due(periods(model), awake.nights + 1)",
+        "levels_due(periods(model), awake.nights)",
+        "tests/sleep/test_ten_nights.py",
+    ),
+    Fault(
+        "experiments/sleep/facts_pretrain.py",
+        'return jnp.zeros_like(new) if "/level_" in name and "/down/" in name else new',
+        "return new",
+        "tests/sleep/test_ten_nights.py::test_further_levels_say_nothing_when_their_training_begins",
+    ),
+    Fault(
         "experiments/sleep/facts_pretrain.py",
         "% TRAINED if part else world",
         "if part else world",

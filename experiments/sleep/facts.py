@@ -54,7 +54,7 @@ from hope_jax.data.tokenizers import Tokenizer
 from hope_jax.data.whole_file import write_whole
 from hope_jax.evaluation.choices import log_likelihoods, row_losses, share_won
 from hope_jax.evaluation.grid import climb
-from hope_jax.evaluation.world import KINDS, Question, ask, tell
+from hope_jax.evaluation.world import KINDS, Fact, Question, ask, tell
 from hope_jax.inference.sampling import Context, read, sample
 from hope_jax.models import LanguageModel
 from hope_jax.models.language_model import ModelState, init_state
@@ -130,8 +130,12 @@ class Learnt(NamedTuple):
 
 def world_of(tokenizer: Tokenizer, seed: int) -> World:
     """A world for which nothing was trained."""
-    random = np.random.default_rng([seed, 4])
     facts = facts_of(FIRST_NEW + seed, PEOPLE, KINDS_EACH)
+    return world_with(tokenizer, facts, np.random.default_rng([seed, 4]))
+
+
+def world_with(tokenizer: Tokenizer, facts: Sequence[Fact], random: np.random.Generator) -> World:
+    """The world of some facts, each told in a random way."""
     ways = random.integers(PHRASINGS, size=len(facts))
     lines = [tell(fact, int(way)) for fact, way in zip(facts, ways, strict=True)]
     text = "".join(f"{line}\n" for line in lines) + "\n"
@@ -154,13 +158,19 @@ def openings_from(tokenizer: Tokenizer, world: World) -> tuple[np.ndarray, np.nd
     """
     lines = [tokenizer.encode(line) for line in world.lines]
     begun = [ids[:size] for ids in lines for size in range(1, len(ids))]
-    asked = [tokenizer.encode(way.split("{name}")[0]) for name in USED for way in KINDS[name].asked]
-    begun += asked * PEOPLE
+    begun += questions_begun(tokenizer) * len(
+        {question.facts[0].name for question in world.questions}
+    )
     lengths = np.array([len(ids) for ids in begun])
     rows = np.zeros((len(begun), lengths.max()), np.int32)
     for row, ids in zip(rows, begun, strict=True):
         row[: len(ids)] = ids
     return rows, lengths
+
+
+def questions_begun(tokenizer: Tokenizer) -> list[np.ndarray]:
+    """All ways to begin a question, up to whom it is about."""
+    return [tokenizer.encode(way.split("{name}")[0]) for name in USED for way in KINDS[name].asked]
 
 
 def openings_within(tokenizer: Tokenizer, world: World) -> tuple[np.ndarray, np.ndarray]:
@@ -170,11 +180,13 @@ def openings_within(tokenizer: Tokenizer, world: World) -> tuple[np.ndarray, np.
     return rows, np.full(len(rows), longest)
 
 
-def other_documents(tokenizer: Tokenizer, seed: int) -> np.ndarray:
-    """Beginnings of documents of the training's worlds."""
+def other_documents(
+    tokenizer: Tokenizer, seed: int, count: int | None = None, length: int | None = None
+) -> np.ndarray:
+    """Beginnings of documents of the training's worlds, `DOCUMENTS` of `PART` if nothing else is said."""
     random = np.random.default_rng([seed, 5])
-    worlds = random.integers(TRAINED, size=(DOCUMENTS, 2))
-    made = [document(tokenizer, int(world), PART, int(another)) for world, another in worlds]
+    worlds = random.integers(TRAINED, size=(count or DOCUMENTS, 2))
+    made = [document(tokenizer, int(one), length or PART, int(another)) for one, another in worlds]
     return np.stack([ids for ids, _ in made])
 
 
@@ -258,19 +270,23 @@ def lesson_of(
     return lesson
 
 
+def falling_adam(rate: Any, steps: int) -> optax.GradientTransformation:
+    """Adam, whose rate falls to 0 in so many steps."""
+    falling = optax.scale_by_schedule(optax.linear_schedule(1, 0, steps))
+    return optax.chain(optax.adam(rate), falling)
+
+
 # Its rate is part of its state, so that another compiles nothing.
-OPTIMIZER = optax.inject_hyperparams(
-    lambda learning_rate: optax.chain(
-        optax.adam(learning_rate), optax.scale_by_schedule(optax.linear_schedule(1, 0, STEPS))
-    )
-)(learning_rate=0.0)
+OPTIMIZER = optax.inject_hyperparams(lambda learning_rate: falling_adam(learning_rate, STEPS))(
+    learning_rate=0.0
+)
 
 
-def with_rate(state: Any, rate: float) -> Any:
-    """The optimiser's state with another rate."""
-    old = state.hyperparams["learning_rate"]
-    new = jnp.full_like(old, rate)
-    return state._replace(hyperparams={**state.hyperparams, "learning_rate": new})
+def with_rate(state: Any, rate: float, **others: float) -> Any:
+    """The optimiser's state with another rate, and maybe other numbers of other names."""
+    given, old = {"learning_rate": rate, **others}, state.hyperparams
+    new = {name: jnp.full_like(old[name], value) for name, value in given.items()}
+    return state._replace(hyperparams={**old, **new})
 
 
 def ends(values: Sequence[Any]) -> list[float]:
@@ -397,22 +413,50 @@ def fine_tuned(
     reader: Model, world: World, seed: int, rate: float, settings: SleepConfig, others: bool
 ) -> tuple[Learnt, dict[str, Any]]:
     """All weights are trained on pieces of the text, and with `others` on as many of other documents."""
-    random, learnt, found = np.random.default_rng([seed, 6]), reader.params, []
-    pieces = np.lib.stride_tricks.sliding_window_view(world.ids[world.begin - 1 :], PIECE)
-    rest = other_documents(reader.tokenizer, seed)[:, :PIECE]
-    state = with_rate(jax.jit(OPTIMIZER.init)(learnt), rate)
-    some = lambda rows: rows[random.integers(len(rows), size=settings.samples)]
-    for _ in range(settings.steps):
-        rows = some(pieces)
-        if others:
-            rows = np.concatenate([rows, some(rest)])
-        learnt, state, loss = tuning_step(reader.model, learnt, state, rows)
-        found.append(loss)
+    state = with_rate(jax.jit(OPTIMIZER.init)(reader.params), rate)
+    rest = other_documents(reader.tokenizer, seed)[:, :PIECE] if others else None
+    learnt, _, found = tune(reader, pieces_of(world, PIECE), rest, seed, state, OPTIMIZER, settings)
     return Learnt(learnt, None), {"loss": ends(found)}
 
 
-@functools.partial(jax.jit, static_argnames=("model",))
-def tuning_step(model: LanguageModel, learnt: Any, state: Any, rows: Any) -> tuple[Any, Any, Any]:
+def pieces_of(world: World, size: int) -> np.ndarray:
+    """Pieces of the text from anywhere, and of a blank line before it, if there is one."""
+    return np.lib.stride_tricks.sliding_window_view(world.ids[max(world.begin - 1, 0) :], size)
+
+
+def tune(
+    reader: Model,
+    pieces: np.ndarray,
+    rest: np.ndarray | None,
+    seed: int,
+    state: Any,
+    optimizer: optax.GradientTransformation,
+    settings: SleepConfig,
+) -> tuple[Any, Any, list[Any]]:
+    """Trains all weights on pieces of a text, and on as many of the rest, if there is one.
+
+    Returns:
+      The new weights, the optimiser's state, and the loss of each step.
+    """
+    random, learnt, found = np.random.default_rng([seed, 6]), reader.params, []
+    some = lambda rows: rows[random.integers(len(rows), size=settings.samples)]
+    for _ in range(settings.steps):
+        rows = some(pieces)
+        if rest is not None:
+            rows = np.concatenate([rows, some(rest)])
+        learnt, state, loss = tuning_step(reader.model, optimizer, learnt, state, rows)
+        found.append(loss)
+    return learnt, state, found
+
+
+@functools.partial(jax.jit, static_argnames=("model", "optimizer"))
+def tuning_step(
+    model: LanguageModel,
+    optimizer: optax.GradientTransformation,
+    learnt: Any,
+    state: Any,
+    rows: Any,
+) -> tuple[Any, Any, Any]:
     """One step: parameters, the optimiser's state, and the loss."""
 
     def loss(learnt: Any) -> Any:
@@ -420,7 +464,7 @@ def tuning_step(model: LanguageModel, learnt: Any, state: Any, rows: Any) -> tup
         return jnp.mean(model.apply(variables, *pair, method="token_losses"))
 
     value, gradient = jax.value_and_grad(loss)(learnt)
-    updates, state = OPTIMIZER.update(gradient, state, learnt)
+    updates, state = optimizer.update(gradient, state, learnt)
     return optax.apply_updates(learnt, updates), state, value
 
 

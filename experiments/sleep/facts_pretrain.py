@@ -11,12 +11,18 @@ another begins; a tenth talk of what nobody has told. Worlds from `FIRST_NEW` on
 Most steps go without levels. Then the MLPs of the last two blocks learn after each 32 tokens. Of values
 told before, the likeliest token was right for 61% after 800 steps, 95% after 1,300 and 97% after 2,000;
 and for 96% after 200 steps more with levels: a quarter of an hour of one core.
+
+    python experiments/sleep/facts_pretrain.py --workdir=runs/facts/two --levels=2 \\
+        --start=runs/facts/model
+
+goes on from that model with further, slower levels behind its own, of which each learns half as often as
+the one before and says nothing when its training begins.
 """
 
 import argparse
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -26,6 +32,7 @@ from ml_collections import ConfigDict
 from words import USED
 
 from hope_jax.commands.first_checkpoint import check_no_run, write_first_checkpoint
+from hope_jax.commands.trained_model import load_model
 from hope_jax.data.tokenizers import Tokenizer, load_tokenizer
 from hope_jax.evaluation.world import KINDS, PHRASINGS, Fact, ask, make_world, tell
 from hope_jax.models import LanguageModel, LanguageModelConfig
@@ -130,15 +137,28 @@ def batches(
         yield {"tokens": tokens, "targets": targets, "weights": weights, "answers": answers}
 
 
-def make_config(steps: int, rate: float, in_context: dict[str, Any] | None = None) -> ConfigDict:
+def make_config(
+    steps: int, rate: float, in_context: dict[str, Any] | None = None, levels: int = 1
+) -> ConfigDict:
     """Of a part of the training."""
     sizes = dict(vocab_size=194, width=64, num_layers=3, num_heads=4, mlp_width=128)
     layer = "convolved_attention.ConvolvedAttention"
-    config = default_config(**sizes, sequence_layer=layer, in_context=in_context)
+    config = default_config(**sizes, sequence_layer=layer, in_context=in_context, cms_levels=levels)
     config.steps = steps
     config.data.tokenizer = TOKENIZER
     config.optimizer.update(name="m3", learning_rate=rate, warmup_steps=50)
     return whole_config(config)
+
+
+def deepened(new: Any, given: Any, name: str = "") -> Any:
+    """New parameters with what is given in their place; levels that are not given say nothing."""
+    if isinstance(new, Mapping):
+        held = given if isinstance(given, Mapping) else {}
+        return {key: deepened(new[key], held.get(key), f"{name}/{key}") for key in new}
+    if given is None:
+        return jnp.zeros_like(new) if "/level_" in name and "/down/" in name else new
+    # Of steps there are more; all else that is given is whole.
+    return new.at[tuple(map(slice, given.shape))].set(given)
 
 
 def train(config: ConfigDict, params: Any = None, every: int = 50) -> Any:
@@ -146,7 +166,7 @@ def train(config: ConfigDict, params: Any = None, every: int = 50) -> Any:
 
     Args:
       config: of the run.
-      params: to begin with; None for new ones.
+      params: to begin with, as far as they go; None for new ones.
       every: steps, after which it says how many answers are right.
 
     Returns:
@@ -157,7 +177,7 @@ def train(config: ConfigDict, params: Any = None, every: int = 50) -> Any:
     mesh, optimizer = make_mesh(), make_optimizer(config.optimizer, config.steps)
     state = init_state(model, optimizer, mesh, config.seed)
     if params is not None:
-        state = state._replace(params=jax.tree.map(jnp.asarray, state.params | params))
+        state = state._replace(params=deepened(state.params, params))
     begun = time.monotonic()
     source = batches(tokenizer, 0, TRAINED)
     test = next(batches(tokenizer, TRAINED, 64, 64))
@@ -185,10 +205,16 @@ def main() -> None:
     parser.add_argument("--workdir", required=True, help="folder of the run")
     parser.add_argument("--steps", type=int, default=2000, help="without levels")
     parser.add_argument("--level_steps", type=int, default=200, help="with them, afterwards")
+    parser.add_argument("--levels", type=int, default=1, help="of each block's chain")
+    parser.add_argument("--start", help="run to go on from, in the place of steps without levels")
     given = parser.parse_args()
     check_no_run(given.workdir)
-    params = train(make_config(given.steps, RATES[0]))
-    config = make_config(given.level_steps, RATES[1], LEVELS)
+    params = (
+        load_model(given.start)[1] if given.start else train(make_config(given.steps, RATES[0]))
+    )
+    chunks = tuple(CHUNK * 2**level for level in range(given.levels))
+    in_context = {**LEVELS, "chunks": chunks}
+    config = make_config(given.level_steps, RATES[1], in_context, given.levels)
     write_first_checkpoint(given.workdir, config, train(config, params))
 
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -45,17 +47,7 @@ def draw_heat_map(lines: Sequence[Mapping[str, Any]], title: str, path: Path) ->
         field = np.full((len(depths), len(lengths)), np.nan)
         for place, shares in found.items():
             field[place] = np.mean(shares)
-            dark = field[place] < 0.5
-            axes.text(
-                place[1],
-                place[0],
-                f"{100 * field[place]:.0f}",
-                ha="center",
-                va="center",
-                fontsize=7,
-                color="white" if dark else "black",
-            )
-        axes.imshow(field, vmin=0, vmax=1, cmap="cividis", aspect="auto")
+        draw_field(axes, field)
         axes.set_xticks(range(len(lengths)), [_short(n) for n in lengths], fontsize=7)
         axes.set_yticks(range(len(depths)), [f"{100 * depth:.0f}" for depth in depths], fontsize=7)
         axes.set_title(kind, fontsize=9)
@@ -65,6 +57,27 @@ def draw_heat_map(lines: Sequence[Mapping[str, Any]], title: str, path: Path) ->
     figure.suptitle(f"{title}: answers found (%)", fontsize=9)
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def draw_field(axes: Axes, shares: Float[np.ndarray, "N M"]) -> None:
+    """Draws a matrix of shares as colours, and each of them in percent; NaN leaves a place blank.
+
+    Args:
+      axes: on which it is drawn, the first row on top.
+      shares: from 0 to 1.
+    """
+    for place, share in np.ndenumerate(shares):
+        if not np.isnan(share):
+            axes.text(
+                place[1],
+                place[0],
+                f"{100 * share:.0f}",
+                ha="center",
+                va="center",
+                fontsize=7,
+                color="white" if share < 0.5 else "black",
+            )
+    axes.imshow(shares, vmin=0, vmax=1, cmap="cividis", aspect="auto")
 
 
 def _short(count: int) -> str:

@@ -1,8 +1,6 @@
 """The experiment on facts: its layer, its documents, what its rivals train, and which rate is chosen."""
 
-import importlib
 import math
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -10,45 +8,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from hope_jax.data.tokenizers import load_tokenizer
-from hope_jax.models import LanguageModel, LanguageModelConfig
 from hope_jax.sleep.config import SleepConfig
-from tests.evaluation.scripts import FOLDER
-
-NAMES = ("facts", "facts_pretrain", "words", "convolved_attention")
-
-
-@pytest.fixture(scope="module")
-def scripts():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(FOLDER / "sleep"))
-        yield {name: importlib.import_module(name) for name in NAMES}
-    for name in NAMES:
-        sys.modules.pop(name)
-
-
-@pytest.fixture
-def tokenizer(scripts, tmp_path):
-    path = str(tmp_path / "words.json")
-    scripts["words"].make_tokenizer().save(path)
-    return load_tokenizer(path)
-
-
-@pytest.fixture
-def reader(scripts, tokenizer):
-    config = LanguageModelConfig(
-        vocab_size=tokenizer.vocab_size,
-        width=8,
-        num_layers=2,
-        num_heads=2,
-        mlp_width=8,
-        sequence_layer="convolved_attention.ConvolvedAttention",
-        in_context={"chunks": (32,), "blocks": 1},
-    )
-    model = LanguageModel(config)
-    tokens = jnp.zeros((1, 1), jnp.int32)
-    params = nn.unbox(jax.jit(model.init)(jax.random.key(0), tokens)["params"])
-    return scripts["facts"].Model(model, params, tokenizer)
 
 
 def test_the_layer_reads_in_pieces_what_it_reads_at_once_and_begins_documents_anew(scripts):
@@ -133,14 +93,6 @@ def test_samples_begin_as_lines_or_as_questions_that_do_not_say_whom_they_are_ab
     assert pieces.shape[1] == rows.shape[1] and (counted == rows.shape[1]).all()
     assert len(pieces) == len(world.ids) - world.begin - rows.shape[1] + 1
     np.testing.assert_array_equal(pieces[3], world.ids[world.begin + 3 :][: rows.shape[1]])
-
-
-@pytest.fixture
-def few(scripts, monkeypatch):
-    """Few and short documents are rehearsed."""
-    monkeypatch.setattr(scripts["facts"], "DOCUMENTS", 6)
-    monkeypatch.setattr(scripts["facts"], "PART", 12)
-    return scripts["facts"]
 
 
 def test_a_night_without_expansion_comes_nearer_and_changes_the_receiver_alone(few, reader):
