@@ -46,7 +46,6 @@ from facts_pretrain import (
     facts_of,
     whole_chunks,
 )
-from words import USED
 
 from hope_jax.commands.trained_model import load_model
 from hope_jax.data.json_lines import add_json_line, find_json_lines
@@ -156,7 +155,9 @@ def openings_from(tokenizer: Tokenizer, world: World) -> tuple[np.ndarray, np.nd
     """
     lines = [tokenizer.encode(line) for line in world.lines]
     begun = [ids[:size] for ids in lines for size in range(1, len(ids))]
-    asked = [tokenizer.encode(way.split("{name}")[0]) for name in USED for way in KINDS[name].asked]
+    of = {question.facts[0].kind for question in world.questions}
+    ways = [way for name, kind in KINDS.items() if name in of for way in kind.asked]
+    asked = [tokenizer.encode(way.split("{name}")[0]) for way in ways]
     begun += asked * PEOPLE
     lengths = np.array([len(ids) for ids in begun])
     rows = np.zeros((len(begun), lengths.max()), np.int32)

@@ -1,0 +1,313 @@
+"""What dreams add to nights: questions that join facts of different days.
+
+    python experiments/sleep/words.py runs/facts/words.json
+    python experiments/sleep/words.py runs/facts/friends.json --friends
+    python experiments/sleep/facts_pretrain.py --workdir=runs/facts/model
+    python experiments/sleep/facts_pretrain.py --friends --run=runs/facts/model --workdir=runs/facts/friends
+    python experiments/sleep/dreaming.py --run=runs/facts/friends --nights=runs/facts/nights \\
+        --workdir=experiments/sleep/dreaming
+    python experiments/sleep/dreaming.py --table --workdir=experiments/sleep/dreaming  # runs nothing
+
+A model that was trained on other worlds, also to answer for what is true of a friend where both facts
+stand before the question, reads a day's facts, sleeps, and so on for `DAYS` days. Who wakes from the last
+night is asked, with no text before, "Where does the friend of TAVOMI live?", where the friend was told of
+on an earlier day.
+
+Dreams begin as a friendship is told, up to the friend, of people whose friends are of another day. Some of
+these people's questions try the dreams; the others', of which no trial knows, are reported.
+"""
+
+import argparse
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+import optax
+from facts import Learnt, Model, World, held_out, measured, openings_from, other_documents, spread
+from facts_pretrain import FIRST_NEW, PHRASINGS, days_of, joined_of, whole_chunks
+from words import USED
+
+from hope_jax.commands.trained_model import load_model
+from hope_jax.data.json_lines import add_json_line, find_json_lines
+from hope_jax.data.tokenizers import Tokenizer
+from hope_jax.data.whole_file import write_whole
+from hope_jax.evaluation.choices import log_likelihoods, row_losses, share_won
+from hope_jax.evaluation.given_answers import Answers, answers_of
+from hope_jax.evaluation.grid import climb
+from hope_jax.evaluation.world import KINDS, Fact, Question, ask, tell
+from hope_jax.inference.context_file import load_context, save_context
+from hope_jax.inference.sampling import Context, read
+from hope_jax.models import LanguageModel
+from hope_jax.models.language_model import ModelState
+from hope_jax.sleep.config import DreamConfig, SleepConfig
+from hope_jax.sleep.cycle import sleep
+from hope_jax.sleep.dreams import Dreams, ReaderScore, dream
+from hope_jax.sleep.expansion import experts_of
+from hope_jax.sleep.samples import openings_of
+from hope_jax.sleep.seeding import Lesson
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+DAYS, PEOPLE, KINDS_EACH = 3, 4, 4  # of which one is who the friend is
+SELECTION, SEEDS = (1000,), (0, 1, 2)
+NIGHT = SleepConfig(
+    steps=200,
+    samples=16,
+    kept_samples=1024,
+    tokens=12,
+    lam=0.0,
+    a=1.0,
+    experts=DAYS,
+    expert_width=128,
+    rehearsal=10.0,
+)
+NIGHT_RATE = 0.1
+
+
+NIGHT_RATE, OPENINGS = 0.1, 256
+BEST, OTHERS = 48, 16
+DREAMING = DreamConfig(
+    dreams=256,
+    dream_tokens=48,
+    best=BEST,
+    others=OTHERS,
+    trial_steps=10,
+    trial_rate=1e-3,
+    dream_steps=100,
+)
+RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # of training on dreams
+
+
+class Life(NamedTuple):
+    """What is read from day to day, and what is asked in the end.
+
+    Attributes:
+      days: the world of each, with a question for each of its facts.
+      tried: questions that join facts of two days, by which dreams are tried.
+      asked: those that are reported, of other people.
+      openings: of dreams.
+    """
+
+    days: list[World]
+    tried: list[Question]
+    asked: list[Question]
+    openings: list[str]
+
+
+def life_of(tokenizer: Tokenizer, seed: int) -> Life:
+    """A world for which nothing was trained."""
+    random = np.random.default_rng([seed, 8])
+    told = days_of(FIRST_NEW + seed, PEOPLE, KINDS_EACH, friends=True, days=DAYS)
+    days, openings = [], []
+    halves: tuple[list[Question], list[Question]] = ([], [])
+    for number, facts in enumerate(told):
+        lines = [tell(fact, int(random.integers(PHRASINGS))) for fact in facts]
+        ids = whole_chunks(tokenizer, "".join(f"{line}\n" for line in lines) + "\n")
+        days.append(World(ids, 0, lines, ask(facts, random)))
+        earlier = [fact for day in told[:number] for fact in day]
+        links = [fact for fact in facts if fact.kind == "friend"] if earlier else []
+        for place, link in enumerate(links):
+            halves[place % 2].extend(every_way(link, earlier, random))
+            ways = KINDS["friend"].told
+            openings += [way.split(" {value}")[0].format(name=link.name) for way in ways]
+    return Life(days, *halves, openings)
+
+
+def every_way(
+    link: Fact, earlier: Sequence[Fact], random: np.random.Generator
+) -> Iterator[Question]:
+    """All questions for what earlier facts tell of a friend."""
+    for question in joined_of([link], earlier, random):
+        for way in KINDS[question.facts[1].kind].asked:
+            yield question._replace(prompt=way.format(name=f"the friend of {link.name}"))
+
+
+class Slept(NamedTuple):
+    """A reader around its last night.
+
+    Attributes:
+      before: it has read the last day's text.
+      woken: and slept.
+    """
+
+    before: Context
+    woken: Context
+
+
+def nights(reader: Model, life: Life, seed: int) -> Slept:
+    """Reads and sleeps, day after day."""
+    model, params, tokenizer = reader
+    optimizer = optax.adam(optax.linear_schedule(NIGHT_RATE, 0, NIGHT.steps))
+    before, woken = None, None
+    for number, day in enumerate(life.days):
+        before = read(model, params, day.ids[None], woken)
+        rows, lengths = (
+            part[np.arange(OPENINGS) * len(part) // OPENINGS]
+            for part in openings_from(tokenizer, day)
+        )
+        state, night = sleep(
+            model,
+            params,
+            before,
+            jax.random.fold_in(jax.random.key(seed), number)[None],
+            NIGHT,
+            optimizer,
+            prompts=rows,
+            prompt_lengths=lengths,
+            rehearsed=jnp.asarray(other_documents(tokenizer, seed)),
+        )
+        woken = Context(state, before.logits)
+        print(f"night {number}: divergence {night.before[0]:.3f}, {night.after[0]:.3f}", flush=True)
+    assert before is not None and woken is not None
+    return Slept(before, woken)
+
+
+def kept_nights(reader: Model, life: Life, seed: int, folder: Path) -> Slept:
+    """The nights, from files where they are there."""
+    paths = [folder / f"{seed}-{name}.msgpack" for name in Slept._fields]
+    if not all(path.exists() for path in paths):
+        for path, context in zip(paths, nights(reader, life, seed), strict=True):
+            save_context(path, context, reader.model, reader.params)
+    return Slept(*(load_context(path, reader.model, reader.params) for path in paths))
+
+
+def choice_score(answers: Answers, model: LanguageModel, params: Any, state: ModelState) -> Any:
+    """Mean log-probability of right answers among four, of which the first is right."""
+    losses = row_losses(model, params, answers.tokens[0, :, :-1], answers.tokens[0, :, 1:], state)
+    likely = -jnp.sum(losses * answers.told[0, :, 1:], -1).reshape(-1, 4)
+    return jnp.mean(jax.nn.log_softmax(likely)[:, 0])
+
+
+def moved(experts: Any, model: LanguageModel, params: Any, state: ModelState) -> Any:
+    """By which every dream helps: how far who has tried it is from some experts."""
+    pairs = zip(experts[:3], experts_of(state)[:3], strict=True)
+    return sum(jnp.sum(jnp.abs(new - old)) for old, new in pairs)
+
+
+def score_by(tokenizer: Tokenizer, questions: Sequence[Question]) -> ReaderScore:
+    """By what dreams are tried."""
+    rows = [(asked.prompt, said) for asked in questions for said in (asked.answer, *asked.wrong)]
+    answers = answers_of(tokenizer, *zip(*rows, strict=True), batch_size=len(rows))
+    return jax.tree_util.Partial(choice_score, answers)
+
+
+def joined_said(life: Life, text: str) -> list[bool]:
+    """Of each answer in a text to a question that joins facts of two days, whether it is right."""
+    right = {question.prompt: question.answer for question in life.tried + life.asked}
+    said = [(line.split("?")[0] + "?", line) for line in text.split("\n") if line.endswith(".")]
+    return [line == asked + right[asked] for asked, line in said if asked in right]
+
+
+# How dreams are made and chosen; None for nights alone.
+ARMS: dict[str, dict[str, Any] | None] = {
+    "nights alone": None,
+    "dreams": {},
+    "without gradient selection": {"best": 0, "others": BEST + OTHERS},
+    "without the random expert": {"random_expert": False},
+    "without either": {"best": 0, "others": BEST + OTHERS, "random_expert": False},
+    "without trials": {},
+}
+
+
+class Experiment(NamedTuple):
+    """All that trials need.
+
+    Attributes:
+      reader: who learns.
+      nights: folder of the nights.
+      path: of the file of trials.
+    """
+
+    reader: Model
+    nights: Path
+    path: Path
+
+    def trial(self, name: str, seed: int, rate: float) -> dict[str, Any]:
+        """Runs a trial, if it is not there."""
+        changes, (model, params, tokenizer) = ARMS[name], self.reader
+        settings = None
+        if changes is not None:
+            settings = dataclasses.replace(DREAMING, dream_rate=rate, **changes)
+        key = {
+            "arm": name,
+            "seed": seed,
+            "night": dataclasses.asdict(NIGHT) | {"learning_rate": NIGHT_RATE},
+            "dreaming": settings and dataclasses.asdict(settings),
+        }
+        for row in find_json_lines(self.path, key):
+            return row
+        life = life_of(tokenizer, seed)
+        slept = kept_nights(self.reader, life, seed, self.nights)
+        begun, state, found = time.monotonic(), slept.woken.state, {}
+        if settings is not None:
+            score = score_by(tokenizer, life.tried)
+            if name == "without trials":
+                score = jax.tree_util.Partial(moved, experts_of(state))
+            state, dreams = self.dreamt(life, slept, seed, settings, score)
+            found = told_of(tokenizer, life, dreams)
+        row = {**key, **found, "seconds": round(time.monotonic() - begun, 1)}
+        row |= self.asked(life, Learnt(params, state))
+        if settings is None:
+            before = {"awake": Learnt(params, slept.before.state), "unread": Learnt(params, None)}
+            row |= {when: self.asked(life, who) for when, who in before.items()}
+            row["told both"] = self.told_both(life.asked)
+        add_json_line(self.path, row)
+        print({part: row[part] for part in row if part not in ("night", "dreaming")}, flush=True)
+        return row
+
+    def dreamt(
+        self, life: Life, slept: Slept, seed: int, settings: DreamConfig, score: ReaderScore
+    ) -> tuple[ModelState, Dreams]:
+        """Dreams of who has read the last day, of which who has slept learns."""
+        model, params, tokenizer = self.reader
+        begun = [tokenizer.encode(text) for text in life.openings]
+        lengths = np.array([len(ids) for ids in begun])
+        rows = np.stack([np.pad(ids, (0, lengths.max() - len(ids))) for ids in begun])
+        keys = jax.random.key(seed)[None]
+        lesson = Lesson(slept.before, slept.woken.state, keys, openings_of(rows, lengths))
+        return dream(model, params, lesson, NIGHT, settings, score)
+
+    def asked(self, life: Life, who: Learnt) -> dict[str, Any]:
+        """What is answered, and what other documents lose."""
+        single = [question for day in life.days for question in day.questions]
+        groups = {"single": single, "tried": life.tried, "asked": life.asked}
+        found: dict[str, Any] = {
+            name: measured(self.reader, who, group) for name, group in groups.items()
+        }
+        return found | {"unrelated": held_out(self.reader, who)}
+
+    def told_both(self, questions: Sequence[Question]) -> float:
+        """Share won with both facts told before each question, and nothing else known."""
+        model, params, tokenizer = self.reader
+        found = log_likelihoods(
+            model,
+            params,
+            tokenizer,
+            ["".join(f"{tell(x, 0)}\n" for x in asked.facts) + asked.prompt for asked in questions],
+            [(asked.answer, *asked.wrong) for asked in questions],
+        )
+        return share_won(found)
+
+
+def told_of(tokenizer: Tokenizer, life: Life, dreams: Dreams) -> dict[str, Any]:
+    """What dreams were, and what came of them."""
+    tokens, _, ends = (leaf[0] for leaf in dreams.samples)
+    said = [joined_said(life, tokenizer.decode(row[:end])) for row, end in zip(tokens, ends)]
+    tried, helped = dreams.tried[0], dreams.tried[0][dreams.reward[0] > 0]
+    groups = {"all": range(len(said)), "tried": tried, "helped": helped}
+    return {
+        "helped": float(dreams.reward.mean()),
+        "score": [float(dreams.before[0]), float(dreams.after[0])],
+        "losses": [float(dreams.losses[0, place]) for place in (0, -1)],
+        "said": {
+            name: [sum(sum(said[place]) for place in group), sum(len(said[place]) for place in group)]
+            for name, group in groups.items()
+        },
+    }
