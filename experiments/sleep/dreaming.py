@@ -3,22 +3,24 @@
     python experiments/sleep/words.py runs/facts/words.json
     python experiments/sleep/words.py runs/facts/friends.json --friends
     python experiments/sleep/facts_pretrain.py --workdir=runs/facts/model
-    python experiments/sleep/facts_pretrain.py --friends --run=runs/facts/model --workdir=runs/facts/friends
+    python experiments/sleep/facts_pretrain.py --friends --run=runs/facts/model \\
+        --workdir=runs/facts/friends
     python experiments/sleep/dreaming.py --run=runs/facts/friends --nights=runs/facts/nights \\
         --workdir=experiments/sleep/dreaming
     python experiments/sleep/dreaming.py --table --workdir=experiments/sleep/dreaming  # runs nothing
 
-A model that was trained on other worlds, also to answer for what is true of a friend where both facts
-stand before the question, reads a day's facts, sleeps, and so on for `DAYS` days. Who wakes from the last
+A model that was trained on other worlds, also to say what is true of a friend where both facts stand
+before the question, reads a day's facts, sleeps, and so on for `DAYS` days. Who wakes from the last
 night is asked, with no text before, "Where does the friend of TAVOMI live?", where the friend was told of
 on an earlier day.
 
-Dreams begin as a friendship is told, up to the friend, of people whose friends are of another day. Some of
-these people's questions try the dreams; the others', of which no trial knows, are reported.
+Dreams begin as a friendship is told, up to the friend, of people whose friends are of another day.
+Questions about half of these people try the dreams; those about the others are reported.
 """
 
 import argparse
 import dataclasses
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,9 +31,18 @@ import jax.numpy as jnp
 import matplotlib
 import numpy as np
 import optax
-from facts import Learnt, Model, World, held_out, measured, openings_from, other_documents, spread
+from facts import (
+    MOST_LOST,
+    Learnt,
+    Model,
+    World,
+    held_out,
+    measured,
+    openings_from,
+    other_documents,
+    spread,
+)
 from facts_pretrain import FIRST_NEW, PHRASINGS, days_of, joined_of, whole_chunks
-from words import USED
 
 from hope_jax.commands.trained_model import load_model
 from hope_jax.data.json_lines import add_json_line, find_json_lines
@@ -43,7 +54,9 @@ from hope_jax.evaluation.grid import climb
 from hope_jax.evaluation.world import KINDS, Fact, Question, ask, tell
 from hope_jax.inference.context_file import load_context, save_context
 from hope_jax.inference.sampling import Context, read
+from hope_jax.layers.experts import Experts
 from hope_jax.models import LanguageModel
+from hope_jax.models.in_context import HeldState
 from hope_jax.models.language_model import ModelState
 from hope_jax.sleep.config import DreamConfig, SleepConfig
 from hope_jax.sleep.cycle import sleep
@@ -82,7 +95,7 @@ DREAMING = DreamConfig(
     trial_rate=1e-3,
     dream_steps=100,
 )
-RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)  # of training on dreams
+RATES, FIRST_RATE = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2), 3e-3  # of training on dreams
 
 
 class Life(NamedTuple):
@@ -185,9 +198,10 @@ def choice_score(answers: Answers, model: LanguageModel, params: Any, state: Mod
     return jnp.mean(jax.nn.log_softmax(likely)[:, 0])
 
 
-def moved(experts: Any, model: LanguageModel, params: Any, state: ModelState) -> Any:
+def moved(experts: Experts, model: LanguageModel, params: Any, state: ModelState) -> Any:
     """By which every dream helps: how far who has tried it is from some experts."""
-    pairs = zip(experts[:3], experts_of(state)[:3], strict=True)
+    assert isinstance(state.adapting, HeldState)
+    pairs = zip(experts[:3], state.adapting.experts[:3], strict=True)
     return sum(jnp.sum(jnp.abs(new - old)) for old, new in pairs)
 
 
@@ -206,8 +220,9 @@ def joined_said(life: Life, text: str) -> list[bool]:
 
 
 # How dreams are made and chosen; None for nights alone.
+ALONE = "nights alone"
 ARMS: dict[str, dict[str, Any] | None] = {
-    "nights alone": None,
+    ALONE: None,
     "dreams": {},
     "without gradient selection": {"best": 0, "others": BEST + OTHERS},
     "without the random expert": {"random_expert": False},
@@ -231,7 +246,7 @@ class Experiment(NamedTuple):
 
     def trial(self, name: str, seed: int, rate: float) -> dict[str, Any]:
         """Runs a trial, if it is not there."""
-        changes, (model, params, tokenizer) = ARMS[name], self.reader
+        changes, (_, params, tokenizer) = ARMS[name], self.reader
         settings = None
         if changes is not None:
             settings = dataclasses.replace(DREAMING, dream_rate=rate, **changes)
@@ -261,6 +276,21 @@ class Experiment(NamedTuple):
         add_json_line(self.path, row)
         print({part: row[part] for part in row if part not in ("night", "dreaming")}, flush=True)
         return row
+
+    def chosen(self, name: str) -> float:
+        """The rate of training on dreams, that which answers best of those that cost others little."""
+        if ARMS[name] is None:
+            return 0.0
+
+        def score(rate: float) -> float:
+            trials = [self.trial(name, seed, rate) for seed in SELECTION]
+            alone = [self.trial(ALONE, seed, 0.0) for seed in SELECTION]
+            lost = statistics.fmean(map(added, trials, alone))
+            likely = statistics.fmean(trial["asked"]["log_likelihood"] for trial in trials)
+            # Where all cost too much, the one that costs least.
+            return likely if lost <= MOST_LOST else -1000 - lost
+
+        return climb(RATES, FIRST_RATE, score)[0]
 
     def dreamt(
         self, life: Life, slept: Slept, seed: int, settings: DreamConfig, score: ReaderScore
@@ -299,7 +329,10 @@ class Experiment(NamedTuple):
 def told_of(tokenizer: Tokenizer, life: Life, dreams: Dreams) -> dict[str, Any]:
     """What dreams were, and what came of them."""
     tokens, _, ends = (leaf[0] for leaf in dreams.samples)
-    said = [joined_said(life, tokenizer.decode(row[:end])) for row, end in zip(tokens, ends)]
+    said = [
+        joined_said(life, tokenizer.decode(row[:end]))
+        for row, end in zip(tokens, ends, strict=True)
+    ]
     tried, helped = dreams.tried[0], dreams.tried[0][dreams.reward[0] > 0]
     groups = {"all": range(len(said)), "tried": tried, "helped": helped}
     return {
@@ -307,7 +340,128 @@ def told_of(tokenizer: Tokenizer, life: Life, dreams: Dreams) -> dict[str, Any]:
         "score": [float(dreams.before[0]), float(dreams.after[0])],
         "losses": [float(dreams.losses[0, place]) for place in (0, -1)],
         "said": {
-            name: [sum(sum(said[place]) for place in group), sum(len(said[place]) for place in group)]
+            name: [
+                sum(sum(said[place]) for place in group),
+                sum(len(said[place]) for place in group),
+            ]
             for name, group in groups.items()
         },
     }
+
+
+def added(row: Mapping[str, Any], other: Mapping[str, Any]) -> float:
+    """To the loss of other documents, as a share of what it is after another trial."""
+    loss, before = (found["unrelated"]["loss"] for found in (row, other))
+    return loss / before - 1
+
+
+def right_share(row: Mapping[str, Any], which: str) -> float:
+    """Of answers in dreams that join facts of two days, those that are right; none is 0."""
+    right, all_said = row["said"][which]
+    return right / max(all_said, 1)
+
+
+Row = Mapping[str, Any]
+ANSWERED: dict[str, Callable[[Row], float]] = {
+    "joined, reported, %": lambda found: 100 * found["asked"]["won"],
+    "log-likelihood": lambda found: found["asked"]["log_likelihood"],
+    "joined, by which dreams are tried, %": lambda found: 100 * found["tried"]["won"],
+    "single facts, %": lambda found: 100 * found["single"]["won"],
+}
+DREAMT: dict[str, Callable[[Row], float]] = {
+    "dreams that helped, %": lambda row: 100 * row["helped"],
+    "joined answers in dreams that are right, %": lambda row: 100 * right_share(row, "all"),
+    "in those tried, %": lambda row: 100 * right_share(row, "tried"),
+    "in those that helped, %": lambda row: 100 * right_share(row, "helped"),
+}
+
+
+def table(groups: Mapping[str, Sequence[Row]]) -> str:
+    """Means over seeds and standard deviations, in Markdown."""
+    head = ["", *ANSWERED, "other documents lose, %", *DREAMT, "seconds", "rate"]
+    alone = groups[ALONE]
+    first = [row["unread"] for row in alone]
+    lines = []
+
+    def line(name: str, found: Sequence[Row], *more: str) -> None:
+        cells = [spread([column(row) for row in found]) for column in ANSWERED.values()]
+        cells += [spread([100 * lost for lost in map(added, found, first)]), *more]
+        lines.append("| " + " | ".join([name, *cells, *[""] * (len(head) - 1 - len(cells))]) + " |")
+
+    line("nothing read", first)
+    line("the last day read, before its night", [row["awake"] for row in alone])
+    for name, rows in groups.items():
+        more = []
+        if name != ALONE:
+            more = [spread([column(row) for row in rows]) for column in DREAMT.values()]
+            more += [spread([row["seconds"] for row in rows])]
+            more += [f"{rows[0]['dreaming']['dream_rate']:g}"]
+        line(name, rows, *more)
+    told = spread([100 * row["told both"] for row in alone])
+    lines.append(
+        "| " + " | ".join(["both facts told before", told, *[""] * (len(head) - 2)]) + " |"
+    )
+    return "\n".join([f"| {' | '.join(head)} |", "|---" * len(head) + "|", *lines]) + "\n"
+
+
+def draw(groups: Mapping[str, Sequence[Row]], path: Path) -> None:
+    """What is answered after nights and dreams; a point for each seed."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained", sharey=True)
+    unread = statistics.fmean(100 * row["unread"]["asked"]["won"] for row in groups[ALONE])
+    left.axvline(unread, color="gray", linestyle=":", label="nothing read")
+    for half, column in ((left, "joined, reported, %"), (right, "single facts, %")):
+        for place, rows in enumerate(groups.values()):
+            values = [ANSWERED[column](row) for row in rows]
+            half.barh(place, statistics.fmean(values), color="C0", alpha=0.6)
+            half.plot(values, [place] * len(values), "k.", markersize=4)
+    left.set_yticks(range(len(groups)), list(groups), fontsize=8)
+    left.invert_yaxis()
+    left.set_xlabel("questions right that join facts of two days, %", fontsize=8)
+    right.set_xlabel("questions right about single facts, %", fontsize=8)
+    left.legend(fontsize=7)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def reported(path: Path) -> dict[str, list[Row]]:
+    """The trials of each arm that has all seeds, in the order of `ARMS`."""
+    groups: dict[str, dict[float, dict[int, Row]]] = {}
+    for row in find_json_lines(path, {}):
+        if row["seed"] in SEEDS and row["arm"] in ARMS:
+            rate = (row["dreaming"] or {}).get("dream_rate", 0.0)
+            groups.setdefault(row["arm"], {}).setdefault(rate, {})[row["seed"]] = row
+    found = {}
+    for name in ARMS:
+        for rows in groups.get(name, {}).values():
+            if len(rows) == len(SEEDS):
+                found[name] = [rows[seed] for seed in SEEDS]
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--run", help="folder of the model's run")
+    parser.add_argument("--nights", type=Path, help="folder in which states are kept")
+    parser.add_argument("--workdir", type=Path, required=True, help="folder of the trials")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, metavar="ARM", default=list(ARMS))
+    parser.add_argument("--table", action="store_true", help="run nothing")
+    given = parser.parse_args()
+    path = given.workdir / "trials.jsonl"
+    if not given.table:
+        given.workdir.mkdir(parents=True, exist_ok=True)
+        experiment = Experiment(Model(*load_model(given.run)), given.nights, path)
+        for name in given.arms:
+            rate = experiment.chosen(name)
+            for seed in SEEDS:
+                experiment.trial(name, seed, rate)
+    groups = reported(path)
+    if ALONE not in groups:
+        parser.error(f"{path} has no nights of all seeds")
+    made = table(groups)
+    write_whole(given.workdir / "results.md", made)
+    draw(groups, given.workdir / "results.png")
+    print(made)
+
+
+if __name__ == "__main__":
+    main()

@@ -28,7 +28,16 @@ from words import USED, knows_friends
 from hope_jax.commands.first_checkpoint import check_no_run, write_first_checkpoint
 from hope_jax.commands.trained_model import load_model
 from hope_jax.data.tokenizers import Tokenizer, load_tokenizer
-from hope_jax.evaluation.world import KINDS, PHRASINGS, Fact, Question, ask, ask_joined, make_world, tell
+from hope_jax.evaluation.world import (
+    KINDS,
+    PHRASINGS,
+    Fact,
+    Question,
+    ask,
+    ask_joined,
+    make_world,
+    tell,
+)
 from hope_jax.models import LanguageModel, LanguageModelConfig
 from hope_jax.training.config import default_config, whole_config
 from hope_jax.training.optimizer import make_optimizer
@@ -45,7 +54,10 @@ LENGTH, SIZE = 224, 16  # tokens of a sequence, and sequences of a step
 TOLD = 0.1  # how much tokens count while facts are told, beside those that are said of them
 BEGINS = (0.1, 0.45, 0.45)  # shares of documents that tell facts so many times
 RETOLD = 0.3  # of lines afterwards
-JOINED, ALOUD = 0.5, 0.5  # of these, with friends; and of questions that join facts, those that tell them
+JOINED, ALOUD = (
+    0.5,
+    0.5,
+)  # of these, with friends; and of questions that join facts, those that tell them
 
 
 def days_of(
@@ -162,7 +174,10 @@ def batches(
 
 
 def make_config(
-    steps: int, rate: float, in_context: dict[str, Any] | None = None, tokenizer: str = TOKENIZERS[0]
+    steps: int,
+    rate: float,
+    in_context: dict[str, Any] | None = None,
+    tokenizer: str = TOKENIZERS[0],
 ) -> ConfigDict:
     """Of a part of the training."""
     words = load_tokenizer(tokenizer).vocab_size

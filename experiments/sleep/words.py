@@ -1,7 +1,7 @@
 """A tokenizer for worlds of facts: syllables of names, values, and what lies between.
 
 python experiments/sleep/words.py runs/facts/words.json
-python experiments/sleep/words.py runs/facts/friends.json --friends  # with friends, and what joins two facts
+python experiments/sleep/words.py runs/facts/friends.json --friends  # and those of friends
 """
 
 import argparse
