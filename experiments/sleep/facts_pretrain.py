@@ -61,7 +61,7 @@ JOINED, ALOUD = (
 
 
 def days_of(
-    number: int, people: int, kinds: int, seed: int = 0, friends: bool = False, days: int = 1
+    number: int, people: int, kinds: int, friends: bool = False, days: int = 1, seed: int = 0
 ) -> tuple[tuple[Fact, ...], ...]:
     """The facts of a world for each day, in a random order; who their friends are is one of the kinds."""
     random = np.random.default_rng([seed, number, 2])
@@ -71,10 +71,10 @@ def days_of(
 
 
 def facts_of(
-    number: int, people: int, kinds: int, seed: int = 0, friends: bool = False
+    number: int, people: int, kinds: int, friends: bool = False, seed: int = 0
 ) -> tuple[Fact, ...]:
     """The facts of a world of one day."""
-    (facts,) = days_of(number, people, kinds, seed, friends)
+    (facts,) = days_of(number, people, kinds, friends, seed=seed)
     return facts
 
 
@@ -132,12 +132,12 @@ def document(
     """
     random = np.random.default_rng([world, seed, 3])
     begins = int(random.choice(len(BEGINS), p=BEGINS))
-    ids, known = [], []
+    ids, known, friends = [], [], knows_friends(tokenizer)
     for part in range(max(begins, 1)):
         most = (5, 4) if begins < 2 else (3, 3)
-        sizes = (int(random.integers(2, one + 1)) for one in most)
+        people, kinds = (int(random.integers(2, one + 1)) for one in most)
         number = (world + part * TRAINED // 2) % TRAINED if part else world
-        facts = facts_of(number, *sizes, friends=knows_friends(tokenizer))
+        facts = facts_of(number, people, kinds, friends)
         before = whole_chunks(tokenizer, told(facts, random))
         if part:
             blank = np.asarray(tokenizer.encode("\n"), np.int32)
