@@ -68,34 +68,34 @@ from hope_jax.sleep.seeding import Lesson
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-DAYS, PEOPLE, KINDS_EACH = 3, 4, 4  # of which one is who the friend is
+PEOPLE, KINDS_EACH = 6, 2  # of a day; and what is told of each on the first
 SELECTION, SEEDS = (1000,), (0, 1, 2)
 NIGHT = SleepConfig(
-    steps=200,
+    steps=300,
     samples=16,
     kept_samples=1024,
     tokens=12,
     lam=0.0,
     a=1.0,
-    experts=DAYS,
-    expert_width=128,
+    experts=2,
+    expert_width=256,
     rehearsal=10.0,
 )
 NIGHT_RATE = 0.1
 
 
-NIGHT_RATE, OPENINGS = 0.1, 256
-BEST, OTHERS = 48, 16
+NIGHT_RATE, OPENINGS, PART = 0.3, 256, 72
+BEST, OTHERS, TEMPERATURE = 48, 16, 0.5
 DREAMING = DreamConfig(
     dreams=256,
     dream_tokens=48,
     best=BEST,
     others=OTHERS,
     trial_steps=10,
-    trial_rate=1e-3,
+    trial_rate=1e-2,
     dream_steps=100,
 )
-RATES, FIRST_RATE = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2), 3e-3  # of training on dreams
+RATES, FIRST_RATE = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1), 1e-2  # of training on dreams
 
 
 class Life(NamedTuple):
@@ -117,19 +117,20 @@ class Life(NamedTuple):
 def life_of(tokenizer: Tokenizer, seed: int) -> Life:
     """A world for which nothing was trained."""
     random = np.random.default_rng([seed, 8])
-    told = days_of(FIRST_NEW + seed, PEOPLE, KINDS_EACH, friends=True, days=DAYS)
+    told = days_of(FIRST_NEW + seed, PEOPLE, KINDS_EACH + 1, friends=True, days=2)
+    facts, links = (
+        [fact for fact in day if (fact.kind == "friend") == later] for later, day in enumerate(told)
+    )
     days, openings = [], []
-    halves: tuple[list[Question], list[Question]] = ([], [])
-    for number, facts in enumerate(told):
-        lines = [tell(fact, int(random.integers(PHRASINGS))) for fact in facts]
+    for day in (facts, links):
+        lines = [tell(fact, int(random.integers(PHRASINGS))) for fact in day]
         ids = whole_chunks(tokenizer, "".join(f"{line}\n" for line in lines) + "\n")
-        days.append(World(ids, 0, lines, ask(facts, random)))
-        earlier = [fact for day in told[:number] for fact in day]
-        links = [fact for fact in facts if fact.kind == "friend"] if earlier else []
-        for place, link in enumerate(links):
-            halves[place % 2].extend(every_way(link, earlier, random))
-            ways = KINDS["friend"].told
-            openings += [way.split(" {value}")[0].format(name=link.name) for way in ways]
+        days.append(World(ids, 0, lines, ask(day, random)))
+    halves: tuple[list[Question], list[Question]] = ([], [])
+    for place, link in enumerate(links):
+        halves[place % 2].extend(every_way(link, facts, random))
+        ways = KINDS["friend"].told
+        openings += [way.split(" {value}")[0].format(name=link.name) for way in ways]
     return Life(days, *halves, openings)
 
 
@@ -142,23 +143,12 @@ def every_way(
             yield question._replace(prompt=way.format(name=f"the friend of {link.name}"))
 
 
-class Slept(NamedTuple):
-    """A reader around its last night.
-
-    Attributes:
-      before: it has read the last day's text.
-      woken: and slept.
-    """
-
-    before: Context
-    woken: Context
-
-
-def nights(reader: Model, life: Life, seed: int) -> Slept:
-    """Reads and sleeps, day after day."""
+def nights(reader: Model, life: Life, seed: int) -> Context:
+    """Reads and sleeps, day after day; who wakes from the last night."""
     model, params, tokenizer = reader
     optimizer = optax.adam(optax.linear_schedule(NIGHT_RATE, 0, NIGHT.steps))
-    before, woken = None, None
+    rehearsed = jnp.asarray(other_documents(tokenizer, seed)[:, :PART])
+    woken = None
     for number, day in enumerate(life.days):
         before = read(model, params, day.ids[None], woken)
         rows, lengths = (
@@ -174,21 +164,20 @@ def nights(reader: Model, life: Life, seed: int) -> Slept:
             optimizer,
             prompts=rows,
             prompt_lengths=lengths,
-            rehearsed=jnp.asarray(other_documents(tokenizer, seed)),
+            rehearsed=rehearsed,
         )
         woken = Context(state, before.logits)
         print(f"night {number}: divergence {night.before[0]:.3f}, {night.after[0]:.3f}", flush=True)
-    assert before is not None and woken is not None
-    return Slept(before, woken)
+    assert woken is not None
+    return woken
 
 
-def kept_nights(reader: Model, life: Life, seed: int, folder: Path) -> Slept:
-    """The nights, from files where they are there."""
-    paths = [folder / f"{seed}-{name}.msgpack" for name in Slept._fields]
-    if not all(path.exists() for path in paths):
-        for path, context in zip(paths, nights(reader, life, seed), strict=True):
-            save_context(path, context, reader.model, reader.params)
-    return Slept(*(load_context(path, reader.model, reader.params) for path in paths))
+def kept_nights(reader: Model, life: Life, seed: int, folder: Path) -> Context:
+    """The nights, from a file where it is there."""
+    path = folder / f"{seed}.msgpack"
+    if not path.exists():
+        save_context(path, nights(reader, life, seed), reader.model, reader.params)
+    return load_context(path, reader.model, reader.params)
 
 
 def choice_score(answers: Answers, model: LanguageModel, params: Any, state: ModelState) -> Any:
@@ -254,24 +243,23 @@ class Experiment(NamedTuple):
             "arm": name,
             "seed": seed,
             "night": dataclasses.asdict(NIGHT) | {"learning_rate": NIGHT_RATE},
-            "dreaming": settings and dataclasses.asdict(settings),
+            "dreaming": settings and dataclasses.asdict(settings) | {"temperature": TEMPERATURE},
         }
         for row in find_json_lines(self.path, key):
             return row
         life = life_of(tokenizer, seed)
-        slept = kept_nights(self.reader, life, seed, self.nights)
-        begun, state, found = time.monotonic(), slept.woken.state, {}
+        woken = kept_nights(self.reader, life, seed, self.nights)
+        begun, state, found = time.monotonic(), woken.state, {}
         if settings is not None:
             score = score_by(tokenizer, life.tried)
             if name == "without trials":
                 score = jax.tree_util.Partial(moved, experts_of(state))
-            state, dreams = self.dreamt(life, slept, seed, settings, score)
+            state, dreams = self.dreamt(life, woken, seed, settings, score)
             found = told_of(tokenizer, life, dreams)
         row = {**key, **found, "seconds": round(time.monotonic() - begun, 1)}
         row |= self.asked(life, Learnt(params, state))
         if settings is None:
-            before = {"awake": Learnt(params, slept.before.state), "unread": Learnt(params, None)}
-            row |= {when: self.asked(life, who) for when, who in before.items()}
+            row["unread"] = self.asked(life, Learnt(params, None))
             row["told both"] = self.told_both(life.asked)
         add_json_line(self.path, row)
         print({part: row[part] for part in row if part not in ("night", "dreaming")}, flush=True)
@@ -293,16 +281,17 @@ class Experiment(NamedTuple):
         return climb(RATES, FIRST_RATE, score)[0]
 
     def dreamt(
-        self, life: Life, slept: Slept, seed: int, settings: DreamConfig, score: ReaderScore
+        self, life: Life, woken: Context, seed: int, settings: DreamConfig, score: ReaderScore
     ) -> tuple[ModelState, Dreams]:
-        """Dreams of who has read the last day, of which who has slept learns."""
+        """Dreams of who has woken from the last night, who learns from them."""
         model, params, tokenizer = self.reader
         begun = [tokenizer.encode(text) for text in life.openings]
         lengths = np.array([len(ids) for ids in begun])
         rows = np.stack([np.pad(ids, (0, lengths.max() - len(ids))) for ids in begun])
         keys = jax.random.key(seed)[None]
-        lesson = Lesson(slept.before, slept.woken.state, keys, openings_of(rows, lengths))
-        return dream(model, params, lesson, NIGHT, settings, score)
+        lesson = Lesson(woken, woken.state, keys, openings_of(rows, lengths))
+        night = dataclasses.replace(NIGHT, temperature=TEMPERATURE)
+        return dream(model, params, lesson, night, settings, score)
 
     def asked(self, life: Life, who: Learnt) -> dict[str, Any]:
         """What is answered, and what other documents lose."""
@@ -389,7 +378,6 @@ def table(groups: Mapping[str, Sequence[Row]]) -> str:
         lines.append("| " + " | ".join([name, *cells, *[""] * (len(head) - 1 - len(cells))]) + " |")
 
     line("nothing read", first)
-    line("the last day read, before its night", [row["awake"] for row in alone])
     for name, rows in groups.items():
         more = []
         if name != ALONE:
