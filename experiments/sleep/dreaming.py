@@ -71,7 +71,7 @@ import matplotlib.pyplot as plt
 PEOPLE, KINDS_EACH = 6, 2  # of a day; and what is told of each on the first
 SELECTION, SEEDS = (1000,), (0, 1, 2)
 NIGHT = SleepConfig(
-    steps=300,
+    steps=200,
     samples=16,
     kept_samples=1024,
     tokens=12,
@@ -84,10 +84,10 @@ NIGHT = SleepConfig(
 NIGHT_RATE = 0.1
 
 
-NIGHT_RATE, OPENINGS, PART = 0.3, 256, 72
-BEST, OTHERS, TEMPERATURE = 48, 16, 0.5
+NIGHT_RATE, OPENINGS, PART = 0.1, 256, 72
+BEST, OTHERS, TEMPERATURE = 24, 8, 0.5
 DREAMING = DreamConfig(
-    dreams=256,
+    dreams=128,
     dream_tokens=48,
     best=BEST,
     others=OTHERS,
@@ -125,13 +125,24 @@ def life_of(tokenizer: Tokenizer, seed: int) -> Life:
     for day in (facts, links):
         lines = [tell(fact, int(random.integers(PHRASINGS))) for fact in day]
         ids = whole_chunks(tokenizer, "".join(f"{line}\n" for line in lines) + "\n")
-        days.append(World(ids, 0, lines, ask(day, random)))
+        asked = [spaced(question) for question in ask(day, random)]
+        days.append(World(ids, 0, lines, asked))
     halves: tuple[list[Question], list[Question]] = ([], [])
     for place, link in enumerate(links):
         halves[place % 2].extend(every_way(link, facts, random))
         ways = KINDS["friend"].told
-        openings += [way.split(" {value}")[0].format(name=link.name) for way in ways]
+        openings += [way.split("{value}")[0].format(name=link.name) for way in ways]
     return Life(days, *halves, openings)
+
+
+def spaced(question: Question) -> Question:
+    """The question with the space before a friend in its prompt, where the tokenizer has it."""
+    if question.facts[0].kind != "friend":
+        return question
+    answers = [answer.removeprefix(" ") for answer in (question.answer, *question.wrong)]
+    return question._replace(
+        prompt=f"{question.prompt} ", answer=answers[0], wrong=tuple(answers[1:])
+    )
 
 
 def every_way(

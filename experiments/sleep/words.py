@@ -27,15 +27,20 @@ def make_tokenizer(friends: bool = False) -> Tokenizer:
     for name in USED:
         pieces.update(f" {value}" for value in KINDS[name].values)
         pieces.update(_between(name))
-    ordered = _longest_first(pieces)
-    if friends:
-        # A friend is a name of several tokens, before which the space is one.
-        ordered += _longest_first({" ", "the friend of ", *_between("friend")} - pieces)
+    kind = KINDS["friend"]
+    # The space before a friend is of the piece, so that a name's tokens are the same everywhere.
+    before = {re.split(r"{name}|{value}", way)[-2] for way in kind.told}
+    before |= {f"{way.split('{name}')[1]} " for way in kind.asked}
+    more = {"the friend of ", *(way.split("{name}")[0] for way in (*kind.told, *kind.asked))}
+    more = (more | before) - pieces - {""} if friends else set()
+    ordered = [*_longest_first(pieces), *_longest_first(more)]
     ids = {piece: number for number, piece in enumerate(["<unknown>", *ordered])}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unknown>"))
     # The longest that fits is taken.
-    longest = "|".join(map(re.escape, _longest_first(ordered)))
-    pattern = f"(?:{longest})(?:(?<= )|(?![a-z]))"
+    ends = {
+        piece: "(?![A-Z]?[a-z])" if piece in before else "(?:(?<= )|(?![a-z]))" for piece in ordered
+    }
+    pattern = "|".join(re.escape(piece) + ends[piece] for piece in _longest_first(ordered))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), "isolated")
     tokenizer.decoder = decoders.Fuse()
     return tokenizer
