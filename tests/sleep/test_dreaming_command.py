@@ -117,6 +117,10 @@ def test_questions_join_facts_of_two_days_and_those_reported_are_of_others(scrip
         people.append({question.facts[0].name for question in questions})
     assert len(people[0]) == len(people[1]) == 3 and not people[0] & people[1]
     assert len(life.openings) == 18
+    for question in life.days[1].questions:  # for friends
+        parts = (question.prompt, question.answer)
+        ids = np.concatenate([tokenizers[1].encode(part) for part in parts])
+        assert ids.tolist() == tokenizers[1].encode("".join(parts)).tolist() and 0 not in ids
     everyone = {name for known in told for name, _ in known}
     for opening in life.openings:
         (about,) = [name for name in everyone if name in opening]
@@ -164,7 +168,7 @@ def experiment(scripts, reader, monkeypatch, tmp_path):
     monkeypatch.setattr(scripts["facts"], "PART", 12)
     small = dict(steps=1, samples=2, kept_samples=4, tokens=4, expert_width=2)
     monkeypatch.setattr(dreaming, "NIGHT", dataclasses.replace(dreaming.NIGHT, **small))
-    small = dict(dreams=70, dream_tokens=6, trial_steps=1, dream_steps=2)
+    small = dict(dreams=33, dream_tokens=6, trial_steps=1, dream_steps=2)
     monkeypatch.setattr(dreaming, "DREAMING", dataclasses.replace(dreaming.DREAMING, **small))
     return dreaming.Experiment(reader, tmp_path / "nights", tmp_path / "trials.jsonl")
 
