@@ -71,7 +71,7 @@ import matplotlib.pyplot as plt
 PEOPLE, KINDS_EACH = 6, 2  # of a day; and what is told of each on the first
 SELECTION, SEEDS = (1000,), (0, 1, 2)
 NIGHT = SleepConfig(
-    steps=200,
+    steps=300,
     samples=16,
     kept_samples=1024,
     tokens=12,
@@ -84,7 +84,7 @@ NIGHT = SleepConfig(
 NIGHT_RATE = 0.1
 
 
-NIGHT_RATE, OPENINGS, PART = 0.1, 256, 72
+NIGHT_RATE, OPENINGS, PART = 0.1, 256, 56
 BEST, OTHERS, TEMPERATURE = 24, 8, 0.5
 DREAMING = DreamConfig(
     dreams=128,
@@ -93,9 +93,9 @@ DREAMING = DreamConfig(
     others=OTHERS,
     trial_steps=10,
     trial_rate=1e-2,
-    dream_steps=100,
+    dream_steps=50,
 )
-RATES, FIRST_RATE = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1), 1e-2  # of training on dreams
+RATES, FIRST_RATE = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2), 3e-3  # of training on dreams
 
 
 class Life(NamedTuple):
@@ -123,15 +123,18 @@ def life_of(tokenizer: Tokenizer, seed: int) -> Life:
     )
     days, openings = [], []
     for day in (facts, links):
-        lines = [tell(fact, int(random.integers(PHRASINGS))) for fact in day]
+        # A friend's name stands nowhere else, and a name is learned where it is said more than once.
+        ways = random.permuted(np.tile(np.arange(PHRASINGS), (len(day), 1)), axis=1)
+        times = PHRASINGS if day == links else 1
+        lines = [tell(*one) for one in zip(day * times, ways.T.ravel().tolist(), strict=False)]
         ids = whole_chunks(tokenizer, "".join(f"{line}\n" for line in lines) + "\n")
         asked = [spaced(question) for question in ask(day, random)]
         days.append(World(ids, 0, lines, asked))
     halves: tuple[list[Question], list[Question]] = ([], [])
     for place, link in enumerate(links):
         halves[place % 2].extend(every_way(link, facts, random))
-        ways = KINDS["friend"].told
-        openings += [way.split("{value}")[0].format(name=link.name) for way in ways]
+        begun = [way.split("{value}")[0] for way in KINDS["friend"].told]
+        openings += [way.format(name=link.name) for way in begun]
     return Life(days, *halves, openings)
 
 
