@@ -2082,6 +2082,36 @@ FAULTS = [
         "tests/sleep/test_facts_command.py",
     ),
     Fault(
+        "experiments/sleep/facts_pretrain.py",
+        "return ask_joined(links, [fact for fact in facts if fact.kind in USED], random, wrong)",
+        "return ask_joined(links, facts, random, wrong)",
+        "tests/sleep/test_dreaming_command.py",
+    ),
+    Fault(
+        "experiments/sleep/words.py",
+        "(?:(?<= )|(?![a-z]))",
+        "(?![a-z])",
+        "tests/sleep/test_dreaming_command.py::test_documents_with_friends_answer_what_joins_two_of_their_facts",
+    ),
+    Fault(
+        "experiments/sleep/dreaming.py",
+        "halves[place % 2].extend(",
+        "halves[random.integers(2)].extend(",
+        "tests/sleep/test_dreaming_command.py::test_questions_join_facts_of_two_days_and_those_reported_are_of_others",
+    ),
+    Fault(
+        "experiments/sleep/dreaming.py",
+        "jax.nn.log_softmax(likely)[:, 0]",
+        "likely[:, 0]",
+        "tests/sleep/test_dreaming_command.py::test_dreams_are_tried_by_the_choice_among_four_answers",
+    ),
+    Fault(
+        "experiments/sleep/dreaming.py",
+        "            state, dreams = self.dreamt(life, slept, seed, settings, score)\n",
+        "            _, dreams = self.dreamt(life, slept, seed, settings, score)\n",
+        "tests/sleep/test_dreaming_command.py::test_without_trials_all_that_are_tried_are_trained_on",
+    ),
+    Fault(
         "experiments/retrofit/measure.py",
         "jnp.full(shape, math.log(step), jnp.float32)",
         "jnp.full(shape, step, jnp.float32)",

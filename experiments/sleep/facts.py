@@ -27,7 +27,7 @@ import functools
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -158,9 +158,9 @@ def openings_from(tokenizer: Tokenizer, world: World) -> tuple[np.ndarray, np.nd
     """
     lines = [tokenizer.encode(line) for line in world.lines]
     begun = [ids[:size] for ids in lines for size in range(1, len(ids))]
-    begun += questions_begun(tokenizer) * len(
-        {question.facts[0].name for question in world.questions}
-    )
+    about = {(question.facts[0].kind, question.facts[0].name) for question in world.questions}
+    people = len({name for _, name in about})
+    begun += questions_begun(tokenizer, {kind for kind, _ in about}) * people
     lengths = np.array([len(ids) for ids in begun])
     rows = np.zeros((len(begun), lengths.max()), np.int32)
     for row, ids in zip(rows, begun, strict=True):
@@ -168,9 +168,10 @@ def openings_from(tokenizer: Tokenizer, world: World) -> tuple[np.ndarray, np.nd
     return rows, lengths
 
 
-def questions_begun(tokenizer: Tokenizer) -> list[np.ndarray]:
-    """All ways to begin a question, up to whom it is about."""
-    return [tokenizer.encode(way.split("{name}")[0]) for name in USED for way in KINDS[name].asked]
+def questions_begun(tokenizer: Tokenizer, kinds: Collection[str] = USED) -> list[np.ndarray]:
+    """All ways to begin a question for facts of some kinds, up to whom it is about."""
+    ways = [way for name, kind in KINDS.items() if name in kinds for way in kind.asked]
+    return [tokenizer.encode(way.split("{name}")[0]) for way in ways]
 
 
 def openings_within(tokenizer: Tokenizer, world: World) -> tuple[np.ndarray, np.ndarray]:

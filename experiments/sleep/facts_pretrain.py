@@ -13,7 +13,7 @@ told before, the likeliest token was right for 61% after 800 steps, 95% after 1,
 and for 96% after 200 steps more with levels: a quarter of an hour of one core.
 
     python experiments/sleep/facts_pretrain.py --workdir=runs/facts/two --levels=2 \\
-        --start=runs/facts/model
+        --start=runs/facts/model --steps=0
 
 goes on from that model with further, slower levels behind its own, of which each learns half as often as
 the one before and says nothing when its training begins.
@@ -29,19 +29,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
-from words import USED
+from words import USED, knows_friends
 
 from hope_jax.commands.first_checkpoint import check_no_run, write_first_checkpoint
 from hope_jax.commands.trained_model import load_model
 from hope_jax.data.tokenizers import Tokenizer, load_tokenizer
-from hope_jax.evaluation.world import KINDS, PHRASINGS, Fact, ask, make_world, tell
+from hope_jax.evaluation.world import (
+    KINDS,
+    PHRASINGS,
+    Fact,
+    Question,
+    ask,
+    ask_joined,
+    make_world,
+    tell,
+)
 from hope_jax.models import LanguageModel, LanguageModelConfig
 from hope_jax.training.config import default_config, whole_config
 from hope_jax.training.optimizer import make_optimizer
 from hope_jax.training.sharding import make_mesh
 from hope_jax.training.step import init_state, make_train_step
 
-TOKENIZER = "runs/facts/words.json"
+TOKENIZERS = ("runs/facts/words.json", "runs/facts/friends.json")  # without friends, and with them
 # Worlds below the first are trained on, those from the second on never looked at.
 TRAINED, FIRST_NEW = 10_000, 10_200
 CHUNK = 32  # tokens after which the levels learn
@@ -51,13 +60,27 @@ LENGTH, SIZE = 224, 16  # tokens of a sequence, and sequences of a step
 TOLD = 0.1  # how much tokens count while facts are told, beside those that are said of them
 BEGINS = (0.1, 0.45, 0.45)  # shares of documents that tell facts so many times
 RETOLD = 0.3  # of lines afterwards
+JOINED, ALOUD = (
+    0.5,
+    0.5,
+)  # of these, with friends; and of questions that join facts, those that tell them
 
 
-def facts_of(number: int, people: int, kinds: int, seed: int = 0) -> tuple[Fact, ...]:
-    """The facts of a world, in a random order."""
+def days_of(
+    number: int, people: int, kinds: int, friends: bool = False, days: int = 1, seed: int = 0
+) -> tuple[tuple[Fact, ...], ...]:
+    """The facts of a world for each day, in a random order; who their friends are is one of the kinds."""
     random = np.random.default_rng([seed, number, 2])
-    some = [USED[place] for place in random.permutation(len(USED))[:kinds]]
-    (facts,) = make_world(number, seed=seed, people=people, kinds=some)
+    some = [USED[place] for place in random.permutation(len(USED))[: kinds - friends]]
+    some += ["friend"] * friends
+    return make_world(number, seed=seed, days=days, people=people, kinds=some)
+
+
+def facts_of(
+    number: int, people: int, kinds: int, friends: bool = False, seed: int = 0
+) -> tuple[Fact, ...]:
+    """The facts of a world of one day."""
+    (facts,) = days_of(number, people, kinds, friends, seed=seed)
     return facts
 
 
@@ -67,10 +90,28 @@ def told(facts: Sequence[Fact], random: np.random.Generator) -> str:
     return "".join(f"{line}\n" for line in lines) + "\n"
 
 
+def joined_of(
+    links: Sequence[Fact], facts: Sequence[Fact], random: np.random.Generator, wrong: int = 3
+) -> list[Question]:
+    """Questions for what is true of a friend, but for the friend's own friend."""
+    return ask_joined(links, [fact for fact in facts if fact.kind in USED], random, wrong)
+
+
 def talk(facts: Sequence[Fact], lines: int, random: np.random.Generator) -> str:
-    """Lines that ask for facts, with answers, or tell them again."""
-    said = ""
+    """Lines that ask for facts, with answers, or tell them again.
+
+    Where there are friends, some ask for what is true of them, and of these some tell both facts before.
+    """
+    said, friends = "", any(fact.kind == "friend" for fact in facts)
     for _ in range(lines):
+        if friends and random.random() < JOINED:
+            some = joined_of(facts, facts, random, 0)
+            question = some[int(random.integers(len(some)))]
+            if random.random() < ALOUD:
+                for fact in question.facts:
+                    said += f"{tell(fact, int(random.integers(PHRASINGS)))}\n"
+            said += f"{question.prompt}{question.answer}\n"
+            continue
         fact = facts[int(random.integers(len(facts)))]
         if random.random() < RETOLD:
             said += f"{tell(fact, int(random.integers(PHRASINGS)))}\n"
@@ -97,11 +138,12 @@ def document(
     """
     random = np.random.default_rng([world, seed, 3])
     begins = int(random.choice(len(BEGINS), p=BEGINS))
-    ids, known = [], []
+    ids, known, friends = [], [], knows_friends(tokenizer)
     for part in range(max(begins, 1)):
         most = (5, 4) if begins < 2 else (3, 3)
-        sizes = (int(random.integers(2, one + 1)) for one in most)
-        facts = facts_of((world + part * TRAINED // 2) % TRAINED if part else world, *sizes)
+        people, kinds = (int(random.integers(2, one + 1)) for one in most)
+        number = (world + part * TRAINED // 2) % TRAINED if part else world
+        facts = facts_of(number, people, kinds, friends)
         before = whole_chunks(tokenizer, told(facts, random))
         if part:
             blank = np.asarray(tokenizer.encode("\n"), np.int32)
@@ -138,14 +180,19 @@ def batches(
 
 
 def make_config(
-    steps: int, rate: float, in_context: dict[str, Any] | None = None, levels: int = 1
+    steps: int,
+    rate: float,
+    in_context: dict[str, Any] | None = None,
+    levels: int = 1,
+    tokenizer: str = TOKENIZERS[0],
 ) -> ConfigDict:
     """Of a part of the training."""
-    sizes = dict(vocab_size=194, width=64, num_layers=3, num_heads=4, mlp_width=128)
+    words = load_tokenizer(tokenizer).vocab_size
+    sizes = dict(vocab_size=words, width=64, num_layers=3, num_heads=4, mlp_width=128)
     layer = "convolved_attention.ConvolvedAttention"
     config = default_config(**sizes, sequence_layer=layer, in_context=in_context, cms_levels=levels)
     config.steps = steps
-    config.data.tokenizer = TOKENIZER
+    config.data.tokenizer = tokenizer
     config.optimizer.update(name="m3", learning_rate=rate, warmup_steps=50)
     return whole_config(config)
 
@@ -203,18 +250,20 @@ def train(config: ConfigDict, params: Any = None, every: int = 50) -> Any:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--workdir", required=True, help="folder of the run")
+    parser.add_argument("--friends", action="store_true", help="questions that join two facts, too")
     parser.add_argument("--steps", type=int, default=2000, help="without levels")
     parser.add_argument("--level_steps", type=int, default=200, help="with them, afterwards")
     parser.add_argument("--levels", type=int, default=1, help="of each block's chain")
-    parser.add_argument("--start", help="run to go on from, in the place of steps without levels")
+    parser.add_argument("--start", help="run whose weights are begun with, as far as they go")
     given = parser.parse_args()
     check_no_run(given.workdir)
-    params = (
-        load_model(given.start)[1] if given.start else train(make_config(given.steps, RATES[0]))
-    )
+    tokenizer = TOKENIZERS[given.friends]
+    params = load_model(given.start)[1] if given.start else None
+    if given.steps:
+        params = train(make_config(given.steps, RATES[0], tokenizer=tokenizer), params)
     chunks = tuple(CHUNK * 2**level for level in range(given.levels))
     in_context = {**LEVELS, "chunks": chunks}
-    config = make_config(given.level_steps, RATES[1], in_context, given.levels)
+    config = make_config(given.level_steps, RATES[1], in_context, given.levels, tokenizer)
     write_first_checkpoint(given.workdir, config, train(config, params))
 
 

@@ -12,16 +12,20 @@ from hope_jax.data.tokenizers import load_tokenizer
 from hope_jax.models import LanguageModel, LanguageModelConfig
 from tests.evaluation.scripts import FOLDER
 
-NAMES = ("facts", "facts_pretrain", "words", "convolved_attention", "ten_nights")
+NAMES = ("facts", "facts_pretrain", "words", "convolved_attention", "ten_nights", "dreaming")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def scripts():
+    """Once for all: a layer that is imported twice is two layers, and programs are kept by its name."""
+    others = sys.modules.pop("words", None)  # those of another folder
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(FOLDER / "sleep"))
-        yield {name: importlib.import_module(name) for name in NAMES}
-    for name in NAMES:
-        sys.modules.pop(name)
+        found = {name: importlib.import_module(name) for name in NAMES}
+    del sys.modules["words"]
+    if others is not None:
+        sys.modules["words"] = others
+    return found
 
 
 @pytest.fixture

@@ -1,0 +1,469 @@
+"""What dreams add to nights: questions that join facts of different days.
+
+    python experiments/sleep/words.py runs/facts/words.json
+    python experiments/sleep/words.py runs/facts/friends.json --friends
+    python experiments/sleep/facts_pretrain.py --workdir=runs/facts/model
+    python experiments/sleep/facts_pretrain.py --friends --start=runs/facts/model \\
+        --workdir=runs/facts/friends
+    python experiments/sleep/dreaming.py --run=runs/facts/friends --nights=runs/facts/nights \\
+        --workdir=experiments/sleep/dreaming
+    python experiments/sleep/dreaming.py --table --workdir=experiments/sleep/dreaming  # runs nothing
+
+A model that was trained on other worlds, also to say what is true of a friend where both facts stand
+before the question, reads a day's facts, sleeps, and so on for `DAYS` days. Who wakes from the last
+night is asked, with no text before, "Where does the friend of TAVOMI live?", where the friend was told of
+on an earlier day.
+
+Dreams begin as a friendship is told, up to the friend, of people whose friends are of another day.
+Questions about half of these people try the dreams; those about the others are reported.
+"""
+
+import argparse
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+import optax
+from facts import (
+    MOST_LOST,
+    Learnt,
+    Model,
+    World,
+    held_out,
+    measured,
+    openings_from,
+    other_documents,
+    spread,
+)
+from facts_pretrain import FIRST_NEW, PHRASINGS, days_of, joined_of, whole_chunks
+
+from hope_jax.commands.trained_model import load_model
+from hope_jax.data.json_lines import add_json_line, find_json_lines
+from hope_jax.data.tokenizers import Tokenizer
+from hope_jax.data.whole_file import write_whole
+from hope_jax.evaluation.choices import log_likelihoods, row_losses, share_won
+from hope_jax.evaluation.given_answers import Answers, answers_of
+from hope_jax.evaluation.grid import climb
+from hope_jax.evaluation.world import KINDS, Fact, Question, ask, tell
+from hope_jax.inference.context_file import load_context, save_context
+from hope_jax.inference.sampling import Context, read
+from hope_jax.layers.experts import Experts
+from hope_jax.models import LanguageModel
+from hope_jax.models.in_context import HeldState
+from hope_jax.models.language_model import ModelState
+from hope_jax.sleep.config import DreamConfig, SleepConfig
+from hope_jax.sleep.cycle import sleep
+from hope_jax.sleep.dreams import Dreams, ReaderScore, dream
+from hope_jax.sleep.expansion import experts_of
+from hope_jax.sleep.samples import openings_of
+from hope_jax.sleep.seeding import Lesson
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+PEOPLE, KINDS_EACH = 6, 2  # of a day; and what is told of each on the first
+SELECTION, SEEDS = (1000,), (0, 1, 2)
+NIGHT = SleepConfig(
+    steps=300,
+    samples=16,
+    kept_samples=1024,
+    tokens=12,
+    lam=0.0,
+    a=1.0,
+    experts=2,
+    expert_width=256,
+    rehearsal=10.0,
+)
+NIGHT_RATE = 0.1
+
+
+NIGHT_RATE, OPENINGS, PART = 0.1, 256, 56
+BEST, OTHERS, TEMPERATURE = 24, 8, 0.5
+DREAMING = DreamConfig(
+    dreams=128,
+    dream_tokens=48,
+    best=BEST,
+    others=OTHERS,
+    trial_steps=10,
+    trial_rate=1e-2,
+    dream_steps=50,
+)
+RATES, FIRST_RATE = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2), 3e-3  # of training on dreams
+
+
+class Life(NamedTuple):
+    """What is read from day to day, and what is asked in the end.
+
+    Attributes:
+      days: the world of each, with a question for each of its facts.
+      tried: questions that join facts of two days, by which dreams are tried.
+      asked: those that are reported, of other people.
+      openings: of dreams.
+    """
+
+    days: list[World]
+    tried: list[Question]
+    asked: list[Question]
+    openings: list[str]
+
+
+def life_of(tokenizer: Tokenizer, seed: int) -> Life:
+    """A world for which nothing was trained."""
+    random = np.random.default_rng([seed, 8])
+    told = days_of(FIRST_NEW + seed, PEOPLE, KINDS_EACH + 1, friends=True, days=2)
+    facts, links = (
+        [fact for fact in day if (fact.kind == "friend") == later] for later, day in enumerate(told)
+    )
+    days, openings = [], []
+    for day in (facts, links):
+        # A friend's name stands nowhere else, and a name is learned where it is said more than once.
+        ways = random.permuted(np.tile(np.arange(PHRASINGS), (len(day), 1)), axis=1)
+        times = PHRASINGS if day == links else 1
+        lines = [tell(*one) for one in zip(day * times, ways.T.ravel().tolist(), strict=False)]
+        ids = whole_chunks(tokenizer, "".join(f"{line}\n" for line in lines) + "\n")
+        asked = [spaced(question) for question in ask(day, random)]
+        days.append(World(ids, 0, lines, asked))
+    halves: tuple[list[Question], list[Question]] = ([], [])
+    for place, link in enumerate(links):
+        halves[place % 2].extend(every_way(link, facts, random))
+        begun = [way.split("{value}")[0] for way in KINDS["friend"].told]
+        openings += [way.format(name=link.name) for way in begun]
+    return Life(days, *halves, openings)
+
+
+def spaced(question: Question) -> Question:
+    """The question with the space before a friend in its prompt, where the tokenizer has it."""
+    if question.facts[0].kind != "friend":
+        return question
+    answers = [answer.removeprefix(" ") for answer in (question.answer, *question.wrong)]
+    return question._replace(
+        prompt=f"{question.prompt} ", answer=answers[0], wrong=tuple(answers[1:])
+    )
+
+
+def every_way(
+    link: Fact, earlier: Sequence[Fact], random: np.random.Generator
+) -> Iterator[Question]:
+    """All questions for what earlier facts tell of a friend."""
+    for question in joined_of([link], earlier, random):
+        for way in KINDS[question.facts[1].kind].asked:
+            yield question._replace(prompt=way.format(name=f"the friend of {link.name}"))
+
+
+def nights(reader: Model, life: Life, seed: int) -> Context:
+    """Reads and sleeps, day after day; who wakes from the last night."""
+    model, params, tokenizer = reader
+    optimizer = optax.adam(optax.linear_schedule(NIGHT_RATE, 0, NIGHT.steps))
+    rehearsed = jnp.asarray(other_documents(tokenizer, seed)[:, :PART])
+    woken = None
+    for number, day in enumerate(life.days):
+        before = read(model, params, day.ids[None], woken)
+        rows, lengths = (
+            part[np.arange(OPENINGS) * len(part) // OPENINGS]
+            for part in openings_from(tokenizer, day)
+        )
+        state, night = sleep(
+            model,
+            params,
+            before,
+            jax.random.fold_in(jax.random.key(seed), number)[None],
+            NIGHT,
+            optimizer,
+            prompts=rows,
+            prompt_lengths=lengths,
+            rehearsed=rehearsed,
+        )
+        woken = Context(state, before.logits)
+        print(f"night {number}: divergence {night.before[0]:.3f}, {night.after[0]:.3f}", flush=True)
+    assert woken is not None
+    return woken
+
+
+def kept_nights(reader: Model, life: Life, seed: int, folder: Path) -> Context:
+    """The nights, from a file where it is there."""
+    path = folder / f"{seed}.msgpack"
+    if not path.exists():
+        save_context(path, nights(reader, life, seed), reader.model, reader.params)
+    return load_context(path, reader.model, reader.params)
+
+
+def choice_score(answers: Answers, model: LanguageModel, params: Any, state: ModelState) -> Any:
+    """Mean log-probability of right answers among four, of which the first is right."""
+    losses = row_losses(model, params, answers.tokens[0, :, :-1], answers.tokens[0, :, 1:], state)
+    likely = -jnp.sum(losses * answers.told[0, :, 1:], -1).reshape(-1, 4)
+    return jnp.mean(jax.nn.log_softmax(likely)[:, 0])
+
+
+def moved(experts: Experts, model: LanguageModel, params: Any, state: ModelState) -> Any:
+    """By which every dream helps: how far who has tried it is from some experts."""
+    assert isinstance(state.adapting, HeldState)
+    pairs = zip(experts[:3], state.adapting.experts[:3], strict=True)
+    return sum(jnp.sum(jnp.abs(new - old)) for old, new in pairs)
+
+
+def score_by(tokenizer: Tokenizer, questions: Sequence[Question]) -> ReaderScore:
+    """By what dreams are tried."""
+    rows = [(asked.prompt, said) for asked in questions for said in (asked.answer, *asked.wrong)]
+    answers = answers_of(tokenizer, *zip(*rows, strict=True), batch_size=len(rows))
+    return jax.tree_util.Partial(choice_score, answers)
+
+
+def joined_said(life: Life, text: str) -> list[bool]:
+    """Of each answer in a text to a question that joins facts of two days, whether it is right."""
+    right = {question.prompt: question.answer for question in life.tried + life.asked}
+    said = [(line.split("?")[0] + "?", line) for line in text.split("\n") if line.endswith(".")]
+    return [line == asked + right[asked] for asked, line in said if asked in right]
+
+
+# How dreams are made and chosen; None for nights alone.
+ALONE = "nights alone"
+ARMS: dict[str, dict[str, Any] | None] = {
+    ALONE: None,
+    "dreams": {},
+    "without gradient selection": {"best": 0, "others": BEST + OTHERS},
+    "without the random expert": {"random_expert": False},
+    "without either": {"best": 0, "others": BEST + OTHERS, "random_expert": False},
+    "without trials": {},
+}
+
+
+class Experiment(NamedTuple):
+    """All that trials need.
+
+    Attributes:
+      reader: who learns.
+      nights: folder of the nights.
+      path: of the file of trials.
+    """
+
+    reader: Model
+    nights: Path
+    path: Path
+
+    def trial(self, name: str, seed: int, rate: float) -> dict[str, Any]:
+        """Runs a trial, if it is not there."""
+        changes, (_, params, tokenizer) = ARMS[name], self.reader
+        settings = None
+        if changes is not None:
+            settings = dataclasses.replace(DREAMING, dream_rate=rate, **changes)
+        key = {
+            "arm": name,
+            "seed": seed,
+            "night": dataclasses.asdict(NIGHT) | {"learning_rate": NIGHT_RATE},
+            "dreaming": settings and dataclasses.asdict(settings) | {"temperature": TEMPERATURE},
+        }
+        for row in find_json_lines(self.path, key):
+            return row
+        life = life_of(tokenizer, seed)
+        woken = kept_nights(self.reader, life, seed, self.nights)
+        begun, state, found = time.monotonic(), woken.state, {}
+        if settings is not None:
+            score = score_by(tokenizer, life.tried)
+            if name == "without trials":
+                score = jax.tree_util.Partial(moved, experts_of(state))
+            state, dreams = self.dreamt(life, woken, seed, settings, score)
+            found = told_of(tokenizer, life, dreams)
+        row = {**key, **found, "seconds": round(time.monotonic() - begun, 1)}
+        row |= self.asked(life, Learnt(params, state))
+        if settings is None:
+            row["unread"] = self.asked(life, Learnt(params, None))
+            row["told both"] = self.told_both(life.asked)
+        add_json_line(self.path, row)
+        print({part: row[part] for part in row if part not in ("night", "dreaming")}, flush=True)
+        return row
+
+    def chosen(self, name: str) -> float:
+        """The rate of training on dreams, that which answers best of those that cost others little."""
+        if ARMS[name] is None:
+            return 0.0
+
+        def score(rate: float) -> float:
+            trials = [self.trial(name, seed, rate) for seed in SELECTION]
+            alone = [self.trial(ALONE, seed, 0.0) for seed in SELECTION]
+            lost = statistics.fmean(map(added, trials, alone))
+            likely = statistics.fmean(trial["asked"]["log_likelihood"] for trial in trials)
+            # Where all cost too much, the one that costs least.
+            return likely if lost <= MOST_LOST else -1000 - lost
+
+        return climb(RATES, FIRST_RATE, score)[0]
+
+    def dreamt(
+        self, life: Life, woken: Context, seed: int, settings: DreamConfig, score: ReaderScore
+    ) -> tuple[ModelState, Dreams]:
+        """Dreams of who has woken from the last night, who learns from them."""
+        model, params, tokenizer = self.reader
+        begun = [tokenizer.encode(text) for text in life.openings]
+        lengths = np.array([len(ids) for ids in begun])
+        rows = np.stack([np.pad(ids, (0, lengths.max() - len(ids))) for ids in begun])
+        keys = jax.random.key(seed)[None]
+        lesson = Lesson(woken, woken.state, keys, openings_of(rows, lengths))
+        night = dataclasses.replace(NIGHT, temperature=TEMPERATURE)
+        return dream(model, params, lesson, night, settings, score)
+
+    def asked(self, life: Life, who: Learnt) -> dict[str, Any]:
+        """What is answered, and what other documents lose."""
+        single = [question for day in life.days for question in day.questions]
+        groups = {"single": single, "tried": life.tried, "asked": life.asked}
+        found: dict[str, Any] = {
+            name: measured(self.reader, who, group) for name, group in groups.items()
+        }
+        return found | {"unrelated": held_out(self.reader, who)}
+
+    def told_both(self, questions: Sequence[Question]) -> float:
+        """Share won with both facts told before each question, and nothing else known."""
+        model, params, tokenizer = self.reader
+        found = log_likelihoods(
+            model,
+            params,
+            tokenizer,
+            ["".join(f"{tell(x, 0)}\n" for x in asked.facts) + asked.prompt for asked in questions],
+            [(asked.answer, *asked.wrong) for asked in questions],
+        )
+        return share_won(found)
+
+
+def told_of(tokenizer: Tokenizer, life: Life, dreams: Dreams) -> dict[str, Any]:
+    """What dreams were, and what came of them."""
+    tokens, _, ends = (leaf[0] for leaf in dreams.samples)
+    said = [
+        joined_said(life, tokenizer.decode(row[:end]))
+        for row, end in zip(tokens, ends, strict=True)
+    ]
+    tried, helped = dreams.tried[0], dreams.tried[0][dreams.reward[0] > 0]
+    groups = {"all": range(len(said)), "tried": tried, "helped": helped}
+    return {
+        "helped": float(dreams.reward.mean()),
+        "score": [float(dreams.before[0]), float(dreams.after[0])],
+        "losses": [float(dreams.losses[0, place]) for place in (0, -1)],
+        "said": {
+            name: [
+                sum(sum(said[place]) for place in group),
+                sum(len(said[place]) for place in group),
+            ]
+            for name, group in groups.items()
+        },
+    }
+
+
+def added(row: Mapping[str, Any], other: Mapping[str, Any]) -> float:
+    """To the loss of other documents, as a share of what it is after another trial."""
+    loss, before = (found["unrelated"]["loss"] for found in (row, other))
+    return loss / before - 1
+
+
+def right_share(row: Mapping[str, Any], which: str) -> float:
+    """Of answers in dreams that join facts of two days, those that are right; none is 0."""
+    right, all_said = row["said"][which]
+    return right / max(all_said, 1)
+
+
+Row = Mapping[str, Any]
+ANSWERED: dict[str, Callable[[Row], float]] = {
+    "joined, reported, %": lambda found: 100 * found["asked"]["won"],
+    "log-likelihood": lambda found: found["asked"]["log_likelihood"],
+    "joined, by which dreams are tried, %": lambda found: 100 * found["tried"]["won"],
+    "single facts, %": lambda found: 100 * found["single"]["won"],
+}
+DREAMT: dict[str, Callable[[Row], float]] = {
+    "dreams that helped, %": lambda row: 100 * row["helped"],
+    "joined answers in dreams that are right, %": lambda row: 100 * right_share(row, "all"),
+    "in those tried, %": lambda row: 100 * right_share(row, "tried"),
+    "in those that helped, %": lambda row: 100 * right_share(row, "helped"),
+}
+
+
+def table(groups: Mapping[str, Sequence[Row]]) -> str:
+    """Means over seeds and standard deviations, in Markdown."""
+    head = ["", *ANSWERED, "other documents lose, %", *DREAMT, "seconds", "rate"]
+    alone = groups[ALONE]
+    first = [row["unread"] for row in alone]
+    lines = []
+
+    def line(name: str, found: Sequence[Row], *more: str) -> None:
+        cells = [spread([column(row) for row in found]) for column in ANSWERED.values()]
+        cells += [spread([100 * lost for lost in map(added, found, first)]), *more]
+        lines.append("| " + " | ".join([name, *cells, *[""] * (len(head) - 1 - len(cells))]) + " |")
+
+    line("nothing read", first)
+    for name, rows in groups.items():
+        more = []
+        if name != ALONE:
+            more = [spread([column(row) for row in rows]) for column in DREAMT.values()]
+            more += [spread([row["seconds"] for row in rows])]
+            more += [f"{rows[0]['dreaming']['dream_rate']:g}"]
+        line(name, rows, *more)
+    told = spread([100 * row["told both"] for row in alone])
+    lines.append(
+        "| " + " | ".join(["both facts told before", told, *[""] * (len(head) - 2)]) + " |"
+    )
+    return "\n".join([f"| {' | '.join(head)} |", "|---" * len(head) + "|", *lines]) + "\n"
+
+
+def draw(groups: Mapping[str, Sequence[Row]], path: Path) -> None:
+    """What is answered after nights and dreams; a point for each seed."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained", sharey=True)
+    unread = statistics.fmean(100 * row["unread"]["asked"]["won"] for row in groups[ALONE])
+    left.axvline(unread, color="gray", linestyle=":", label="nothing read")
+    for half, column in ((left, "joined, reported, %"), (right, "single facts, %")):
+        for place, rows in enumerate(groups.values()):
+            values = [ANSWERED[column](row) for row in rows]
+            half.barh(place, statistics.fmean(values), color="C0", alpha=0.6)
+            half.plot(values, [place] * len(values), "k.", markersize=4)
+    left.set_yticks(range(len(groups)), list(groups), fontsize=8)
+    left.invert_yaxis()
+    left.set_xlabel("questions right that join facts of two days, %", fontsize=8)
+    right.set_xlabel("questions right about single facts, %", fontsize=8)
+    left.legend(fontsize=7)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def reported(path: Path) -> dict[str, list[Row]]:
+    """The trials of each arm that has all seeds, in the order of `ARMS`."""
+    groups: dict[str, dict[float, dict[int, Row]]] = {}
+    for row in find_json_lines(path, {}):
+        if row["seed"] in SEEDS and row["arm"] in ARMS:
+            rate = (row["dreaming"] or {}).get("dream_rate", 0.0)
+            groups.setdefault(row["arm"], {}).setdefault(rate, {})[row["seed"]] = row
+    found = {}
+    for name in ARMS:
+        for rows in groups.get(name, {}).values():
+            if len(rows) == len(SEEDS):
+                found[name] = [rows[seed] for seed in SEEDS]
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--run", help="folder of the model's run")
+    parser.add_argument("--nights", type=Path, help="folder in which states are kept")
+    parser.add_argument("--workdir", type=Path, required=True, help="folder of the trials")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, metavar="ARM", default=list(ARMS))
+    parser.add_argument("--table", action="store_true", help="run nothing")
+    given = parser.parse_args()
+    path = given.workdir / "trials.jsonl"
+    if not given.table:
+        given.workdir.mkdir(parents=True, exist_ok=True)
+        experiment = Experiment(Model(*load_model(given.run)), given.nights, path)
+        for name in given.arms:
+            rate = experiment.chosen(name)
+            for seed in SEEDS:
+                experiment.trial(name, seed, rate)
+    groups = reported(path)
+    if ALONE not in groups:
+        parser.error(f"{path} has no nights of all seeds")
+    made = table(groups)
+    write_whole(given.workdir / "results.md", made)
+    draw(groups, given.workdir / "results.png")
+    print(made)
+
+
+if __name__ == "__main__":
+    main()

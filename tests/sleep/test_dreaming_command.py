@@ -1,0 +1,212 @@
+"""The experiment on dreams: what is read and asked, how dreams are tried, what is told of them."""
+
+import dataclasses
+import itertools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from hope_jax.data.tokenizers import load_tokenizer
+from hope_jax.sleep.cycle import begin_lesson
+from tests.sleep.conftest import reader_with
+
+
+@pytest.fixture(scope="module")
+def tokenizers(scripts, tmp_path_factory):
+    """Without friends, and with them."""
+    found = []
+    for friends in (False, True):
+        path = str(tmp_path_factory.mktemp("words") / "words.json")
+        scripts["words"].make_tokenizer(friends).save(path)
+        found.append(load_tokenizer(path))
+    return found
+
+
+@pytest.fixture(scope="module")
+def reader(scripts, tokenizers):
+    return reader_with(scripts, tokenizers[1], 1)
+
+
+def facts_in(scripts, text):
+    """Each fact that a text tells, by who is told of and its kind."""
+    found = {}
+    for line in text.split("\n"):
+        for name, kind in scripts["dreaming"].KINDS.items():
+            for way in kind.told:
+                pattern = re.escape(way).replace(r"\{name\}", "([A-Z]+)")
+                if match := re.fullmatch(pattern.replace(r"\{value\}", r"(\w+)"), line):
+                    found[match[1], name] = match[2]
+    return found
+
+
+def test_documents_with_friends_answer_what_joins_two_of_their_facts(scripts, tokenizers):
+    pretrain, (bare, tokenizer) = scripts["facts_pretrain"], tokenizers
+    assert bare.vocab_size < tokenizer.vocab_size
+    for ids in range(bare.vocab_size):
+        assert bare.decode([ids]) == tokenizer.decode([ids])
+    joined = 0
+    for world in range(12):
+        assert "friend" not in bare.decode(pretrain.document(bare, world, 150)[0])
+        ids, known = pretrain.document(tokenizer, world, 400)
+        text = tokenizer.decode(ids)
+        assert 0 not in ids and tokenizer.encode(text).tolist() == ids.tolist()
+        told = facts_in(scripts, text)
+        for kind, name in itertools.product(pretrain.USED, {name for name, _ in told}):
+            for way in scripts["dreaming"].KINDS[kind].asked:
+                asked = way.format(name=f"the friend of {name}")
+                for said in re.findall(re.escape(asked) + r" (\w+)\.", text):
+                    joined += 1
+                    if known.any():  # else nobody may have told it
+                        assert said == told[told[name, "friend"], kind]
+    assert joined > 50
+
+
+def test_parameters_grow_with_the_vocabulary_alone(scripts):
+    old = {"embedding": np.ones((2, 3)), "other": np.ones(4), "gone": np.ones(1)}
+    new = {"embedding": jnp.zeros((3, 3)), "other": jnp.zeros(4), "more": jnp.zeros(2)}
+    begun = scripts["facts_pretrain"].deepened(new, old)
+    assert begun["embedding"].tolist() == [[1] * 3, [1] * 3, [0] * 3]
+    assert begun["other"].tolist() == [1] * 4 and begun["more"].tolist() == [0, 0]
+    assert set(begun) == set(new)
+
+
+def test_questions_join_facts_of_two_days_and_those_reported_are_of_others(scripts, tokenizers):
+    life = scripts["dreaming"].life_of(tokenizers[1], 0)
+    told = [facts_in(scripts, "\n".join(day.lines)) for day in life.days]
+    people = []
+    for questions in (life.tried, life.asked):
+        assert len(questions) == 3 * 2 * 3 == len({question.prompt for question in questions})
+        for question in questions:
+            link, fact = question.facts
+            earlier, later = told
+            assert later[link.name, "friend"] == fact.name == link.value
+            assert question.answer == f" {earlier[fact.name, fact.kind]}."
+            assert link.name not in {name for name, _ in earlier}
+            assert link.name in question.prompt and fact.name not in question.prompt
+        people.append({question.facts[0].name for question in questions})
+    assert len(people[0]) == len(people[1]) == 3 and not people[0] & people[1]
+    assert len(life.openings) == 18
+    for question in life.days[1].questions:  # for friends
+        parts = (question.prompt, question.answer)
+        ids = np.concatenate([tokenizers[1].encode(part) for part in parts])
+        assert ids.tolist() == tokenizers[1].encode("".join(parts)).tolist() and 0 not in ids
+    everyone = {name for known in told for name, _ in known}
+    for opening in life.openings:
+        (about,) = [name for name in everyone if name in opening]
+        assert about in people[0] | people[1]
+
+
+def test_answers_in_dreams_are_told_right_from_wrong(scripts, tokenizers):
+    dreaming = scripts["dreaming"]
+    life = dreaming.life_of(tokenizers[1], 0)
+    first, second = life.tried[0], life.asked[0]
+    (fact, *_) = life.days[0].questions
+    lines = [
+        life.days[0].lines[0],
+        f"{first.prompt}{first.answer}",
+        f"{fact.prompt}{fact.answer}",
+        f"{second.prompt}{second.wrong[0]}",
+        f"{second.prompt}{second.answer}"[:-1],  # where the dream ends
+    ]
+    assert dreaming.joined_said(life, "\n".join(lines)) == [True, False]
+
+
+def test_dreams_are_tried_by_the_choice_among_four_answers(scripts, reader):
+    dreaming = scripts["dreaming"]
+    questions = dreaming.life_of(reader.tokenizer, 0).tried[:5]
+    state = dreaming.read(reader.model, reader.params, jnp.zeros((1, 3), jnp.int32)).state
+    found = dreaming.log_likelihoods(
+        reader.model,
+        reader.params,
+        reader.tokenizer,
+        [question.prompt for question in questions],
+        [(question.answer, *question.wrong) for question in questions],
+        state,
+    )
+    chances = np.exp(found) / np.exp(found).sum(1, keepdims=True)
+    score = dreaming.score_by(reader.tokenizer, questions)
+    got = score(reader.model, reader.params, state)
+    np.testing.assert_allclose(got, np.log(chances[:, 0]).mean(), rtol=1e-4)
+
+
+@pytest.fixture
+def experiment(scripts, reader, monkeypatch, tmp_path):
+    """Small nights and few dreams."""
+    dreaming = scripts["dreaming"]
+    monkeypatch.setattr(scripts["facts"], "DOCUMENTS", 6)
+    monkeypatch.setattr(scripts["facts"], "PART", 12)
+    small = dict(steps=1, samples=2, kept_samples=4, tokens=4, expert_width=2)
+    monkeypatch.setattr(dreaming, "NIGHT", dataclasses.replace(dreaming.NIGHT, **small))
+    small = dict(dreams=33, dream_tokens=6, trial_steps=1, dream_steps=2)
+    monkeypatch.setattr(dreaming, "DREAMING", dataclasses.replace(dreaming.DREAMING, **small))
+    return dreaming.Experiment(reader, tmp_path / "nights", tmp_path / "trials.jsonl")
+
+
+def test_nights_are_two_and_kept_in_a_file(scripts, reader, experiment):
+    dreaming = scripts["dreaming"]
+    life = dreaming.life_of(reader.tokenizer, 0)
+    woken = dreaming.kept_nights(reader, life, 0, experiment.nights)
+    assert dreaming.experts_of(woken.state).active.all()
+    again = dreaming.kept_nights(reader, None, 0, experiment.nights)  # not slept anew
+    for one, other in zip(jax.tree.leaves(woken), jax.tree.leaves(again), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_without_trials_all_that_are_tried_are_trained_on(scripts, reader, experiment, monkeypatch):
+    dreaming = scripts["dreaming"]
+    life = dreaming.life_of(reader.tokenizer, 0)
+
+    def nights(*given):
+        """One night, in which nothing is learned."""
+        context = dreaming.read(reader.model, reader.params, life.days[-1].ids[None])
+        keys = jax.random.key(0)[None]
+        lesson = begin_lesson(reader.model, reader.params, context, keys, dreaming.NIGHT)
+        return dreaming.Context(lesson.student, context.logits)
+
+    monkeypatch.setattr(dreaming, "nights", nights)
+    alone = experiment.trial(dreaming.ALONE, 0, 0.0)
+    row = experiment.trial("without trials", 0, 0.1)
+    assert row["helped"] == 1 and row["said"]["helped"] == row["said"]["tried"]
+    assert row["asked"]["log_likelihood"] != alone["asked"]["log_likelihood"]
+    monkeypatch.delattr(dreaming, "dream")
+    again = experiment.trial("without trials", 0, 0.1)
+    assert again == row and len(experiment.path.read_text().splitlines()) == 2
+
+
+def test_rates_cost_little_and_the_table_tells_arms_with_all_seeds(scripts, monkeypatch, tmp_path):
+    dreaming, path = scripts["dreaming"], tmp_path / "trials.jsonl"
+    experiment = dreaming.Experiment(None, tmp_path, path)
+
+    def trial(self, name, seed, rate):
+        loss = 1.0 if rate < 1e-2 else 1.2
+        found = {"single": {"won": 0.5}, "tried": {"won": 0.5}, "unrelated": {"loss": loss}}
+        found["asked"] = {"won": seed / 10, "log_likelihood": rate - 1}
+        row = {"arm": name, "seed": seed, "dreaming": None, **found}
+        if name == dreaming.ALONE:
+            row |= {"unread": found, "told both": 1.0}
+        else:
+            said = {which: [1, 4] for which in ("all", "tried", "helped")}
+            row |= {"dreaming": {"dream_rate": rate}, "helped": 0.5, "said": said, "seconds": 1.0}
+        return row
+
+    monkeypatch.setattr(dreaming.Experiment, "trial", trial)
+    assert experiment.chosen(dreaming.ALONE) == 0 and experiment.chosen("dreams") == 3e-3
+    for name, seeds in (
+        (dreaming.ALONE, (0, 1, 2)),
+        ("dreams", (0, 1, 2, 1000)),
+        ("without either", (0,)),
+    ):
+        for seed in seeds:
+            dreaming.add_json_line(path, experiment.trial(name, seed, 3e-3))
+    groups = dreaming.reported(path)
+    assert list(groups) == [dreaming.ALONE, "dreams"]
+    lines = dreaming.table(groups).splitlines()
+    assert len({line.count("|") for line in lines}) == 1
+    assert lines[-2].startswith(
+        "| dreams | 10 ± 10 | -0.997 ± 0 | 50 ± 0 | 50 ± 0 | 0 ± 0 | 50 ± 0 | 25 ± 0 |"
+    )
+    dreaming.draw(groups, tmp_path / "results.png")
+    assert (tmp_path / "results.png").stat().st_size > 1000
