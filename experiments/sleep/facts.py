@@ -260,12 +260,14 @@ def lesson_of(
     return lesson
 
 
+def annealed(learning_rate: Any, steps: int) -> optax.GradientTransformation:
+    """Adam whose rate falls to zero."""
+    falling = optax.linear_schedule(1, 0, steps)
+    return optax.chain(optax.adam(learning_rate), optax.scale_by_schedule(falling))
+
+
 # Its rate is part of its state, so that another compiles nothing.
-OPTIMIZER = optax.inject_hyperparams(
-    lambda learning_rate: optax.chain(
-        optax.adam(learning_rate), optax.scale_by_schedule(optax.linear_schedule(1, 0, STEPS))
-    )
-)(learning_rate=0.0)
+OPTIMIZER = optax.inject_hyperparams(functools.partial(annealed, steps=STEPS))(learning_rate=0.0)
 
 
 def with_rate(state: Any, rate: float) -> Any:
@@ -401,22 +403,46 @@ def fine_tuned(
     reader: Model, world: World, seed: int, rate: float, settings: SleepConfig, others: bool
 ) -> tuple[Learnt, dict[str, Any]]:
     """All weights are trained on pieces of the text, and with `others` on as many of other documents."""
-    random, learnt, found = np.random.default_rng([seed, 6]), reader.params, []
+    random = np.random.default_rng([seed, 6])
     pieces = np.lib.stride_tricks.sliding_window_view(world.ids[world.begin - 1 :], PIECE)
     rest = other_documents(reader.tokenizer, seed)[:, :PIECE]
-    state = with_rate(jax.jit(OPTIMIZER.init)(learnt), rate)
+    state = with_rate(jax.jit(OPTIMIZER.init)(reader.params), rate)
+    kinds = [pieces, rest] if others else [pieces]
+    learnt, _, found = tune(reader, reader.params, state, kinds, random, settings)
+    return Learnt(learnt, None), {"loss": found}
+
+
+def tune(
+    reader: Model,
+    params: Any,
+    state: Any,
+    kinds: Sequence[np.ndarray],
+    random: np.random.Generator,
+    settings: SleepConfig,
+    optimizer: optax.GradientTransformation = OPTIMIZER,
+) -> tuple[Any, Any, list[float]]:
+    """Trains all weights, at each step on as many rows of each kind as a night has samples.
+
+    Returns:
+      Parameters, the optimiser's state, and the first and the last loss.
+    """
+    found = []
     some = lambda rows: rows[random.integers(len(rows), size=settings.samples)]
     for _ in range(settings.steps):
-        rows = some(pieces)
-        if others:
-            rows = np.concatenate([rows, some(rest)])
-        learnt, state, loss = tuning_step(reader.model, learnt, state, rows)
+        rows = np.concatenate([some(rows) for rows in kinds])
+        params, state, loss = tuning_step(reader.model, params, state, rows, optimizer)
         found.append(loss)
-    return Learnt(learnt, None), {"loss": ends(found)}
+    return params, state, ends(found)
 
 
-@functools.partial(jax.jit, static_argnames=("model",))
-def tuning_step(model: LanguageModel, learnt: Any, state: Any, rows: Any) -> tuple[Any, Any, Any]:
+@functools.partial(jax.jit, static_argnames=("model", "optimizer"))
+def tuning_step(
+    model: LanguageModel,
+    learnt: Any,
+    state: Any,
+    rows: Any,
+    optimizer: optax.GradientTransformation,
+) -> tuple[Any, Any, Any]:
     """One step: parameters, the optimiser's state, and the loss."""
 
     def loss(learnt: Any) -> Any:
@@ -424,7 +450,7 @@ def tuning_step(model: LanguageModel, learnt: Any, state: Any, rows: Any) -> tup
         return jnp.mean(model.apply(variables, *pair, method="token_losses"))
 
     value, gradient = jax.value_and_grad(loss)(learnt)
-    updates, state = OPTIMIZER.update(gradient, state, learnt)
+    updates, state = optimizer.update(gradient, state, learnt)
     return optax.apply_updates(learnt, updates), state, value
 
 

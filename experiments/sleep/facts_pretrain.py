@@ -130,37 +130,48 @@ def batches(
         yield {"tokens": tokens, "targets": targets, "weights": weights, "answers": answers}
 
 
-def make_config(steps: int, rate: float, in_context: dict[str, Any] | None = None) -> ConfigDict:
-    """Of a part of the training."""
-    sizes = dict(vocab_size=194, width=64, num_layers=3, num_heads=4, mlp_width=128)
+def make_config(
+    steps: int,
+    rate: float,
+    in_context: dict[str, Any] | None = None,
+    tokenizer: str = TOKENIZER,
+    **changes: Any,
+) -> ConfigDict:
+    """Of a part of the training; `changes` are of the model."""
+    sizes: dict[str, Any] = dict(vocab_size=194, width=64, num_layers=3, num_heads=4, mlp_width=128)
     layer = "convolved_attention.ConvolvedAttention"
-    config = default_config(**sizes, sequence_layer=layer, in_context=in_context)
+    config = default_config(sequence_layer=layer, in_context=in_context, **sizes | changes)
     config.steps = steps
-    config.data.tokenizer = TOKENIZER
+    config.data.tokenizer = tokenizer
     config.optimizer.update(name="m3", learning_rate=rate, warmup_steps=50)
     return whole_config(config)
 
 
-def train(config: ConfigDict, params: Any = None, every: int = 50) -> Any:
+def train(
+    config: ConfigDict,
+    source: Iterator[dict[str, np.ndarray]],
+    test: dict[str, np.ndarray],
+    params: Any = None,
+    every: int = 50,
+) -> Any:
     """Trains a model.
 
     Args:
       config: of the run.
+      source: batches, as those of `batches`.
+      test: another, of which it says how many answers are right.
       params: to begin with; None for new ones.
       every: steps, after which it says how many answers are right.
 
     Returns:
       Parameters.
     """
-    tokenizer = load_tokenizer(config.data.tokenizer)
     model = LanguageModel(LanguageModelConfig.from_config_dict(config.model))
     mesh, optimizer = make_mesh(), make_optimizer(config.optimizer, config.steps)
     state = init_state(model, optimizer, mesh, config.seed)
     if params is not None:
         state = state._replace(params=jax.tree.map(jnp.asarray, state.params | params))
     begun = time.monotonic()
-    source = batches(tokenizer, 0, TRAINED)
-    test = next(batches(tokenizer, TRAINED, 64, 64))
     step = make_train_step(model, optimizer, mesh)
     likeliest = jax.jit(lambda params, ids: model.apply({"params": params}, ids)[0].argmax(-1))
     losses = []
@@ -187,9 +198,12 @@ def main() -> None:
     parser.add_argument("--level_steps", type=int, default=200, help="with them, afterwards")
     given = parser.parse_args()
     check_no_run(given.workdir)
-    params = train(make_config(given.steps, RATES[0]))
+    tokenizer = load_tokenizer(TOKENIZER)
+    test = next(batches(tokenizer, TRAINED, 64, 64))
+    params = train(make_config(given.steps, RATES[0]), batches(tokenizer, 0, TRAINED), test)
     config = make_config(given.level_steps, RATES[1], LEVELS)
-    write_first_checkpoint(given.workdir, config, train(config, params))
+    params = train(config, batches(tokenizer, 0, TRAINED), test, params)
+    write_first_checkpoint(given.workdir, config, params)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ python experiments/sleep/words.py runs/facts/words.json
 
 import argparse
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
@@ -24,11 +25,17 @@ def make_tokenizer() -> Tokenizer:
             # The space before a value is of the value's token, that before a name of the piece.
             parts = re.split(r"\{name\}| \{value\}\.", phrasing)
             pieces.update(part for part in parts if part)
-    ordered = sorted(pieces, key=lambda piece: (-len(piece), piece))
-    ids = {piece: number for number, piece in enumerate(["<unknown>", *ordered])}
+    return tokenizer_of(pieces)
+
+
+def tokenizer_of(whole: Iterable[str], parts: Iterable[str] = ()) -> Tokenizer:
+    """Each piece is a token: whole ones where no small letter follows, and where none is, parts."""
+    kinds = [sorted(set(kind), key=lambda piece: (-len(piece), piece)) for kind in (whole, parts)]
+    ids = {piece: number for number, piece in enumerate(["<unknown>", *kinds[0], *kinds[1]])}
     tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unknown>"))
     # The longest that fits is taken.
-    pattern = f"(?:{'|'.join(map(re.escape, ordered))})(?![a-z])"
+    first, *rest = ("|".join(map(re.escape, kind)) for kind in kinds if kind)
+    pattern = "|".join([f"(?:{first})(?![a-z])", *rest])
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), "isolated")
     tokenizer.decoder = decoders.Fuse()
     return tokenizer
