@@ -2,20 +2,22 @@
 
     python experiments/sleep/languages_pretrain.py --workdir=runs/languages
 
-The model of facts (facts_pretrain.py), for generated languages (`hope_jax.evaluation.languages`), of
-which it has eight nouns, four adjectives, and whether adjectives stand before their nouns. A text of a
-language says where adjectives stand, then the word for each English one, then some phrases of two words
-with their translation; then words and phrases are translated, into the language and out of it, most of
-them phrases that have not been told. Each line begins with the language's name:
+The model of facts (facts_pretrain.py), for invented languages. A language has a name, made-up words for
+eight nouns and four adjectives, and adjectives before or behind their nouns. Its text says where they
+stand, then the word for each English one, then some phrases of two words with their translation; then
+words and phrases are translated, into the language and out of it, most of them phrases that have not
+been told:
 
     Tavo adjectives last.
     Tavo dog = kelu
     Tavo red = rami
     Tavo red dog = kelu rami
 
-Some sequences tell two languages, and some none. Languages from `FIRST_NEW` on are never seen. Training
-goes in `PARTS`, after each of which it can be stopped and goes on when the command is given again: first
-short sequences, then long ones, then the MLPs of the last two blocks learn after each 32 tokens.
+All languages draw their names and words from one list, a token each, so that what a word means is known
+from the text alone. Some sequences tell two languages, and some none. Languages of numbers from
+`FIRST_NEW` on are never seen. Training goes in `PARTS`, after each of which it can be stopped and goes on
+when the command is given again: first short sequences, then long ones, then the MLPs of the last two
+blocks learn after each 32 tokens.
 """
 
 import argparse
@@ -25,21 +27,25 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import tokenizers
 from facts_pretrain import LEVELS, TOLD, make_config, train, whole_chunks
 from words import tokenizer_of
 
 from hope_jax.commands.first_checkpoint import write_first_checkpoint
 from hope_jax.commands.trained_model import load_model
 from hope_jax.data.tokenizers import Tokenizer, load_tokenizer
-from hope_jax.evaluation.languages import ADJECTIVES, NOUNS, Language, make_languages
+from hope_jax.evaluation.labelled import made_up_words
+from hope_jax.evaluation.languages import ADJECTIVES, NOUNS
 
-MOST_NOUNS, MOST_ADJECTIVES = 8, 4
+ENGLISH_NOUNS, ENGLISH_ADJECTIVES = NOUNS[:8], ADJECTIVES[:4]
+NAMES, WORDS = 30, 120  # of which languages draw theirs
+MADE_UP = made_up_words(np.random.default_rng(0), NAMES + WORDS, 2)
+ORDERS = (" adjectives last.", " adjectives first.")
 PHRASES = 4  # that a whole text tells
 TRAINED, FIRST_NEW = 10_000, 10_200  # as of the worlds of facts
-SYLLABLES = [c + v for c in "bdfgklmnprstvz" for v in "aeiou"]
-LAYER = {"window": 384, "taps": 8}
+LAYER = {"window": 320, "taps": 8}
 # Shares of sequences that tell so many languages; in short ones there is no room for two.
-BEGINS, SHORT = {True: (0.1, 0.45, 0.45), False: (0.1, 0.9, 0.0)}, 300
+BEGINS, SHORT = {True: (0.1, 0.45, 0.45), False: (0.1, 0.9, 0.0)}, 200
 ASKED = 0.3  # how much tokens of what is translated count, beside those of its translation
 
 
@@ -62,10 +68,26 @@ class Part(NamedTuple):
 
 
 PARTS = (
-    Part(160, 24, 1000, 0.02),
-    Part(352, 12, 500, 0.02),
-    Part(352, 12, 200, 0.01, levels=True),
+    Part(128, 32, 800, 0.02),
+    Part(288, 14, 400, 0.02),
+    Part(288, 14, 150, 0.01, levels=True),
 )
+
+
+class Language(NamedTuple):
+    """An invented language.
+
+    Attributes:
+      name: of it.
+      nouns: a word for each of `ENGLISH_NOUNS`.
+      adjectives: likewise.
+      adjective_first: whether adjectives stand before their nouns.
+    """
+
+    name: str
+    nouns: tuple[str, ...]
+    adjectives: tuple[str, ...]
+    adjective_first: bool
 
 
 class Pair(NamedTuple):
@@ -91,30 +113,41 @@ class Lesson(NamedTuple):
     told: list[Pair]
 
 
-def make_tokenizer():
-    """English words, how words begin and end, how names begin, and what lies between."""
-    english = (*NOUNS[:MOST_NOUNS], *ADJECTIVES[:MOST_ADJECTIVES])
-    whole = ["\n", " =", *_ORDERS, *(f" {word}" for word in english)]
-    begin = [f" {syllable}" for syllable in SYLLABLES]
-    return tokenizer_of(whole, [*begin, *SYLLABLES, *map(str.capitalize, SYLLABLES)])
+def make_tokenizer() -> tokenizers.Tokenizer:
+    """English and made-up words, names, and what lies between."""
+    words = (*ENGLISH_NOUNS, *ENGLISH_ADJECTIVES, *MADE_UP[NAMES:])
+    names = [name.capitalize() for name in MADE_UP[:NAMES]]
+    return tokenizer_of(["\n", " =", *ORDERS, *names, *(f" {word}" for word in words)])
 
 
-_ORDERS = (" adjectives last.", " adjectives first.")
+def draw_languages(random: np.random.Generator, count: int) -> list[Language]:
+    """Languages that have no word in common."""
+    names = random.permutation(MADE_UP[:NAMES]).tolist()
+    words = iter(random.permutation(MADE_UP[NAMES:]).tolist())
+    some = lambda kinds: tuple(next(words) for _ in kinds)
+    return [
+        Language(
+            names[place].capitalize(),
+            some(ENGLISH_NOUNS),
+            some(ENGLISH_ADJECTIVES),
+            bool(random.integers(2)),
+        )
+        for place in range(count)
+    ]
 
 
 def lesson_of(
     language: Language, random: np.random.Generator, nouns: int, adjectives: int, told: int
 ) -> Lesson:
     """Of so many words of a language, drawn, and so many phrases."""
-    some = [int(place) for place in random.permutation(MOST_NOUNS)[:nouns]]
-    others = [int(place) for place in random.permutation(MOST_ADJECTIVES)[:adjectives]]
-    names = [Pair(NOUNS[place], language.nouns[place]) for place in some]
-    kinds = [Pair(ADJECTIVES[place], language.adjectives[place]) for place in others]
+    shuffled = lambda some: [some[int(place)] for place in random.permutation(len(some))]
+    drawn = lambda *both: shuffled([*map(Pair, *both)])
+    names = drawn(ENGLISH_NOUNS, language.nouns)[:nouns]
+    kinds = drawn(ENGLISH_ADJECTIVES, language.adjectives)[:adjectives]
     phrases = []
     for kind, name in itertools.product(kinds, names):
         foreign = [kind.foreign, name.foreign][:: 1 if language.adjective_first else -1]
         phrases.append(Pair(f"{kind.english} {name.english}", " ".join(foreign)))
-    shuffled = lambda some: [some[int(place)] for place in random.permutation(len(some))]
     phrases = shuffled(phrases)
     return Lesson(language, shuffled(names + kinds), phrases, phrases[:told])
 
@@ -127,7 +160,7 @@ def line(language: Language, pair: Pair, into: bool = True) -> tuple[str, str]:
 
 def lines_of(lesson: Lesson) -> list[str]:
     """The text of a lesson."""
-    order = f"{lesson.language.name}{_ORDERS[lesson.language.adjective_first]}\n"
+    order = f"{lesson.language.name}{ORDERS[lesson.language.adjective_first]}\n"
     pairs = (*lesson.words, *lesson.told)
     return [order, *("".join(line(lesson.language, pair)) for pair in pairs)]
 
@@ -143,7 +176,7 @@ def document(
     random = np.random.default_rng([number, seed, 7])
     begins = int(random.choice(3, p=BEGINS[length > SHORT]))
     lessons = []
-    for language in make_languages(random, max(begins, 1)):
+    for language in draw_languages(random, max(begins, 1)):
         whole = length > SHORT and random.random() < 0.5
         least, most = ((8, 4), (8, 4)) if whole else ((2, 1), (8, 4) if begins < 2 else (5, 3))
         nouns, adjectives = (

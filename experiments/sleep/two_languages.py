@@ -4,7 +4,7 @@ r"""Two languages, one after the other: what is left of both, after nights and a
     python experiments/sleep/two_languages.py --run=runs/languages/part2 \
         --workdir=experiments/sleep/two_languages  # with --table it runs nothing
 
-A model that was trained on other languages (languages_pretrain.py) meets the text of a generated
+A model that was trained on other languages (languages_pretrain.py) meets the text of an invented
 language, twelve words, an order and four phrases, and then that of another one. After each of them, and
 before, it translates without the texts into and out of both: the 28 phrases of each language that its
 text does not tell, and its words out of the language, which the text tells the other way round.
@@ -37,14 +37,15 @@ import optax
 from facts import Learnt, Model, annealed, spread, tune, with_rate
 from jaxtyping import Array, Int
 from languages_pretrain import (
+    ENGLISH_ADJECTIVES,
+    ENGLISH_NOUNS,
     FIRST_NEW,
-    MOST_ADJECTIVES,
-    MOST_NOUNS,
     PHRASES,
     TRAINED,
     Lesson,
     batches,
     document,
+    draw_languages,
     lesson_of,
     line,
     lines_of,
@@ -59,7 +60,6 @@ from hope_jax.evaluation.choices import log_likelihoods, row_losses
 from hope_jax.evaluation.chrf import chrf
 from hope_jax.evaluation.forgetting import forgetting
 from hope_jax.evaluation.grid import climb
-from hope_jax.evaluation.languages import make_languages
 from hope_jax.inference.sampling import Context, read, sample
 from hope_jax.models import LanguageModel
 from hope_jax.models.language_model import ModelState, init_state
@@ -75,9 +75,10 @@ import matplotlib.pyplot as plt
 
 LANGUAGES = 2
 STEPS = 300
-DOCUMENTS, PART = 512, 128  # other documents, and tokens of each
+DOCUMENTS, PART = 512, 112  # other documents, and tokens of each
 SAID = 256  # sequences of an earlier language that a reader says
-PIECE = 60  # tokens of a text that are tuned on at a time
+LINE = 7  # tokens of the longest: a name, two words, what follows them, two more, and its end
+PIECE = 40  # tokens of a text that are tuned on at a time
 SELECTION, SEEDS = 1000, (0, 1, 2)
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)  # of Adam
 STRENGTHS = (1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
@@ -85,7 +86,7 @@ NIGHT: dict[str, Any] = {
     "steps": STEPS,
     "samples": 16,
     "kept_samples": 1024,
-    "tokens": 12,
+    "tokens": 10,
     "lam": 0.0,
     "a": 1.0,
     "experts": LANGUAGES,
@@ -114,12 +115,14 @@ class Subject(NamedTuple):
     Attributes:
       name: of the language, as tokens.
       ids: of its text, whole chunks.
+      begin: of the first of them that is not blank.
       lines: of the text.
       questions: what it does not tell.
     """
 
     name: np.ndarray
     ids: np.ndarray
+    begin: int
     lines: list[str]
     questions: list[Question]
 
@@ -128,17 +131,14 @@ def subjects_of(tokenizer: Tokenizer, seed: int) -> list[Subject]:
     """Two languages for which nothing was trained."""
     random = np.random.default_rng([FIRST_NEW + seed, 8])
     made = []
-    for language in make_languages(random, LANGUAGES):
-        lesson = lesson_of(language, random, MOST_NOUNS, MOST_ADJECTIVES, PHRASES)
-        lines = lines_of(lesson)
-        made.append(
-            Subject(
-                tokenizer.encode(language.name),
-                whole_chunks(tokenizer, "".join(lines)),
-                lines,
-                questions_of(lesson),
-            )
-        )
+    for language in draw_languages(random, LANGUAGES):
+        counts = len(ENGLISH_NOUNS), len(ENGLISH_ADJECTIVES), PHRASES
+        lesson = lesson_of(language, random, *counts)
+        lines, name = lines_of(lesson), tokenizer.encode(language.name)
+        text = "".join(lines)
+        ids = whole_chunks(tokenizer, text)
+        begin = len(ids) - len(tokenizer.encode(text))
+        made.append(Subject(name, ids, begin, lines, questions_of(lesson)))
     return made
 
 
@@ -217,8 +217,7 @@ def answers_of(reader: Model, learnt: Learnt, questions: Sequence[Question]) -> 
     """What is said at its likeliest, up to the end of the line."""
     model, tokenizer = reader.model, reader.tokenizer
     rows = [tokenizer.encode(question.prompt) for question in questions]
-    longest = 2 + 4 + 1 + 6  # name, two words, what follows them, and what is said
-    given = np.stack([np.pad(row, (0, longest - len(row))) for row in rows])
+    given = np.stack([np.pad(row, (0, LINE - len(row))) for row in rows])
     lengths = np.array([len(row) for row in rows])
     context = with_room(model, learnt.params, learnt.state)
     said = say_after(model, learnt.params, context, given, lengths, jax.random.key(0), 0.0)
@@ -241,7 +240,7 @@ def measured(reader: Model, learnt: Learnt, subject: Subject) -> dict[str, float
         [(question.answer,) for question in questions],
         learnt.state,
         batch_size=len(questions),
-        length=13,
+        length=LINE,
     )
     share = lambda into: statistics.fmean(
         yes for yes, one in zip(right, questions, strict=True) if one.into == into
@@ -381,7 +380,7 @@ def tuned(
     if strength:
         held = consolidate(held, params, fisher(reader.model, params, rest[: 2 * settings.samples]))
     for subject in subjects:
-        pieces = np.lib.stride_tricks.sliding_window_view(subject.ids, PIECE)
+        pieces = np.lib.stride_tricks.sliding_window_view(subject.ids[subject.begin - 1 :], PIECE)
         kinds = [pieces, rest[:, :PIECE]] if others else [pieces]
         params, state, _ = tune(reader, params, held, kinds, random, settings, ELASTIC)
         held = state
