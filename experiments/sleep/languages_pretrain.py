@@ -2,22 +2,19 @@
 
     python experiments/sleep/languages_pretrain.py --workdir=runs/languages
 
-The model of facts (facts_pretrain.py), for invented languages. A language has a name, made-up words for
-eight nouns and four adjectives, and adjectives before or behind their nouns. Its text says where they
-stand, then the word for each English one, then some phrases of two words with their translation; then
-words and phrases are translated, into the language and out of it, most of them phrases that have not
-been told:
+The model of facts (facts_pretrain.py), for generated languages (`hope_jax.evaluation.languages`), of
+which it has eight nouns, four adjectives, and whether adjectives stand before their nouns. A text of a
+language says where they stand, then the word for each English one, then some phrases of two words with
+their translation; then words and phrases are translated, most of them phrases that were not told:
 
     Tavo adjectives last.
     Tavo dog = kelu
     Tavo red = rami
     Tavo red dog = kelu rami
 
-All languages draw their names and words from one list, a token each, so that what a word means is known
-from the text alone. Some sequences tell two languages, and some none. Languages of numbers from
-`FIRST_NEW` on are never seen. Training goes in `PARTS`, after each of which it can be stopped and goes on
-when the command is given again: first short sequences, then long ones, then the MLPs of the last two
-blocks learn after each 32 tokens.
+Some sequences tell two languages, and some none. Languages from `FIRST_NEW` on are never seen. Training
+goes in `PARTS`, after each of which it can be stopped and goes on when the command is given again: first
+short sequences, then long ones, then the MLPs of the last two blocks learn after each 32 tokens.
 """
 
 import argparse
@@ -34,18 +31,16 @@ from words import tokenizer_of
 from hope_jax.commands.first_checkpoint import write_first_checkpoint
 from hope_jax.commands.trained_model import load_model
 from hope_jax.data.tokenizers import Tokenizer, load_tokenizer
-from hope_jax.evaluation.labelled import made_up_words
-from hope_jax.evaluation.languages import ADJECTIVES, NOUNS
+from hope_jax.evaluation.languages import ADJECTIVES, NOUNS, Language, make_languages
 
 ENGLISH_NOUNS, ENGLISH_ADJECTIVES = NOUNS[:8], ADJECTIVES[:4]
-NAMES, WORDS = 30, 120  # of which languages draw theirs
-MADE_UP = made_up_words(np.random.default_rng(0), NAMES + WORDS, 2)
-ORDERS = (" adjectives last.", " adjectives first.")
 PHRASES = 4  # that a whole text tells
 TRAINED, FIRST_NEW = 10_000, 10_200  # as of the worlds of facts
-LAYER = {"window": 320, "taps": 8}
+ORDERS = (" adjectives last.", " adjectives first.")
+SYLLABLES = [c + v for c in "bdfgklmnprstvz" for v in "aeiou"]
+LAYER = {"window": 384, "taps": 8}
 # Shares of sequences that tell so many languages; in short ones there is no room for two.
-BEGINS, SHORT = {True: (0.1, 0.45, 0.45), False: (0.1, 0.9, 0.0)}, 200
+BEGINS, SHORT = {True: (0.1, 0.45, 0.45), False: (0.1, 0.9, 0.0)}, 300
 ASKED = 0.3  # how much tokens of what is translated count, beside those of its translation
 
 
@@ -68,26 +63,10 @@ class Part(NamedTuple):
 
 
 PARTS = (
-    Part(128, 32, 800, 0.02),
-    Part(288, 14, 400, 0.02),
-    Part(288, 14, 150, 0.01, levels=True),
+    Part(160, 24, 700, 0.02),
+    Part(352, 12, 400, 0.02),
+    Part(352, 12, 150, 0.01, levels=True),
 )
-
-
-class Language(NamedTuple):
-    """An invented language.
-
-    Attributes:
-      name: of it.
-      nouns: a word for each of `ENGLISH_NOUNS`.
-      adjectives: likewise.
-      adjective_first: whether adjectives stand before their nouns.
-    """
-
-    name: str
-    nouns: tuple[str, ...]
-    adjectives: tuple[str, ...]
-    adjective_first: bool
 
 
 class Pair(NamedTuple):
@@ -114,26 +93,11 @@ class Lesson(NamedTuple):
 
 
 def make_tokenizer() -> tokenizers.Tokenizer:
-    """English and made-up words, names, and what lies between."""
-    words = (*ENGLISH_NOUNS, *ENGLISH_ADJECTIVES, *MADE_UP[NAMES:])
-    names = [name.capitalize() for name in MADE_UP[:NAMES]]
-    return tokenizer_of(["\n", " =", *ORDERS, *names, *(f" {word}" for word in words)])
-
-
-def draw_languages(random: np.random.Generator, count: int) -> list[Language]:
-    """Languages that have no word in common."""
-    names = random.permutation(MADE_UP[:NAMES]).tolist()
-    words = iter(random.permutation(MADE_UP[NAMES:]).tolist())
-    some = lambda kinds: tuple(next(words) for _ in kinds)
-    return [
-        Language(
-            names[place].capitalize(),
-            some(ENGLISH_NOUNS),
-            some(ENGLISH_ADJECTIVES),
-            bool(random.integers(2)),
-        )
-        for place in range(count)
-    ]
+    """English words, how words begin and end, how names begin, and what lies between."""
+    english = (f" {word}" for word in (*ENGLISH_NOUNS, *ENGLISH_ADJECTIVES))
+    begin = [f" {syllable}" for syllable in SYLLABLES]
+    parts = [*begin, *SYLLABLES, *map(str.capitalize, SYLLABLES)]
+    return tokenizer_of(["\n", " =", *ORDERS, *english], parts)
 
 
 def lesson_of(
@@ -141,7 +105,7 @@ def lesson_of(
 ) -> Lesson:
     """Of so many words of a language, drawn, and so many phrases."""
     shuffled = lambda some: [some[int(place)] for place in random.permutation(len(some))]
-    drawn = lambda *both: shuffled([*map(Pair, *both)])
+    drawn = lambda english, foreign: shuffled([*map(Pair, english, foreign)])
     names = drawn(ENGLISH_NOUNS, language.nouns)[:nouns]
     kinds = drawn(ENGLISH_ADJECTIVES, language.adjectives)[:adjectives]
     phrases = []
@@ -152,10 +116,9 @@ def lesson_of(
     return Lesson(language, shuffled(names + kinds), phrases, phrases[:told])
 
 
-def line(language: Language, pair: Pair, into: bool = True) -> tuple[str, str]:
+def line(language: Language, pair: Pair) -> tuple[str, str]:
     """What is translated, up to where its translation begins; and that."""
-    given, wanted = pair if into else pair[::-1]
-    return f"{language.name} {given} =", f" {wanted}\n"
+    return f"{language.name} {pair.english} =", f" {pair.foreign}\n"
 
 
 def lines_of(lesson: Lesson) -> list[str]:
@@ -176,7 +139,7 @@ def document(
     random = np.random.default_rng([number, seed, 7])
     begins = int(random.choice(3, p=BEGINS[length > SHORT]))
     lessons = []
-    for language in draw_languages(random, max(begins, 1)):
+    for language in make_languages(random, max(begins, 1)):
         whole = length > SHORT and random.random() < 0.5
         least, most = ((8, 4), (8, 4)) if whole else ((2, 1), (8, 4) if begins < 2 else (5, 3))
         nouns, adjectives = (
@@ -185,9 +148,9 @@ def document(
         told = PHRASES if whole else int(random.integers(1, PHRASES + 1))
         lessons.append(lesson_of(language, random, nouns, adjectives, told))
     parts: list[tuple[np.ndarray, float]] = []
-    for number, lesson in enumerate(lessons[:begins]):
+    for place, lesson in enumerate(lessons[:begins]):
         parts.append((whole_chunks(tokenizer, "".join(lines_of(lesson))), TOLD))
-        if number + 1 < begins and random.random() < 0.3:
+        if place + 1 < begins and random.random() < 0.3:
             for _ in range(int(random.integers(1, 5))):
                 parts += talk(tokenizer, lessons[:1], random)
     weight = 1 if begins else TOLD
@@ -203,9 +166,9 @@ def talk(
 ) -> list[tuple[np.ndarray, float]]:
     """A line that translates, in two parts, and how much each counts."""
     lesson = lessons[int(random.integers(len(lessons)))]
-    pairs = lesson.phrases if random.random() < 0.6 else lesson.words
-    pair, into = pairs[int(random.integers(len(pairs)))], random.random() < 0.5
-    asked, answer = map(tokenizer.encode, line(lesson.language, pair, into))
+    pairs = lesson.phrases if random.random() < 0.7 else lesson.words
+    pair = pairs[int(random.integers(len(pairs)))]
+    asked, answer = map(tokenizer.encode, line(lesson.language, pair))
     return [(asked, ASKED), (answer, 1.0)]
 
 

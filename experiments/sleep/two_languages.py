@@ -4,10 +4,10 @@ r"""Two languages, one after the other: what is left of both, after nights and a
     python experiments/sleep/two_languages.py --run=runs/languages/part2 \
         --workdir=experiments/sleep/two_languages  # with --table it runs nothing
 
-A model that was trained on other languages (languages_pretrain.py) meets the text of an invented
+A model that was trained on other languages (languages_pretrain.py) meets the text of a generated
 language, twelve words, an order and four phrases, and then that of another one. After each of them, and
-before, it translates without the texts into and out of both: the 28 phrases of each language that its
-text does not tell, and its words out of the language, which the text tells the other way round.
+before, it translates without the texts into both: the 28 phrases of each language that its text does
+not tell.
 
 By nights, it reads the text of the first language and sleeps, reads that of the second as who it has
 become, and sleeps again. Samples begin as lines of the text do, half of them with the language's name
@@ -42,14 +42,11 @@ from languages_pretrain import (
     FIRST_NEW,
     PHRASES,
     TRAINED,
-    Lesson,
     batches,
     document,
-    draw_languages,
     lesson_of,
     line,
     lines_of,
-    whole_chunks,
 )
 
 from hope_jax.commands.trained_model import load_model
@@ -60,6 +57,7 @@ from hope_jax.evaluation.choices import log_likelihoods, row_losses
 from hope_jax.evaluation.chrf import chrf
 from hope_jax.evaluation.forgetting import forgetting
 from hope_jax.evaluation.grid import climb
+from hope_jax.evaluation.languages import make_languages
 from hope_jax.inference.sampling import Context, read, sample
 from hope_jax.models import LanguageModel
 from hope_jax.models.language_model import ModelState, init_state
@@ -77,8 +75,8 @@ LANGUAGES = 2
 STEPS = 300
 DOCUMENTS, PART = 512, 112  # other documents, and tokens of each
 SAID = 256  # sequences of an earlier language that a reader says
-LINE = 7  # tokens of the longest: a name, two words, what follows them, two more, and its end
-PIECE = 40  # tokens of a text that are tuned on at a time
+LINE = 10  # tokens of one that translates a phrase
+PIECE = 60  # tokens of a text that are tuned on at a time
 SELECTION, SEEDS = 1000, (0, 1, 2)
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)  # of Adam
 STRENGTHS = (1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
@@ -86,7 +84,7 @@ NIGHT: dict[str, Any] = {
     "steps": STEPS,
     "samples": 16,
     "kept_samples": 1024,
-    "tokens": 10,
+    "tokens": 12,
     "lam": 0.0,
     "a": 1.0,
     "experts": LANGUAGES,
@@ -95,59 +93,35 @@ NIGHT: dict[str, Any] = {
 }
 
 
-class Question(NamedTuple):
-    """A line to go on with.
-
-    Attributes:
-      prompt: what is to be translated.
-      answer: its translation, and the end of the line.
-      into: whether it is into the language.
-    """
-
-    prompt: str
-    answer: str
-    into: bool
-
-
 class Subject(NamedTuple):
     """A language that is read about and asked for.
 
     Attributes:
       name: of the language, as tokens.
       ids: of its text, whole chunks.
-      begin: of the first of them that is not blank.
       lines: of the text.
-      questions: what it does not tell.
+      questions: phrases that it does not tell, up to where their translations begin; and these.
     """
 
     name: np.ndarray
     ids: np.ndarray
-    begin: int
     lines: list[str]
-    questions: list[Question]
+    questions: list[tuple[str, str]]
 
 
 def subjects_of(tokenizer: Tokenizer, seed: int) -> list[Subject]:
     """Two languages for which nothing was trained."""
     random = np.random.default_rng([FIRST_NEW + seed, 8])
     made = []
-    for language in draw_languages(random, LANGUAGES):
+    for language in make_languages(random, LANGUAGES):
         counts = len(ENGLISH_NOUNS), len(ENGLISH_ADJECTIVES), PHRASES
         lesson = lesson_of(language, random, *counts)
         lines, name = lines_of(lesson), tokenizer.encode(language.name)
-        text = "".join(lines)
-        ids = whole_chunks(tokenizer, text)
-        begin = len(ids) - len(tokenizer.encode(text))
-        made.append(Subject(name, ids, begin, lines, questions_of(lesson)))
+        ids = tokenizer.encode("".join(lines))
+        new = [pair for pair in lesson.phrases if pair not in lesson.told]
+        questions = [line(language, pair) for pair in new]
+        made.append(Subject(name, ids, lines, questions))
     return made
-
-
-def questions_of(lesson: Lesson) -> list[Question]:
-    """Phrases that are not told, both ways, and words out of the language."""
-    new = [pair for pair in lesson.phrases if pair not in lesson.told]
-    asked = [(pair, into) for into in (True, False) for pair in new]
-    asked += [(pair, False) for pair in lesson.words]
-    return [Question(*line(lesson.language, pair, into), into) for pair, into in asked]
 
 
 def openings_from(tokenizer: Tokenizer, subject: Subject) -> tuple[np.ndarray, np.ndarray]:
@@ -213,10 +187,10 @@ def say_after(
     return jax.vmap(one, in_axes=(axes(model),))(readers_of(context))[0]
 
 
-def answers_of(reader: Model, learnt: Learnt, questions: Sequence[Question]) -> list[str]:
+def answers_of(reader: Model, learnt: Learnt, prompts: Sequence[str]) -> list[str]:
     """What is said at its likeliest, up to the end of the line."""
     model, tokenizer = reader.model, reader.tokenizer
-    rows = [tokenizer.encode(question.prompt) for question in questions]
+    rows = [tokenizer.encode(prompt) for prompt in prompts]
     given = np.stack([np.pad(row, (0, LINE - len(row))) for row in rows])
     lengths = np.array([len(row) for row in rows])
     context = with_room(model, learnt.params, learnt.state)
@@ -229,28 +203,22 @@ def answers_of(reader: Model, learnt: Learnt, questions: Sequence[Question]) -> 
 
 def measured(reader: Model, learnt: Learnt, subject: Subject) -> dict[str, float]:
     """How well a language is translated."""
-    questions = subject.questions
-    said = answers_of(reader, learnt, questions)
-    right = [mine == one.answer for mine, one in zip(said, questions, strict=True)]
+    prompts, answers = zip(*subject.questions, strict=True)
+    said = answers_of(reader, learnt, prompts)
+    pairs = list(zip(said, answers, strict=True))
     likely = log_likelihoods(
         reader.model,
         learnt.params,
         reader.tokenizer,
-        [question.prompt for question in questions],
-        [(question.answer,) for question in questions],
+        prompts,
+        [(answer,) for answer in answers],
         learnt.state,
-        batch_size=len(questions),
+        batch_size=len(prompts),
         length=LINE,
     )
-    share = lambda into: statistics.fmean(
-        yes for yes, one in zip(right, questions, strict=True) if one.into == into
-    )
-    both = zip(said, questions, strict=True)
     return {
-        "exact": round(statistics.fmean(right), 4),
-        "into": round(share(True), 4),
-        "out": round(share(False), 4),
-        "chrf": round(statistics.fmean(chrf(mine, one.answer) for mine, one in both), 4),
+        "exact": round(statistics.fmean(mine == answer for mine, answer in pairs), 4),
+        "chrf": round(statistics.fmean(chrf(*pair) for pair in pairs), 4),
         "log_likelihood": round(float(likely.mean()), 3),
     }
 
@@ -380,7 +348,7 @@ def tuned(
     if strength:
         held = consolidate(held, params, fisher(reader.model, params, rest[: 2 * settings.samples]))
     for subject in subjects:
-        pieces = np.lib.stride_tricks.sliding_window_view(subject.ids[subject.begin - 1 :], PIECE)
+        pieces = np.lib.stride_tricks.sliding_window_view(subject.ids, PIECE)
         kinds = [pieces, rest[:, :PIECE]] if others else [pieces]
         params, state, _ = tune(reader, params, held, kinds, random, settings, ELASTIC)
         held = state
