@@ -267,7 +267,7 @@ def annealed(learning_rate: Any, steps: int) -> optax.GradientTransformation:
 
 
 # Its rate is part of its state, so that another compiles nothing.
-OPTIMIZER = optax.inject_hyperparams(functools.partial(annealed, steps=STEPS))(learning_rate=0.0)
+OPTIMIZER = optax.inject_hyperparams(annealed, static_args="steps")(0.0, steps=STEPS)
 
 
 def with_rate(state: Any, rate: float) -> Any:

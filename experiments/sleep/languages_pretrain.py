@@ -64,8 +64,8 @@ class Part(NamedTuple):
 
 PARTS = (
     Part(160, 24, 700, 0.02),
-    Part(352, 12, 400, 0.02),
-    Part(352, 12, 150, 0.01, levels=True),
+    Part(352, 12, 300, 0.02),
+    Part(352, 12, 80, 0.01, levels=True),
 )
 
 
