@@ -14,7 +14,9 @@ their translation; then words and phrases are translated, most of them phrases t
 
 Some sequences tell two languages, and some none. Languages from `FIRST_NEW` on are never seen. Training
 goes in `PARTS`, after each of which it can be stopped and goes on when the command is given again: first
-short sequences, then long ones, then the MLPs of the last two blocks learn after each 32 tokens.
+short sequences, then long ones; then adjectives stand last in all languages, for a model of this size
+still began 12% of its phrases with the wrong word; at last the MLPs of the last two blocks learn after
+each 32 tokens.
 """
 
 import argparse
@@ -52,6 +54,7 @@ class Part(NamedTuple):
       size: sequences of a step.
       steps: of it.
       rate: of M3.
+      last: whether adjectives stand behind their nouns in all languages.
       levels: whether MLPs learn while the model reads.
     """
 
@@ -59,13 +62,15 @@ class Part(NamedTuple):
     size: int
     steps: int
     rate: float
+    last: bool = False
     levels: bool = False
 
 
 PARTS = (
     Part(160, 24, 700, 0.02),
     Part(352, 12, 300, 0.02),
-    Part(352, 12, 80, 0.01, levels=True),
+    Part(352, 12, 220, 0.02, last=True),
+    Part(352, 12, 60, 0.01, last=True, levels=True),
 )
 
 
@@ -100,6 +105,11 @@ def make_tokenizer() -> tokenizers.Tokenizer:
     return tokenizer_of(["\n", " =", *ORDERS, *english], parts)
 
 
+def with_order(language: Language, last: bool) -> Language:
+    """The language, or what it is when its adjectives stand behind their nouns."""
+    return language._replace(adjective_first=language.adjective_first and not last)
+
+
 def lesson_of(
     language: Language, random: np.random.Generator, nouns: int, adjectives: int, told: int
 ) -> Lesson:
@@ -129,7 +139,7 @@ def lines_of(lesson: Lesson) -> list[str]:
 
 
 def document(
-    tokenizer: Tokenizer, number: int, length: int, seed: int = 0
+    tokenizer: Tokenizer, number: int, length: int, seed: int = 0, last: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
     """A text that tells of languages and then translates; some tell of none.
 
@@ -140,6 +150,7 @@ def document(
     begins = int(random.choice(3, p=BEGINS[length > SHORT]))
     lessons = []
     for language in make_languages(random, max(begins, 1)):
+        language = with_order(language, last)
         whole = length > SHORT and random.random() < 0.5
         least, most = ((8, 4), (8, 4)) if whole else ((2, 1), (8, 4) if begins < 2 else (5, 3))
         nouns, adjectives = (
@@ -173,12 +184,12 @@ def talk(
 
 
 def batches(
-    tokenizer: Tokenizer, first: int, numbers: int, size: int, length: int
+    tokenizer: Tokenizer, first: int, numbers: int, size: int, length: int, last: bool = True
 ) -> Iterator[dict[str, np.ndarray]]:
     """Of tokens, targets and weights; `answers` is 1 for translations of what has been told."""
     for number in itertools.count(0, size):
         made = [
-            document(tokenizer, first + place % numbers, length + 1, place // numbers)
+            document(tokenizer, first + place % numbers, length + 1, place // numbers, last)
             for place in range(number, number + size)
         ]
         tokens, weights = (np.stack(part) for part in zip(*made, strict=True))
@@ -215,8 +226,8 @@ def main() -> None:
             vocab_size=tokenizer.vocab_size,
             layer=LAYER,
         )
-        source = batches(tokenizer, 0, TRAINED, part.size, part.length)
-        test = next(batches(tokenizer, TRAINED, FIRST_NEW - TRAINED, 64, part.length))
+        source = batches(tokenizer, 0, TRAINED, part.size, part.length, part.last)
+        test = next(batches(tokenizer, TRAINED, FIRST_NEW - TRAINED, 64, part.length, part.last))
         write_first_checkpoint(str(run), config, train(config, source, test, params))
         left -= 1
 

@@ -1,13 +1,12 @@
 r"""Two languages, one after the other: what is left of both, after nights and after other ways to learn.
 
     python experiments/sleep/languages_pretrain.py --workdir=runs/languages
-    python experiments/sleep/two_languages.py --run=runs/languages/part2 \
+    python experiments/sleep/two_languages.py --run=runs/languages/part3 \
         --workdir=experiments/sleep/two_languages  # with --table it runs nothing
 
 A model that was trained on other languages (languages_pretrain.py) meets the text of a generated
-language, twelve words, an order and four phrases, and then that of another one. After each of them, and
-before, it translates without the texts into both: the 28 phrases of each language that its text does
-not tell.
+language, twelve words and four phrases, and then that of another one. After each of them, and before, it
+translates without the texts into both: the 28 phrases of each language that its text does not tell.
 
 By nights, it reads the text of the first language and sleeps, reads that of the second as who it has
 become, and sleeps again. Samples begin as lines of the text do, half of them with the language's name
@@ -47,6 +46,7 @@ from languages_pretrain import (
     lesson_of,
     line,
     lines_of,
+    with_order,
 )
 
 from hope_jax.commands.trained_model import load_model
@@ -114,6 +114,7 @@ def subjects_of(tokenizer: Tokenizer, seed: int) -> list[Subject]:
     random = np.random.default_rng([FIRST_NEW + seed, 8])
     made = []
     for language in make_languages(random, LANGUAGES):
+        language = with_order(language, last=True)
         counts = len(ENGLISH_NOUNS), len(ENGLISH_ADJECTIVES), PHRASES
         lesson = lesson_of(language, random, *counts)
         lines, name = lines_of(lesson), tokenizer.encode(language.name)
