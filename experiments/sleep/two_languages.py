@@ -14,9 +14,10 @@ alone. In both nights documents of the training are rehearsed; in the second one
 itself says, before it, when it is given the first language's name.
 
 Others train all weights on pieces of one text and then of the other. All take `STEPS` steps a language.
-An arm's rate, and strength, is that at which right translations of both languages are likeliest at the
-end, of two languages that are not reported, on grids of which both neighbours are tried. A trial that
-has ended is a line of WORKDIR/trials.jsonl, so that a command that is stopped and given again goes on.
+An arm's rate is that at which right translations of both languages are likeliest at the end, of two
+languages that are not reported, on a grid of which both neighbours are tried; at that rate its strength
+likewise. A trial that has ended is a line of WORKDIR/trials.jsonl, so that a command that is stopped and
+given again goes on.
 """
 
 import argparse
@@ -72,18 +73,18 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 LANGUAGES = 2
-STEPS = 150
-DOCUMENTS, PART = 512, 112  # other documents, and tokens of each
-SAID = 256  # sequences of an earlier language that a reader says
+STEPS = 120
+DOCUMENTS, PART = 256, 96  # other documents, and tokens of each
+SAID = 64  # sequences of an earlier language that a reader says
 LINE = 10  # tokens of one that translates a phrase
 PIECE = 60  # tokens of a text that are tuned on at a time
 SELECTION, SEEDS = 1000, (0, 1, 2)
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)  # of Adam
-STRENGTHS = (1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
+STRENGTHS = (0.1, 1.0, 10.0, 100.0, 1e3, 1e4)
 NIGHT: dict[str, Any] = {
     "steps": STEPS,
     "samples": 16,
-    "kept_samples": 768,
+    "kept_samples": 512,
     "tokens": 12,
     "lam": 0.0,
     "a": 1.0,
@@ -402,7 +403,7 @@ ARMS = {
     ),
     "fine-tuning": Arm(tuned, 1e-3, more={"others": False}),
     "fine-tuning with other documents": Arm(tuned, 1e-3, more={"others": True}),
-    "elastic weights": Arm(tuned, 1e-3, 100.0, more={"others": False}),
+    "elastic weights": Arm(tuned, 1e-3, 10.0, more={"others": False}),
 }
 
 
@@ -478,15 +479,12 @@ class Experiment(NamedTuple):
             row = self.trial(name, SELECTION, rate, strength)
             return statistics.fmean(one["log_likelihood"] for one in row["scores"][-1])
 
-        def best_rate(strength: float | None) -> tuple[float | None, float]:
-            if arm.rate is None:
-                return None, math.nan
-            return climb(RATES, arm.rate, lambda rate: score(rate, strength))
-
-        if arm.strength is None:
-            return best_rate(None)[0], None
-        strength, _ = climb(STRENGTHS, arm.strength, lambda strength: best_rate(strength)[1])
-        return best_rate(strength)[0], strength
+        rate, strength = arm.rate, arm.strength
+        if rate is not None:
+            rate, _ = climb(RATES, rate, lambda rate: score(rate, strength))
+        if strength is not None:
+            strength, _ = climb(STRENGTHS, strength, lambda strength: score(rate, strength))
+        return rate, strength
 
 
 def matrix(row: Mapping[str, Any], measure: str) -> np.ndarray:
