@@ -190,7 +190,7 @@ def say_after(
 
 
 def answers_of(reader: Model, learnt: Learnt, prompts: Sequence[str]) -> list[str]:
-    """What is said at its likeliest, up to the end of the line."""
+    """What is said at its likeliest, up to the end of the line, with levels held as they are."""
     model, tokenizer = reader.model, reader.tokenizer
     rows = [tokenizer.encode(prompt) for prompt in prompts]
     given = np.stack([np.pad(row, (0, LINE - len(row))) for row in rows])

@@ -149,7 +149,7 @@ def test_answers_are_what_is_likeliest_token_by_token(scripts, reader):
     two = scripts["two_languages"]
     subject = two.subjects_of(reader.tokenizer, 0)[0]
     prompts = [prompt for prompt, _ in subject.questions[::5]]
-    text = two.read(reader.model, reader.params, subject.ids[None])
+    text = two.read(reader.model, reader.params, subject.ids[None, :100])  # within a chunk
     fresh = two.init_state(reader.model, reader.params, 1)
     likeliest = jax.jit(
         lambda ids, state: reader.model.apply({"params": reader.params}, ids, state)[0].argmax(-1)
