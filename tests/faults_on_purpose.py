@@ -2112,6 +2112,30 @@ FAULTS = [
         "tests/sleep/test_dreaming_command.py::test_without_trials_all_that_are_tried_are_trained_on",
     ),
     Fault(
+        "experiments/sleep/languages_pretrain.py",
+        "[:: 1 if language.adjective_first else -1]",
+        "[::1]",
+        "tests/sleep/test_two_languages.py::test_every_document_translates_one_way_alone_and_as_its_dictionary_says",
+    ),
+    Fault(
+        "experiments/sleep/two_languages.py",
+        "if pair not in lesson.told]",
+        "if pair]",
+        "tests/sleep/test_two_languages.py::test_what_is_asked_is_not_told_and_follows_from_the_text",
+    ),
+    Fault(
+        "experiments/sleep/two_languages.py",
+        "for one in subjects[:number]]",
+        "for one in subjects[:0]]",
+        "tests/sleep/test_two_languages.py::test_the_second_night_adds_an_expert_and_rehearses_what_is_said_of_the_first_language",
+    ),
+    Fault(
+        "experiments/sleep/two_languages.py",
+        "inner_state=(elastic, *rest)",
+        "inner_state=held.inner_state",
+        "tests/sleep/test_two_languages.py::test_elastic_weights_hold_what_mattered_and_begin_each_text_with_a_new_optimiser",
+    ),
+    Fault(
         "experiments/retrofit/measure.py",
         "jnp.full(shape, math.log(step), jnp.float32)",
         "jnp.full(shape, step, jnp.float32)",

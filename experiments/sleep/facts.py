@@ -271,16 +271,14 @@ def lesson_of(
     return lesson
 
 
-def falling_adam(rate: Any, steps: int) -> optax.GradientTransformation:
+def falling_adam(learning_rate: Any, steps: int) -> optax.GradientTransformation:
     """Adam, whose rate falls to 0 in so many steps."""
     falling = optax.scale_by_schedule(optax.linear_schedule(1, 0, steps))
-    return optax.chain(optax.adam(rate), falling)
+    return optax.chain(optax.adam(learning_rate), falling)
 
 
 # Its rate is part of its state, so that another compiles nothing.
-OPTIMIZER = optax.inject_hyperparams(lambda learning_rate: falling_adam(learning_rate, STEPS))(
-    learning_rate=0.0
-)
+OPTIMIZER = optax.inject_hyperparams(falling_adam, static_args="steps")(0.0, steps=STEPS)
 
 
 def with_rate(state: Any, rate: float, **others: float) -> Any:
@@ -414,10 +412,12 @@ def fine_tuned(
     reader: Model, world: World, seed: int, rate: float, settings: SleepConfig, others: bool
 ) -> tuple[Learnt, dict[str, Any]]:
     """All weights are trained on pieces of the text, and with `others` on as many of other documents."""
+    random = np.random.default_rng([seed, 6])
+    kinds = [pieces_of(world, PIECE), other_documents(reader.tokenizer, seed)[:, :PIECE]]
     state = with_rate(jax.jit(OPTIMIZER.init)(reader.params), rate)
-    rest = other_documents(reader.tokenizer, seed)[:, :PIECE] if others else None
-    learnt, _, found = tune(reader, pieces_of(world, PIECE), rest, seed, state, OPTIMIZER, settings)
-    return Learnt(learnt, None), {"loss": ends(found)}
+    kinds = kinds if others else kinds[:1]
+    learnt, _, found = tune(reader, reader.params, state, kinds, random, settings)
+    return Learnt(learnt, None), {"loss": found}
 
 
 def pieces_of(world: World, size: int) -> np.ndarray:
@@ -427,36 +427,34 @@ def pieces_of(world: World, size: int) -> np.ndarray:
 
 def tune(
     reader: Model,
-    pieces: np.ndarray,
-    rest: np.ndarray | None,
-    seed: int,
+    params: Any,
     state: Any,
-    optimizer: optax.GradientTransformation,
+    kinds: Sequence[np.ndarray],
+    random: np.random.Generator,
     settings: SleepConfig,
-) -> tuple[Any, Any, list[Any]]:
-    """Trains all weights on pieces of a text, and on as many of the rest, if there is one.
+    optimizer: optax.GradientTransformation = OPTIMIZER,
+) -> tuple[Any, Any, list[float]]:
+    """Trains all weights, at each step on as many rows of each kind as a night has samples.
 
     Returns:
-      The new weights, the optimiser's state, and the loss of each step.
+      Parameters, the optimiser's state, and the first and the last loss.
     """
-    random, learnt, found = np.random.default_rng([seed, 6]), reader.params, []
+    found = []
     some = lambda rows: rows[random.integers(len(rows), size=settings.samples)]
     for _ in range(settings.steps):
-        rows = some(pieces)
-        if rest is not None:
-            rows = np.concatenate([rows, some(rest)])
-        learnt, state, loss = tuning_step(reader.model, optimizer, learnt, state, rows)
+        rows = np.concatenate([some(rows) for rows in kinds])
+        params, state, loss = tuning_step(reader.model, params, state, rows, optimizer)
         found.append(loss)
-    return learnt, state, found
+    return params, state, ends(found)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "optimizer"))
 def tuning_step(
     model: LanguageModel,
-    optimizer: optax.GradientTransformation,
     learnt: Any,
     state: Any,
     rows: Any,
+    optimizer: optax.GradientTransformation,
 ) -> tuple[Any, Any, Any]:
     """One step: parameters, the optimiser's state, and the loss."""
 

@@ -183,14 +183,14 @@ def make_config(
     steps: int,
     rate: float,
     in_context: dict[str, Any] | None = None,
-    levels: int = 1,
     tokenizer: str = TOKENIZERS[0],
+    **changes: Any,
 ) -> ConfigDict:
-    """Of a part of the training."""
+    """Of a part of the training; `changes` are of the model."""
     words = load_tokenizer(tokenizer).vocab_size
     sizes = dict(vocab_size=words, width=64, num_layers=3, num_heads=4, mlp_width=128)
     layer = "convolved_attention.ConvolvedAttention"
-    config = default_config(**sizes, sequence_layer=layer, in_context=in_context, cms_levels=levels)
+    config = default_config(sequence_layer=layer, in_context=in_context, **sizes | changes)
     config.steps = steps
     config.data.tokenizer = tokenizer
     config.optimizer.update(name="m3", learning_rate=rate, warmup_steps=50)
@@ -204,30 +204,35 @@ def deepened(new: Any, given: Any, name: str = "") -> Any:
         return {key: deepened(new[key], held.get(key), f"{name}/{key}") for key in new}
     if given is None:
         return jnp.zeros_like(new) if "/level_" in name and "/down/" in name else new
-    # Of steps there are more; all else that is given is whole.
+    # Of steps, and of words, there are more; all else that is given is whole.
     return new.at[tuple(map(slice, given.shape))].set(given)
 
 
-def train(config: ConfigDict, params: Any = None, every: int = 50) -> Any:
+def train(
+    config: ConfigDict,
+    source: Iterator[dict[str, np.ndarray]],
+    test: dict[str, np.ndarray],
+    params: Any = None,
+    every: int = 50,
+) -> Any:
     """Trains a model.
 
     Args:
       config: of the run.
+      source: batches, as those of `batches`.
+      test: another, of which it says how many answers are right.
       params: to begin with, as far as they go; None for new ones.
       every: steps, after which it says how many answers are right.
 
     Returns:
       Parameters.
     """
-    tokenizer = load_tokenizer(config.data.tokenizer)
     model = LanguageModel(LanguageModelConfig.from_config_dict(config.model))
     mesh, optimizer = make_mesh(), make_optimizer(config.optimizer, config.steps)
     state = init_state(model, optimizer, mesh, config.seed)
     if params is not None:
         state = state._replace(params=deepened(state.params, params))
     begun = time.monotonic()
-    source = batches(tokenizer, 0, TRAINED)
-    test = next(batches(tokenizer, TRAINED, 64, 64))
     step = make_train_step(model, optimizer, mesh)
     likeliest = jax.jit(lambda params, ids: model.apply({"params": params}, ids)[0].argmax(-1))
     losses = []
@@ -257,14 +262,17 @@ def main() -> None:
     parser.add_argument("--start", help="run whose weights are begun with, as far as they go")
     given = parser.parse_args()
     check_no_run(given.workdir)
-    tokenizer = TOKENIZERS[given.friends]
+    name = TOKENIZERS[given.friends]
+    tokenizer = load_tokenizer(name)
+    test = next(batches(tokenizer, TRAINED, 64, 64))
     params = load_model(given.start)[1] if given.start else None
     if given.steps:
-        params = train(make_config(given.steps, RATES[0], tokenizer=tokenizer), params)
-    chunks = tuple(CHUNK * 2**level for level in range(given.levels))
-    in_context = {**LEVELS, "chunks": chunks}
-    config = make_config(given.level_steps, RATES[1], in_context, given.levels, tokenizer)
-    write_first_checkpoint(given.workdir, config, train(config, params))
+        config = make_config(given.steps, RATES[0], tokenizer=name)
+        params = train(config, batches(tokenizer, 0, TRAINED), test, params)
+    in_context = {**LEVELS, "chunks": tuple(CHUNK * 2**level for level in range(given.levels))}
+    config = make_config(given.level_steps, RATES[1], in_context, name, cms_levels=given.levels)
+    params = train(config, batches(tokenizer, 0, TRAINED), test, params)
+    write_first_checkpoint(given.workdir, config, params)
 
 
 if __name__ == "__main__":

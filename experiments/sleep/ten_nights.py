@@ -270,14 +270,14 @@ def tuned(
     state = with_rate(jax.jit(optimizer.init)(params), rate, strength=strength)
     if awake.held is not None:
         state = state._replace(inner_state=(awake.held, *state.inner_state[1:]))
-    rest = other_documents(tokenizer, seed, TEXTS, PART)[:, :PIECE] if others else None
-    learner = Model(model, params, tokenizer)
-    params, state, losses = tune(learner, pieces, rest, seed, state, optimizer, settings)
+    kinds = [pieces, other_documents(tokenizer, seed, TEXTS, PART)[:, :PIECE]]
+    kinds, random = kinds if others else kinds[:1], np.random.default_rng([seed, 6])
+    params, state, losses = tune(reader, params, state, kinds, random, settings, optimizer)
     held = None
     if strength:
         mattered = fisher(model, params, evenly(pieces, MATTERING))
         held = consolidate(state, params, mattered).inner_state[0]
-    return Awake(params, None, held), {"loss": ends(losses)}
+    return Awake(params, None, held), {"loss": losses}
 
 
 @functools.partial(jax.jit, static_argnames="model")

@@ -34,13 +34,24 @@ def make_tokenizer(friends: bool = False) -> Tokenizer:
     more = {"the friend of ", *(way.split("{name}")[0] for way in (*kind.told, *kind.asked))}
     more = (more | before) - pieces - {""} if friends else set()
     ordered = [*_longest_first(pieces), *_longest_first(more)]
-    ids = {piece: number for number, piece in enumerate(["<unknown>", *ordered])}
-    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unknown>"))
-    # The longest that fits is taken.
     ends = {
         piece: "(?![A-Z]?[a-z])" if piece in before else "(?:(?<= )|(?![a-z]))" for piece in ordered
     }
     pattern = "|".join(re.escape(piece) + ends[piece] for piece in _longest_first(ordered))
+    return _tokens(ordered, pattern)
+
+
+def tokenizer_of(whole: Iterable[str], parts: Iterable[str] = ()) -> Tokenizer:
+    """Each piece is a token: whole ones where no small letter follows, and where none is, parts."""
+    kinds = [_longest_first(set(kind)) for kind in (whole, parts)]
+    first, *rest = ("|".join(map(re.escape, kind)) for kind in kinds if kind)
+    return _tokens([*kinds[0], *kinds[1]], "|".join([f"(?:{first})(?![a-z])", *rest]))
+
+
+def _tokens(pieces: Iterable[str], pattern: str) -> Tokenizer:
+    """Each piece is a token, where a pattern finds it first; and each letter that is in none."""
+    ids = {piece: number for number, piece in enumerate(["<unknown>", *pieces])}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="<unknown>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(pattern), "isolated")
     tokenizer.decoder = decoders.Fuse()
     return tokenizer

@@ -12,7 +12,8 @@ from hope_jax.data.tokenizers import load_tokenizer
 from hope_jax.models import LanguageModel, LanguageModelConfig
 from tests.evaluation.scripts import FOLDER
 
-NAMES = ("facts", "facts_pretrain", "words", "convolved_attention", "ten_nights", "dreaming")
+NAMES = ("facts", "facts_pretrain", "words", "convolved_attention")
+NAMES += ("ten_nights", "dreaming", "two_languages", "languages_pretrain")
 
 
 @pytest.fixture(scope="session")
