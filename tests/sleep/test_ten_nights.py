@@ -53,8 +53,8 @@ def test_a_night_adds_an_expert_and_leaves_those_of_earlier_nights(ten, reader, 
     in_use = [np.asarray(one.active).any((0, 1, 2)).tolist() for one in states]
     assert in_use == [[True, False, False], [True, True, False]]
     for old, new in zip(first[:3], second[:3], strict=True):
-        np.testing.assert_array_equal(old[:, :, :, 0], new[:, :, :, 0])  # blocks, readers, pools
-    assert np.asarray(second.up)[..., 1, :, :].any()
+        np.testing.assert_array_equal(old[:, :, :, 0], new[:, :, :, 0])
+    assert np.asarray(second.up)[:, :, :, 1].any()
     assert awake.params is reader.params
 
 
