@@ -130,6 +130,10 @@ class DreamConfig:
 
     dreams: int = setting("after seeding; 0 for a night without dreams", 0, least=0)
     dream_tokens: int = setting("of each dream", 64, least=2)
+    without_openings: bool = setting(
+        "whether dreams are learned without their openings, which only who dreams has in front of it",
+        False,
+    )
     best: int = setting("dreams of the largest gradient that are tried", 4, least=0)
     others: int = setting("of the other dreams that are tried, drawn at random", 1, least=0)
     random_expert: bool = setting(

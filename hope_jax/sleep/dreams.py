@@ -22,7 +22,7 @@ from hope_jax.sleep.dreaming import choose_dreams, gradient_norms, learn_from, r
 from hope_jax.sleep.expansion import Expert, pools_for
 from hope_jax.sleep.random_expert import everyones, open_random_expert
 from hope_jax.sleep.readers import Reader, as_batch, axes, equipped, newest
-from hope_jax.sleep.samples import Samples, mean_of, say
+from hope_jax.sleep.samples import Samples, mean_of, say, without_openings
 from hope_jax.sleep.seeding import Lesson, both_readers, newest_expert, with_expert
 
 _DREAMS = 2**31 + 1  # neither a step nor what no step sees has that number
@@ -140,6 +140,8 @@ def _dreamt(
             top_p=settings.top_p,
             vocab_size=vocab_size,
         )
+        if dreaming.without_openings:
+            samples = without_openings(samples, dreaming.dream_tokens)
         expert = newest(student, here)
         norms = gradient_norms(_loss_of(model, params, student, here), expert, samples)
         return samples, norms, choose_dreams(for_choice, norms, dreaming.best, dreaming.others)

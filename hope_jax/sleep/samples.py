@@ -133,6 +133,23 @@ def say(
     return Samples(jnp.concatenate([opening, tokens], 1), start, start + num_tokens)
 
 
+def without_openings(samples: Samples, num_tokens: int) -> Samples:
+    """What was said behind openings, as if nothing had stood before.
+
+    Args:
+      samples: of which each has drawn `num_tokens`.
+      num_tokens: of each.
+
+    Example:
+      >>> said = Samples(jnp.array([[7, 8, 1, 2], [7, 3, 4, 0]]), jnp.array([2, 1]), jnp.array([4, 3]))
+      >>> without_openings(said, 2).tokens.tolist()
+      [[1, 2], [3, 4]]
+    """
+    place = samples.start[..., None] + jnp.arange(num_tokens)
+    tokens = jnp.take_along_axis(samples.tokens, place, axis=-1)
+    return Samples(tokens, jnp.zeros_like(samples.start), samples.end - samples.start)
+
+
 def mean_of(values: Float[Array, "*n"], counted: Bool[Array, "*n"]) -> Float[Array, ""]:
     """The mean of those that are counted; 0 where none is."""
     return jnp.sum(values * counted) / jnp.maximum(jnp.sum(counted), 1)

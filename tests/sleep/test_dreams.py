@@ -154,6 +154,22 @@ def test_what_is_chosen_tried_and_learnt_is_that_of_each_reader_alone(reader):
     jax.tree.map(near, mine, learnt)
 
 
+def test_without_openings_what_was_said_behind_them_is_learned_alone():
+    model, params, lesson = made()
+    bare = dataclasses.replace(DREAMING, without_openings=True)
+    _, dreams = dream(model, params, lesson, SETTINGS, bare, score)
+    _, whole = dreamt()
+    for reader in range(READERS):
+        expert, loss = alone(reader)
+        for number in range(DREAMING.dreams):
+            start = int(whole.samples.start[reader, number])
+            said = whole.samples.tokens[reader, number, start : start + LENGTH]
+            np.testing.assert_array_equal(dreams.samples.tokens[reader, number], said)
+            gradient = loss(expert, said, 0)[1]
+            norm = np.sqrt(sum((w**2).sum() for w in gradient))
+            np.testing.assert_allclose(dreams.norms[reader, number], norm, rtol=2e-3, atol=1e-5)
+
+
 def test_all_but_the_newest_expert_stays_to_the_bit():
     _, _, lesson = made()
     woken, _ = dreamt()
