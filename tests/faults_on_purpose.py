@@ -889,8 +889,8 @@ FAULTS = [
     ),
     Fault(
         "hope_jax/data/whole_folder.py",
-        "            yield aside\n",
-        "            yield path\n",
+        "            yield aside\n            _sync(aside)\n",
+        "            yield path\n            _sync(aside)\n",
         "tests/data/test_whole_folder.py::test_nothing_is_seen_before_all_is",
     ),
     Fault(
@@ -2113,8 +2113,8 @@ FAULTS = [
     ),
     Fault(
         "experiments/sleep/dreaming.py",
-        "            state, dreams = self.dreamt(life, slept, seed, settings, score)\n",
-        "            _, dreams = self.dreamt(life, slept, seed, settings, score)\n",
+        "            state, dreams = self.dreamt(life, woken, seed, settings, score)\n",
+        "            _, dreams = self.dreamt(life, woken, seed, settings, score)\n",
         "tests/sleep/test_dreaming_command.py::test_without_trials_all_that_are_tried_are_trained_on",
     ),
     Fault(
@@ -2791,8 +2791,8 @@ FAULTS = [
     ),
     Fault(
         "hope_jax/sleep/seeding.py",
-        "        key, size = jax.random.fold_in(key, _AHEAD), settings.kept_samples\n",
-        "        key, size = jax.random.fold_in(lesson.keys[0], _AHEAD), settings.kept_samples\n",
+        "jax.random.fold_in(jax.random.fold_in(key, _AHEAD), places[0])",
+        "jax.random.fold_in(jax.random.fold_in(lesson.keys[0], _AHEAD), places[0])",
         "tests/sleep/test_night.py::test_samples_that_are_kept_are_those_that_steps_learn_from",
     ),
     Fault(
@@ -3277,8 +3277,8 @@ FAULTS = [
     ),
     Fault(
         "hope_jax/sleep/seeding.py",
-        "            said, _taught(model, params, teacher, inputs), _below(model, params, student, inputs)\n",
-        "            said, _taught(model, params, student, inputs), _below(model, params, student, inputs)\n",
+        "        samples, _taught(model, params, teacher, inputs), _below(model, params, student, inputs)\n",
+        "        samples, _taught(model, params, student, inputs), _below(model, params, student, inputs)\n",
         "tests/sleep/test_night.py::test_samples_that_are_kept_are_those_that_steps_learn_from",
     ),
     Fault(
