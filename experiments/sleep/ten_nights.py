@@ -415,7 +415,6 @@ COLUMNS: dict[str, Callable[[Mapping[str, Any]], float]] = {
     "forgotten, %": lambda row: 100 * forgetting(matrix(row)),
     "log-likelihood after the last": lambda row: remembered(row, "log_likelihood"),
     "loss of other documents, + %": lambda row: 100 * rise(row),
-    "seconds": lambda row: row["seconds"],
 }
 
 

@@ -171,7 +171,7 @@ def test_a_table_tells_what_is_left_and_what_is_forgotten(ten, tmp_path):
         ("fine-tuning", 1): [1],
     }
     *_, line, _ = ten.table(groups).splitlines()
-    cells = "100 ± 0 | 100 ± 0 | 55 ± 0 | 50 ± 0 | 50 ± 0 | -1 ± 0 | 5 ± 0 | 3 ± 0 | 0.1 | 0 | 3"
+    cells = "100 ± 0 | 100 ± 0 | 55 ± 0 | 50 ± 0 | 50 ± 0 | -1 ± 0 | 5 ± 0 | 0.1 | 0 | 3"
     assert line == f"| sleep | {cells} |"
     ten.draw(groups, tmp_path / "results.png")
     assert (tmp_path / "results.png").stat().st_size > 1000
