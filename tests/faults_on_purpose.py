@@ -2049,7 +2049,7 @@ FAULTS = [
         "experiments/sleep/ten_nights.py",
         "rehearsed[1::2] = own(reader",
         "rehearsed[::2] = own(reader",
-        "tests/sleep/test_ten_nights.py",
+        "tests/sleep/test_ten_nights.py::test_half_of_what_is_rehearsed_is_one_s_own[own_words]",
     ),
     Fault(
         "experiments/sleep/ten_nights.py",
@@ -2061,13 +2061,13 @@ FAULTS = [
         "experiments/sleep/ten_nights.py",
         "return float(matrix(row, of)[-1].mean())",
         "return float(matrix(row, of).mean())",
-        "tests/sleep/test_ten_nights.py",
+        "tests/sleep/test_ten_nights.py::test_strengths_are_chosen_at_the_rate_of_fine_tuning_with_other_documents",
     ),
     Fault(
         "experiments/sleep/ten_nights.py",
         "levels_due(periods(model), awake.nights + 1)",
         "levels_due(periods(model), awake.nights)",
-        "tests/sleep/test_ten_nights.py",
+        "tests/sleep/test_ten_nights.py::test_a_slower_level_sleeps_half_as_often_and_hands_on_what_it_was_handed",
     ),
     Fault(
         "experiments/sleep/facts_pretrain.py",

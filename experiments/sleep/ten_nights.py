@@ -373,7 +373,7 @@ class Experiment(NamedTuple):
         """The rate of an arm, and the strength of its elastic weights; of one level for any number."""
         arm = ARMS[name]
         if levels(self.reader.model) > 1:
-            of_one = reported(self.path)[name, 1][0]
+            of_one = reported(self.path)[name, 1][0]  # whose trials are there
             return of_one["rate"], of_one["strength"]
 
         def score(rate: float, strength: float) -> float:
@@ -415,7 +415,6 @@ COLUMNS: dict[str, Callable[[Mapping[str, Any]], float]] = {
     "forgotten, %": lambda row: 100 * forgetting(matrix(row)),
     "log-likelihood after the last": lambda row: remembered(row, "log_likelihood"),
     "loss of other documents, + %": lambda row: 100 * rise(row),
-    "seconds": lambda row: row["seconds"],
 }
 
 
@@ -429,12 +428,12 @@ def named(arm: str, levels: int) -> str:
 
 def table(groups: Groups) -> str:
     """Means over seeds and standard deviations, in Markdown."""
-    head = ["way to spend nights", *COLUMNS, "rate", "strength"]
+    head = ["way to spend nights", *COLUMNS, "rate", "strength", "worlds"]
     lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for name, group in groups.items():
         cells = [spread([column(row) for row in group]) for column in COLUMNS.values()]
         numbers = [f"{group[0][number]:g}" for number in ("rate", "strength")]
-        lines.append(f"| {' | '.join([named(*name), *cells, *numbers])} |")
+        lines.append(f"| {' | '.join([named(*name), *cells, *numbers, str(len(group))])} |")
     return "\n".join(lines) + "\n"
 
 
@@ -470,15 +469,15 @@ def draw(groups: Groups, path: Path) -> None:
 
 
 def reported(path: Path) -> dict[tuple[str, int], list[dict[str, Any]]]:
-    """The trials of each arm and number of levels that has all seeds, in the order of `ARMS`."""
+    """The trials of each arm and number of levels at the rate of most seeds, in the order of `ARMS`."""
     groups: dict[tuple[str, int, float, float], dict[int, dict[str, Any]]] = {}
     for row in find_json_lines(path, {"days": DAYS}):
         if row["seed"] in SEEDS and row["night"] == night_with(row["levels"]):
             key = row["arm"], row["levels"], row["rate"], row["strength"]
             groups.setdefault(key, {})[row["seed"]] = row
-    whole = {key[:2]: rows for key, rows in groups.items() if len(rows) == len(SEEDS)}
-    ordered = sorted(whole, key=lambda key: (list(ARMS).index(key[0]), key[1]))
-    return {key: [whole[key][seed] for seed in SEEDS] for key in ordered}
+    most = {key[:2]: rows for key, rows in sorted(groups.items(), key=lambda pair: len(pair[1]))}
+    ordered = sorted(most, key=lambda key: (list(ARMS).index(key[0]), key[1]))
+    return {key: [most[key][seed] for seed in SEEDS if seed in most[key]] for key in ordered}
 
 
 def main() -> None:
@@ -498,7 +497,7 @@ def main() -> None:
                 experiment.trial(name, seed, *numbers)
     groups = reported(path)
     if not groups:
-        parser.error(f"{path} has no way to spend nights with all seeds")
+        parser.error(f"{path} has no way to spend all nights")
     made = table(groups)
     write_whole(given.workdir / "results.md", made)
     draw(groups, given.workdir / "results.png")

@@ -163,11 +163,15 @@ def test_a_table_tells_what_is_left_and_what_is_forgotten(ten, tmp_path):
     path = tmp_path / "trials.jsonl"
     for seed in (0, 1, 2, 1000):
         ten.add_json_line(path, row_of(ten, "sleep", seed))
-    ten.add_json_line(path, row_of(ten, "fine-tuning", 0))
+    ten.add_json_line(path, row_of(ten, "sleep", 0, 1.0) | {"rate": 0.3})  # of fewer worlds
+    ten.add_json_line(path, row_of(ten, "fine-tuning", 1))
     groups = ten.reported(path)
-    assert list(groups) == [("sleep", 1)] and len(groups["sleep", 1]) == 3
-    *_, line = ten.table(groups).splitlines()
-    cells = "100 ± 0 | 100 ± 0 | 55 ± 0 | 50 ± 0 | 50 ± 0 | -1 ± 0 | 5 ± 0 | 3 ± 0 | 0.1 | 0"
+    assert {name: [row["seed"] for row in rows] for name, rows in groups.items()} == {
+        ("sleep", 1): [0, 1, 2],
+        ("fine-tuning", 1): [1],
+    }
+    *_, line, _ = ten.table(groups).splitlines()
+    cells = "100 ± 0 | 100 ± 0 | 55 ± 0 | 50 ± 0 | 50 ± 0 | -1 ± 0 | 5 ± 0 | 0.1 | 0 | 3"
     assert line == f"| sleep | {cells} |"
     ten.draw(groups, tmp_path / "results.png")
     assert (tmp_path / "results.png").stat().st_size > 1000
