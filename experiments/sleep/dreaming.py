@@ -72,7 +72,7 @@ from hope_jax.sleep.seeding import Lesson
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-PEOPLE, KINDS_EACH = 6, 2  # of a day; and what is told of each on the first
+PEOPLE, KINDS_EACH = 4, 2  # of a day; and what is told of each on the first
 SELECTION, SEEDS = (1000,), (0, 1, 2)
 NIGHT = SleepConfig(
     steps=300,
@@ -88,12 +88,13 @@ NIGHT = SleepConfig(
 NIGHT_RATE = 0.1
 
 
-NIGHT_RATE, OPENINGS, PART = 0.1, 256, 56
+NIGHT_RATE, OPENINGS, PART = 0.3, 256, 56
 BEST, OTHERS, TEMPERATURE, LINE = 48, 16, 0.5, 6
 DREAMING = DreamConfig(
     dreams=256,
     dream_tokens=10,
     without_openings=True,
+    random_expert=False,
     best=BEST,
     others=OTHERS,
     trial_steps=10,
@@ -169,9 +170,12 @@ def nights(reader: Model, life: Life, seed: int) -> Context:
     """Reads and sleeps, day after day; who wakes from the last night."""
     model, params, tokenizer = reader
     optimizer = optax.adam(optax.linear_schedule(NIGHT_RATE, 0, NIGHT.steps))
-    rehearsed = jnp.asarray(other_documents(tokenizer, seed)[:, :PART])
+    rehearsed = other_documents(tokenizer, seed)[:, :PART]
     woken = None
     for number, day in enumerate(life.days):
+        if woken is not None:
+            shape = rehearsed[::2].shape
+            rehearsed[::2] = own_words(reader, woken, life.days[number - 1], seed, shape)
         before = read(model, params, day.ids[None], woken)
         rows, lengths = (
             part[np.arange(OPENINGS) * len(part) // OPENINGS]
@@ -192,6 +196,27 @@ def nights(reader: Model, life: Life, seed: int) -> Context:
         print(f"night {number}: divergence {night.before[0]:.3f}, {night.after[0]:.3f}", flush=True)
     assert woken is not None
     return woken
+
+
+def own_words(
+    reader: Model, woken: Context, day: World, seed: int, shape: tuple[int, ...]
+) -> np.ndarray:
+    """Texts of lines about a day, as who has woken remembers it."""
+    begun = [
+        way.split(" {value}")[0].format(name=fact.name)
+        for fact in (question.facts[0] for question in day.questions)
+        for way in (*KINDS[fact.kind].told, *KINDS[fact.kind].asked)
+    ]
+    lines = finished(reader, woken, begun, jax.random.key(seed))
+    ids, random = (
+        [reader.tokenizer.encode(line) for line in lines],
+        np.random.default_rng([seed, 9]),
+    )
+    rows = np.zeros(shape, np.int32)
+    for row in rows:
+        some = random.integers(len(ids), size=len(row))
+        row[:] = np.concatenate([ids[place] for place in some])[: len(row)]
+    return rows
 
 
 def kept_nights(reader: Model, life: Life, seed: int, folder: Path) -> Context:
@@ -283,7 +308,7 @@ ARMS: dict[str, dict[str, Any] | None] = {
     ALONE: None,
     "dreams": {},
     "without gradient selection": {"best": 0, "others": BEST + OTHERS},
-    "without the random expert": {"random_expert": False},
+    "with random experts": {"random_expert": True},
     "without trials": {},
     "learned with what was recalled": {"without_openings": False},
 }
@@ -392,6 +417,11 @@ def told_of(tokenizer: Tokenizer, life: Life, dreams: Dreams) -> dict[str, Any]:
     ]
     tried, helped = dreams.tried[0], dreams.tried[0][dreams.reward[0] > 0]
     groups = {"all": range(len(said)), "tried": tried, "helped": helped}
+    best = np.argsort(-dreams.scores[0])
+    examples = {
+        tokenizer.decode(tokens[tried[place]][: ends[tried[place]]]): float(dreams.scores[0, place])
+        for place in (*best[:6], *best[-6:])
+    }
     return {
         "helped": float(dreams.reward.mean()),
         "score": [float(dreams.before[0]), float(dreams.after[0])],
@@ -403,6 +433,7 @@ def told_of(tokenizer: Tokenizer, life: Life, dreams: Dreams) -> dict[str, Any]:
             ]
             for name, group in groups.items()
         },
+        "examples": examples,
     }
 
 
