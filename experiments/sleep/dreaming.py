@@ -75,7 +75,7 @@ import matplotlib.pyplot as plt
 PEOPLE, KINDS_EACH = 4, 2  # of a day; and what is told of each on the first
 SELECTION, SEEDS = (1000,), (0, 1, 2)
 NIGHT = SleepConfig(
-    steps=300,
+    steps=250,
     samples=16,
     kept_samples=1024,
     tokens=12,
@@ -98,7 +98,7 @@ DREAMING = DreamConfig(
     best=BEST,
     others=OTHERS,
     trial_steps=10,
-    trial_rate=1e-2,
+    trial_rate=3e-3,
     dream_steps=50,
 )
 RATES, FIRST_RATE = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2), 3e-3  # of training on dreams
