@@ -2035,8 +2035,8 @@ FAULTS = [
     ),
     Fault(
         "experiments/sleep/dreaming.py",
-        "halves[place % 2].extend(",
-        "halves[random.integers(2)].extend(",
+        "            if place % 2:\n",
+        "            if random.random() < 0.5:\n",
         "tests/sleep/test_dreaming_command.py::test_questions_join_facts_of_two_days_and_those_reported_are_of_others",
     ),
     Fault(
@@ -2047,8 +2047,8 @@ FAULTS = [
     ),
     Fault(
         "experiments/sleep/dreaming.py",
-        "            state, dreams = self.dreamt(life, slept, seed, settings, score)\n",
-        "            _, dreams = self.dreamt(life, slept, seed, settings, score)\n",
+        "            state, dreams = self.dreamt(life, woken, seed, settings, score)\n",
+        "            _, dreams = self.dreamt(life, woken, seed, settings, score)\n",
         "tests/sleep/test_dreaming_command.py::test_without_trials_all_that_are_tried_are_trained_on",
     ),
     Fault(
