@@ -4,20 +4,25 @@
     python experiments/sleep/words.py runs/facts/friends.json --friends
     python experiments/sleep/facts_pretrain.py --workdir=runs/facts/model
     python experiments/sleep/facts_pretrain.py --friends --run=runs/facts/model \\
-        --workdir=runs/facts/friends
+        --steps=400 --level_steps=60 --workdir=runs/facts/friends
     python experiments/sleep/dreaming.py --run=runs/facts/friends --nights=runs/facts/nights \\
         --workdir=experiments/sleep/dreaming
     python experiments/sleep/dreaming.py --table --workdir=experiments/sleep/dreaming  # runs nothing
 
 A model that was trained on other worlds, also to say what is true of a friend where both facts stand
-before the question, reads a day's facts, sleeps, and so on for `DAYS` days. Who wakes from the last
-night is asked, with no text before, "Where does the friend of TAVOMI live?", where the friend was told of
-on an earlier day.
+before the question, reads two facts about each of some people, and sleeps. On the next day it reads who is
+whose friend, and sleeps again; then it also rehearses what it remembers of the first day. It is asked, with
+no text before, "Where does the friend of TAVOMI live?".
 
-Before each dream the reader recalls a friendship of one day, as it begins, and then something about that
-friend, of the other day. What it says with both in front of it is the dream, and is learned without them.
-Questions about half of the people, in one phrasing, try the dreams. Reported are those about the same
-people in other words, and those about the others, of whom no trial knows.
+Before each dream it recalls a friendship, as it begins, and then something about that friend. What it says
+with both in front of it is the dream, and is learned without them. Questions about half of the people, in
+one phrasing, try the dreams. Reported are those about the same people in other words, and those about the
+others, of whom no trial knows.
+
+Dreams are as the paper's, but for random experts, which are an arm of their own. The rate of training on
+dreams is that at which right answers of a world that is not reported are likeliest, of those which cost
+other documents 1% at most. A trial that has ended is a line of WORKDIR/trials.jsonl, so that a command that
+is stopped and given again goes on.
 """
 
 import argparse
