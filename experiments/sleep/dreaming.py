@@ -10,19 +10,19 @@
     python experiments/sleep/dreaming.py --table --workdir=experiments/sleep/dreaming  # runs nothing
 
 A model that was trained on other worlds, also to say what is true of a friend where both facts stand
-before the question, reads two facts about each of some people, and sleeps. On the next day it reads who is
-whose friend, and sleeps again; then it also rehearses what it remembers of the first day. It is asked, with
-no text before, "Where does the friend of TAVOMI live?".
+before the question, reads two facts about each of some people, and sleeps. On the next day it reads who
+is whose friend, and sleeps again; then it also rehearses what it remembers of the first day. It is
+asked, with no text before, "Where does the friend of TAVOMI live?".
 
-Before each dream it recalls a friendship, as it begins, and then something about that friend. What it says
-with both in front of it is the dream, and is learned without them. Questions about half of the people, in
-one phrasing, try the dreams. Reported are those about the same people in other words, and those about the
-others, of whom no trial knows.
+Before each dream it recalls a friendship, as it begins, and then something about that friend. What it
+says with both in front of it is the dream, and is learned without them. Questions about half of the
+people, in one phrasing, try the dreams. Reported are those about the same people in other words, and
+those about the others, of whom no trial knows.
 
-Dreams are as the paper's, but for random experts, which are an arm of their own. The rate of training on
-dreams is that at which right answers of a world that is not reported are likeliest, of those which cost
-other documents 1% at most. A trial that has ended is a line of WORKDIR/trials.jsonl, so that a command that
-is stopped and given again goes on.
+Dreams are as the paper's, but for random experts, which are an arm of their own. The rate of training
+on dreams is that at which right answers of a world that is not reported are likeliest, of those which
+cost other documents 1% at most. A trial that has ended is a line of WORKDIR/trials.jsonl, so that a
+command that is stopped and given again goes on.
 """
 
 import argparse
@@ -341,7 +341,7 @@ class Experiment(NamedTuple):
         key = {
             "arm": name,
             "seed": seed,
-            "night": dataclasses.asdict(NIGHT) | {"learning_rate": NIGHT_RATE},
+            "night": asleep(),
             "dreaming": settings and dataclasses.asdict(settings) | {"temperature": TEMPERATURE},
         }
         for row in find_json_lines(self.path, key):
@@ -442,6 +442,11 @@ def told_of(tokenizer: Tokenizer, life: Life, dreams: Dreams) -> dict[str, Any]:
     }
 
 
+def asleep() -> dict[str, Any]:
+    """How nights go, as trials tell it."""
+    return dataclasses.asdict(NIGHT) | {"learning_rate": NIGHT_RATE, "people": PEOPLE}
+
+
 def added(row: Mapping[str, Any], other: Mapping[str, Any]) -> float:
     """To the loss of other documents, as a share of what it is after another trial."""
     loss, before = (found["unrelated"]["loss"] for found in (row, other))
@@ -522,7 +527,7 @@ def reported(path: Path) -> dict[str, list[Row]]:
     """The trials of each arm that has all seeds, in the order of `ARMS`."""
     groups: dict[str, dict[float, dict[int, Row]]] = {}
     for row in find_json_lines(path, {}):
-        if row["seed"] in SEEDS and row["arm"] in ARMS:
+        if row["seed"] in SEEDS and row["arm"] in ARMS and row["night"] == asleep():
             rate = (row["dreaming"] or {}).get("dream_rate", 0.0)
             groups.setdefault(row["arm"], {}).setdefault(rate, {})[row["seed"]] = row
     found = {}

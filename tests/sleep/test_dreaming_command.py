@@ -240,7 +240,7 @@ def test_rates_cost_little_and_the_table_tells_arms_with_all_seeds(scripts, monk
         loss = 1.0 if rate < 1e-2 else 1.2
         found = {"single": {"won": 0.5}, "tried": {"won": 0.5}, "unrelated": {"loss": loss}}
         found["asked"] = found["reworded"] = {"won": seed / 10, "log_likelihood": rate - 1}
-        row = {"arm": name, "seed": seed, "dreaming": None, **found}
+        row = {"arm": name, "seed": seed, "night": dreaming.asleep(), "dreaming": None, **found}
         if name == dreaming.ALONE:
             row |= {"unread": found, "told both": 1.0}
         else:
@@ -257,6 +257,9 @@ def test_rates_cost_little_and_the_table_tells_arms_with_all_seeds(scripts, monk
     ):
         for seed in seeds:
             dreaming.add_json_line(path, experiment.trial(name, seed, 3e-3))
+    other = experiment.trial("without trials", 1, 3e-3) | {"night": {}}
+    for seed in (0, 1, 2):
+        dreaming.add_json_line(path, other | {"seed": seed})
     groups = dreaming.reported(path)
     assert list(groups) == [dreaming.ALONE, "dreams"]
     lines = dreaming.table(groups).splitlines()
