@@ -2101,8 +2101,8 @@ FAULTS = [
     ),
     Fault(
         "experiments/sleep/dreaming.py",
-        "halves[place % 2].extend(",
-        "halves[random.integers(2)].extend(",
+        "            if place % 2:\n",
+        "            if random.random() < 0.5:\n",
         "tests/sleep/test_dreaming_command.py::test_questions_join_facts_of_two_days_and_those_reported_are_of_others",
     ),
     Fault(

@@ -4,25 +4,33 @@
     python experiments/sleep/words.py runs/facts/friends.json --friends
     python experiments/sleep/facts_pretrain.py --workdir=runs/facts/model
     python experiments/sleep/facts_pretrain.py --friends --start=runs/facts/model \\
-        --workdir=runs/facts/friends
+        --steps=400 --level_steps=60 --workdir=runs/facts/friends
     python experiments/sleep/dreaming.py --run=runs/facts/friends --nights=runs/facts/nights \\
         --workdir=experiments/sleep/dreaming
     python experiments/sleep/dreaming.py --table --workdir=experiments/sleep/dreaming  # runs nothing
 
 A model that was trained on other worlds, also to say what is true of a friend where both facts stand
-before the question, reads a day's facts, sleeps, and so on for `DAYS` days. Who wakes from the last
-night is asked, with no text before, "Where does the friend of TAVOMI live?", where the friend was told of
-on an earlier day.
+before the question, reads two facts about each of some people, and sleeps. On the next day it reads who
+is whose friend, and sleeps again; then it also rehearses what it remembers of the first day. It is
+asked, with no text before, "Where does the friend of TAVOMI live?".
 
-Dreams begin as a friendship is told, up to the friend, of people whose friends are of another day.
-Questions about half of these people try the dreams; those about the others are reported.
+Before each dream it recalls a friendship, as it begins, and then something about that friend. What it
+says with both in front of it is the dream, and is learned without them. Questions about half of the
+people, in one phrasing, try the dreams. Reported are those about the same people in other words, and
+those about the others, of whom no trial knows.
+
+Dreams are as the paper's, but for random experts, which are an arm of their own. The rate of training
+on dreams is that at which right answers of a world that is not reported are likeliest, of those which
+cost other documents 1% at most. A trial that has ended is a line of WORKDIR/trials.jsonl, so that a
+command that is stopped and given again goes on.
 """
 
 import argparse
 import dataclasses
+import itertools
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,9 +59,9 @@ from hope_jax.data.whole_file import write_whole
 from hope_jax.evaluation.choices import log_likelihoods, row_losses, share_won
 from hope_jax.evaluation.given_answers import Answers, answers_of
 from hope_jax.evaluation.grid import climb
-from hope_jax.evaluation.world import KINDS, Fact, Question, ask, tell
+from hope_jax.evaluation.world import KINDS, Question, ask, tell
 from hope_jax.inference.context_file import load_context, save_context
-from hope_jax.inference.sampling import Context, read
+from hope_jax.inference.sampling import Context, read, sample
 from hope_jax.layers.experts import Experts
 from hope_jax.models import LanguageModel
 from hope_jax.models.in_context import HeldState
@@ -62,16 +70,17 @@ from hope_jax.sleep.config import DreamConfig, SleepConfig
 from hope_jax.sleep.cycle import sleep
 from hope_jax.sleep.dreams import Dreams, ReaderScore, dream
 from hope_jax.sleep.expansion import experts_of
+from hope_jax.sleep.readers import Reader, as_batch, axes, readers_of
 from hope_jax.sleep.samples import openings_of
 from hope_jax.sleep.seeding import Lesson
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-PEOPLE, KINDS_EACH = 6, 2  # of a day; and what is told of each on the first
+PEOPLE, KINDS_EACH = 4, 2  # of a day; and what is told of each on the first
 SELECTION, SEEDS = (1000,), (0, 1, 2)
 NIGHT = SleepConfig(
-    steps=300,
+    steps=250,
     samples=16,
     kept_samples=1024,
     tokens=12,
@@ -84,15 +93,17 @@ NIGHT = SleepConfig(
 NIGHT_RATE = 0.1
 
 
-NIGHT_RATE, OPENINGS, PART = 0.1, 256, 56
-BEST, OTHERS, TEMPERATURE = 24, 8, 0.5
+NIGHT_RATE, OPENINGS, PART = 0.3, 256, 56
+BEST, OTHERS, TEMPERATURE, LINE = 48, 16, 0.5, 6
 DREAMING = DreamConfig(
-    dreams=128,
-    dream_tokens=48,
+    dreams=256,
+    dream_tokens=10,
+    without_openings=True,
+    random_expert=False,
     best=BEST,
     others=OTHERS,
     trial_steps=10,
-    trial_rate=1e-2,
+    trial_rate=3e-3,
     dream_steps=50,
 )
 RATES, FIRST_RATE = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2), 3e-3  # of training on dreams
@@ -104,14 +115,16 @@ class Life(NamedTuple):
     Attributes:
       days: the world of each, with a question for each of its facts.
       tried: questions that join facts of two days, by which dreams are tried.
-      asked: those that are reported, of other people.
-      openings: of dreams.
+      reworded: the same in other words.
+      asked: those about other people.
+      recalled: beginnings of two lines each, what is told of a person's friend and of `{friend}`.
     """
 
     days: list[World]
     tried: list[Question]
+    reworded: list[Question]
     asked: list[Question]
-    openings: list[str]
+    recalled: list[tuple[str, str]]
 
 
 def life_of(tokenizer: Tokenizer, seed: int) -> Life:
@@ -121,7 +134,8 @@ def life_of(tokenizer: Tokenizer, seed: int) -> Life:
     facts, links = (
         [fact for fact in day if (fact.kind == "friend") == later] for later, day in enumerate(told)
     )
-    days, openings = [], []
+    days: list[World] = []
+    recalled: list[tuple[str, str]] = []
     for day in (facts, links):
         # A friend's name stands nowhere else, and a name is learned where it is said more than once.
         ways = random.permuted(np.tile(np.arange(PHRASINGS), (len(day), 1)), axis=1)
@@ -130,12 +144,21 @@ def life_of(tokenizer: Tokenizer, seed: int) -> Life:
         ids = whole_chunks(tokenizer, "".join(f"{line}\n" for line in lines) + "\n")
         asked = [spaced(question) for question in ask(day, random)]
         days.append(World(ids, 0, lines, asked))
-    halves: tuple[list[Question], list[Question]] = ([], [])
+    tried, reworded, asked = [], [], []
     for place, link in enumerate(links):
-        halves[place % 2].extend(every_way(link, facts, random))
-        begun = [way.split("{value}")[0] for way in KINDS["friend"].told]
-        openings += [way.format(name=link.name) for way in begun]
-    return Life(days, *halves, openings)
+        for question in joined_of([link], facts, random):
+            kind = KINDS[question.facts[1].kind]
+            name = f"the friend of {link.name}"
+            first, *others = (question._replace(prompt=way.format(name=name)) for way in kind.asked)
+            if place % 2:
+                asked += [first, *others]
+            else:
+                tried.append(first)
+                reworded += others
+            begun = [way.split("{value}")[0].format(name=link.name) for way in KINDS["friend"].told]
+            then = [way.split(" {value}")[0].format(name="{friend}") for way in kind.told]
+            recalled += itertools.product(begun, then)
+    return Life(days, tried, reworded, asked, recalled)
 
 
 def spaced(question: Question) -> Question:
@@ -148,22 +171,16 @@ def spaced(question: Question) -> Question:
     )
 
 
-def every_way(
-    link: Fact, earlier: Sequence[Fact], random: np.random.Generator
-) -> Iterator[Question]:
-    """All questions for what earlier facts tell of a friend."""
-    for question in joined_of([link], earlier, random):
-        for way in KINDS[question.facts[1].kind].asked:
-            yield question._replace(prompt=way.format(name=f"the friend of {link.name}"))
-
-
 def nights(reader: Model, life: Life, seed: int) -> Context:
     """Reads and sleeps, day after day; who wakes from the last night."""
     model, params, tokenizer = reader
     optimizer = optax.adam(optax.linear_schedule(NIGHT_RATE, 0, NIGHT.steps))
-    rehearsed = jnp.asarray(other_documents(tokenizer, seed)[:, :PART])
+    rehearsed = other_documents(tokenizer, seed)[:, :PART]
     woken = None
     for number, day in enumerate(life.days):
+        if woken is not None:
+            shape = rehearsed[::2].shape
+            rehearsed[::2] = own_words(reader, woken, life.days[number - 1], seed, shape)
         before = read(model, params, day.ids[None], woken)
         rows, lengths = (
             part[np.arange(OPENINGS) * len(part) // OPENINGS]
@@ -184,6 +201,27 @@ def nights(reader: Model, life: Life, seed: int) -> Context:
         print(f"night {number}: divergence {night.before[0]:.3f}, {night.after[0]:.3f}", flush=True)
     assert woken is not None
     return woken
+
+
+def own_words(
+    reader: Model, woken: Context, day: World, seed: int, shape: tuple[int, ...]
+) -> np.ndarray:
+    """Texts of lines about a day, as who has woken remembers it."""
+    begun = [
+        way.split(" {value}")[0].format(name=fact.name)
+        for fact in (question.facts[0] for question in day.questions)
+        for way in (*KINDS[fact.kind].told, *KINDS[fact.kind].asked)
+    ]
+    lines = finished(reader, woken, begun, jax.random.key(seed))
+    ids, random = (
+        [reader.tokenizer.encode(line) for line in lines],
+        np.random.default_rng([seed, 9]),
+    )
+    rows = np.zeros(shape, np.int32)
+    for row in rows:
+        some = random.integers(len(ids), size=len(row))
+        row[:] = np.concatenate([ids[place] for place in some])[: len(row)]
+    return rows
 
 
 def kept_nights(reader: Model, life: Life, seed: int, folder: Path) -> Context:
@@ -215,9 +253,56 @@ def score_by(tokenizer: Tokenizer, questions: Sequence[Question]) -> ReaderScore
     return jax.tree_util.Partial(choice_score, answers)
 
 
+def in_rows(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Ids, filled up at the ends of rows, and how many of each row count."""
+    ids = [tokenizer.encode(text) for text in texts]
+    lengths = np.array([len(row) for row in ids])
+    rows = np.zeros((len(ids), lengths.max()), np.int32)
+    for place, row in enumerate(ids):
+        rows[place, : len(row)] = row
+    return rows, lengths
+
+
+def recall(reader: Model, woken: Context, life: Life, keys: Any) -> list[str]:
+    """Two lines each, which the reader goes on with as it remembers."""
+    begun = [first for first, _ in life.recalled]
+    told = finished(reader, woken, begun, keys[0])
+    friends = [line.split(first)[1].strip(".\n") for first, line in zip(begun, told, strict=True)]
+    pairs = zip(told, friends, life.recalled, strict=True)
+    then = [line + second.format(friend=friend) for line, friend, (_, second) in pairs]
+    return finished(reader, woken, then, keys[1])
+
+
+def finished(reader: Model, woken: Context, texts: Sequence[str], key: Any) -> list[str]:
+    """Texts with what the reader says until the line ends."""
+    model, params, tokenizer = reader
+    rows, lengths = in_rows(tokenizer, texts)
+    given = jnp.asarray(np.pad(rows[:, 1:], ((0, 0), (0, LINE))))
+
+    def one(alone: Reader) -> Any:
+        context = read(model, params, rows[:, :1], as_batch(model, alone, len(rows)))
+        return sample(
+            model,
+            params,
+            context,
+            key,
+            num_tokens=given.shape[1],
+            temperature=TEMPERATURE,
+            given=given,
+            given_length=jnp.asarray(lengths - 1),
+        )[0]
+
+    (said,) = np.asarray(jax.vmap(one, in_axes=(axes(model),))(readers_of(woken)))
+    ends = [
+        tokenizer.decode(row[size - 1 :][:LINE]) for row, size in zip(said, lengths, strict=True)
+    ]
+    return [text + end.split("\n")[0] + "\n" for text, end in zip(texts, ends, strict=True)]
+
+
 def joined_said(life: Life, text: str) -> list[bool]:
     """Of each answer in a text to a question that joins facts of two days, whether it is right."""
-    right = {question.prompt: question.answer for question in life.tried + life.asked}
+    joined = life.tried + life.reworded + life.asked
+    right = {question.prompt: question.answer for question in joined}
     said = [(line.split("?")[0] + "?", line) for line in text.split("\n") if line.endswith(".")]
     return [line == asked + right[asked] for asked, line in said if asked in right]
 
@@ -228,9 +313,9 @@ ARMS: dict[str, dict[str, Any] | None] = {
     ALONE: None,
     "dreams": {},
     "without gradient selection": {"best": 0, "others": BEST + OTHERS},
-    "without the random expert": {"random_expert": False},
-    "without either": {"best": 0, "others": BEST + OTHERS, "random_expert": False},
+    "with random experts": {"random_expert": True},
     "without trials": {},
+    "learned with what was recalled": {"without_openings": False},
 }
 
 
@@ -256,7 +341,7 @@ class Experiment(NamedTuple):
         key = {
             "arm": name,
             "seed": seed,
-            "night": dataclasses.asdict(NIGHT) | {"learning_rate": NIGHT_RATE},
+            "night": asleep(),
             "dreaming": settings and dataclasses.asdict(settings) | {"temperature": TEMPERATURE},
         }
         for row in find_json_lines(self.path, key):
@@ -274,21 +359,22 @@ class Experiment(NamedTuple):
         row |= self.asked(life, Learnt(params, state))
         if settings is None:
             row["unread"] = self.asked(life, Learnt(params, None))
-            row["told both"] = self.told_both(life.asked)
+            row["told both"] = self.told_both(life.reworded + life.asked)
         add_json_line(self.path, row)
         print({part: row[part] for part in row if part not in ("night", "dreaming")}, flush=True)
         return row
 
     def chosen(self, name: str) -> float:
-        """The rate of training on dreams, that which answers best of those that cost others little."""
+        """The rate of training on dreams, for all that do: what answers best at little cost to others."""
         if ARMS[name] is None:
             return 0.0
 
         def score(rate: float) -> float:
-            trials = [self.trial(name, seed, rate) for seed in SELECTION]
+            trials = [self.trial("dreams", seed, rate) for seed in SELECTION]
             alone = [self.trial(ALONE, seed, 0.0) for seed in SELECTION]
             lost = statistics.fmean(map(added, trials, alone))
-            likely = statistics.fmean(trial["asked"]["log_likelihood"] for trial in trials)
+            groups = [trial[group] for trial in trials for group in ("reworded", "asked")]
+            likely = statistics.fmean(group["log_likelihood"] for group in groups)
             # Where all cost too much, the one that costs least.
             return likely if lost <= MOST_LOST else -1000 - lost
 
@@ -299,18 +385,16 @@ class Experiment(NamedTuple):
     ) -> tuple[ModelState, Dreams]:
         """Dreams of who has woken from the last night, who learns from them."""
         model, params, tokenizer = self.reader
-        begun = [tokenizer.encode(text) for text in life.openings]
-        lengths = np.array([len(ids) for ids in begun])
-        rows = np.stack([np.pad(ids, (0, lengths.max() - len(ids))) for ids in begun])
-        keys = jax.random.key(seed)[None]
-        lesson = Lesson(woken, woken.state, keys, openings_of(rows, lengths))
+        keys = jax.random.split(jax.random.key(seed), 3)
+        begun = recall(self.reader, woken, life, keys[:2])
+        lesson = Lesson(woken, woken.state, keys[2:], openings_of(*in_rows(tokenizer, begun)))
         night = dataclasses.replace(NIGHT, temperature=TEMPERATURE)
         return dream(model, params, lesson, night, settings, score)
 
     def asked(self, life: Life, who: Learnt) -> dict[str, Any]:
         """What is answered, and what other documents lose."""
         single = [question for day in life.days for question in day.questions]
-        groups = {"single": single, "tried": life.tried, "asked": life.asked}
+        groups = dict(single=single, tried=life.tried, reworded=life.reworded, asked=life.asked)
         found: dict[str, Any] = {
             name: measured(self.reader, who, group) for name, group in groups.items()
         }
@@ -338,6 +422,11 @@ def told_of(tokenizer: Tokenizer, life: Life, dreams: Dreams) -> dict[str, Any]:
     ]
     tried, helped = dreams.tried[0], dreams.tried[0][dreams.reward[0] > 0]
     groups = {"all": range(len(said)), "tried": tried, "helped": helped}
+    best = np.argsort(-dreams.scores[0])
+    examples = {
+        tokenizer.decode(tokens[tried[place]][: ends[tried[place]]]): float(dreams.scores[0, place])
+        for place in (*best[:6], *best[-6:])
+    }
     return {
         "helped": float(dreams.reward.mean()),
         "score": [float(dreams.before[0]), float(dreams.after[0])],
@@ -349,7 +438,13 @@ def told_of(tokenizer: Tokenizer, life: Life, dreams: Dreams) -> dict[str, Any]:
             ]
             for name, group in groups.items()
         },
+        "examples": examples,
     }
+
+
+def asleep() -> dict[str, Any]:
+    """How nights go, as trials tell it."""
+    return dataclasses.asdict(NIGHT) | {"learning_rate": NIGHT_RATE, "people": PEOPLE}
 
 
 def added(row: Mapping[str, Any], other: Mapping[str, Any]) -> float:
@@ -366,9 +461,12 @@ def right_share(row: Mapping[str, Any], which: str) -> float:
 
 Row = Mapping[str, Any]
 ANSWERED: dict[str, Callable[[Row], float]] = {
-    "joined, reported, %": lambda found: 100 * found["asked"]["won"],
-    "log-likelihood": lambda found: found["asked"]["log_likelihood"],
-    "joined, by which dreams are tried, %": lambda found: 100 * found["tried"]["won"],
+    "joined, about others, %": lambda found: 100 * found["asked"]["won"],
+    "joined, reworded, %": lambda found: 100 * found["reworded"]["won"],
+    "log-likelihood of both": lambda found: statistics.fmean(
+        found[group]["log_likelihood"] for group in ("asked", "reworded")
+    ),
+    "by which dreams are tried, %": lambda found: 100 * found["tried"]["won"],
     "single facts, %": lambda found: 100 * found["single"]["won"],
 }
 DREAMT: dict[str, Callable[[Row], float]] = {
@@ -408,19 +506,19 @@ def table(groups: Mapping[str, Sequence[Row]]) -> str:
 
 def draw(groups: Mapping[str, Sequence[Row]], path: Path) -> None:
     """What is answered after nights and dreams; a point for each seed."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained", sharey=True)
-    unread = statistics.fmean(100 * row["unread"]["asked"]["won"] for row in groups[ALONE])
-    left.axvline(unread, color="gray", linestyle=":", label="nothing read")
-    for half, column in ((left, "joined, reported, %"), (right, "single facts, %")):
+    columns = ("joined, reworded, %", "joined, about others, %", "single facts, %")
+    figure, halves = plt.subplots(1, 3, figsize=(10, 3), layout="constrained", sharey=True)
+    for half, column in zip(halves, columns, strict=True):
+        unread = statistics.fmean(ANSWERED[column](row["unread"]) for row in groups[ALONE])
+        half.axvline(unread, color="gray", linestyle=":", label="nothing read")
+        half.set_xlabel(column, fontsize=8)
         for place, rows in enumerate(groups.values()):
             values = [ANSWERED[column](row) for row in rows]
             half.barh(place, statistics.fmean(values), color="C0", alpha=0.6)
             half.plot(values, [place] * len(values), "k.", markersize=4)
-    left.set_yticks(range(len(groups)), list(groups), fontsize=8)
-    left.invert_yaxis()
-    left.set_xlabel("questions right that join facts of two days, %", fontsize=8)
-    right.set_xlabel("questions right about single facts, %", fontsize=8)
-    left.legend(fontsize=7)
+    halves[0].set_yticks(range(len(groups)), list(groups), fontsize=8)
+    halves[0].invert_yaxis()
+    halves[0].legend(fontsize=7)
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
@@ -429,7 +527,7 @@ def reported(path: Path) -> dict[str, list[Row]]:
     """The trials of each arm that has all seeds, in the order of `ARMS`."""
     groups: dict[str, dict[float, dict[int, Row]]] = {}
     for row in find_json_lines(path, {}):
-        if row["seed"] in SEEDS and row["arm"] in ARMS:
+        if row["seed"] in SEEDS and row["arm"] in ARMS and row["night"] == asleep():
             rate = (row["dreaming"] or {}).get("dream_rate", 0.0)
             groups.setdefault(row["arm"], {}).setdefault(rate, {})[row["seed"]] = row
     found = {}

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from hope_jax.data.tokenizers import load_tokenizer
+from hope_jax.models.language_model import init_state
 from hope_jax.sleep.cycle import begin_lesson
+from hope_jax.sleep.expansion import make_room
 from tests.sleep.conftest import reader_with
 
 
@@ -77,8 +79,8 @@ def test_questions_join_facts_of_two_days_and_those_reported_are_of_others(scrip
     life = scripts["dreaming"].life_of(tokenizers[1], 0)
     told = [facts_in(scripts, "\n".join(day.lines)) for day in life.days]
     people = []
-    for questions in (life.tried, life.asked):
-        assert len(questions) == 3 * 2 * 3 == len({question.prompt for question in questions})
+    for questions in (life.tried + life.reworded, life.asked):
+        assert len(questions) == 2 * 2 * 3 == len({question.prompt for question in questions})
         for question in questions:
             link, fact = question.facts
             earlier, later = told
@@ -87,16 +89,42 @@ def test_questions_join_facts_of_two_days_and_those_reported_are_of_others(scrip
             assert link.name not in {name for name, _ in earlier}
             assert link.name in question.prompt and fact.name not in question.prompt
         people.append({question.facts[0].name for question in questions})
-    assert len(people[0]) == len(people[1]) == 3 and not people[0] & people[1]
-    assert len(life.openings) == 18
+    assert len(people[0]) == len(people[1]) == 2 and not people[0] & people[1]
+    assert len(life.tried) == 2 * 2 and len(life.recalled) == 4 * 2 * 9
     for question in life.days[1].questions:  # for friends
         parts = (question.prompt, question.answer)
         ids = np.concatenate([tokenizers[1].encode(part) for part in parts])
         assert ids.tolist() == tokenizers[1].encode("".join(parts)).tolist() and 0 not in ids
-    everyone = {name for known in told for name, _ in known}
-    for opening in life.openings:
-        (about,) = [name for name in everyone if name in opening]
-        assert about in people[0] | people[1]
+    values = {question.answer.strip(" .") for day in life.days for question in day.questions}
+    for first, then in life.recalled:
+        (about,) = [name for name in people[0] | people[1] if name in first]
+        assert "{friend}" in then and not [value for value in values if value in first + then]
+
+
+def test_two_lines_are_recalled_each_of_which_ends_where_the_reader_ends_it(
+    scripts, reader, monkeypatch
+):
+    dreaming = scripts["dreaming"]
+    monkeypatch.setattr(dreaming, "TEMPERATURE", 0.0)
+    life = dreaming.life_of(reader.tokenizer, 0)
+    state = make_room(reader.model, init_state(reader.model, reader.params, 1), 1, 2)
+    woken = dreaming.Context(state, jnp.zeros((1, reader.tokenizer.vocab_size)))
+    texts = [first for first, _ in life.recalled[:20:5]]
+    for text, whole in zip(
+        texts, dreaming.finished(reader, woken, texts, jax.random.key(0)), strict=True
+    ):
+        ids = reader.tokenizer.encode(text)[None]
+        context = dreaming.read(reader.model, reader.params, ids)
+        said, _ = dreaming.sample(
+            reader.model,
+            reader.params,
+            context,
+            jax.random.key(0),
+            num_tokens=dreaming.LINE,
+            temperature=0.0,
+        )
+        line = reader.tokenizer.decode(np.asarray(said[0])).split("\n")[0]
+        assert whole == f"{text}{line}\n"
 
 
 def test_answers_in_dreams_are_told_right_from_wrong(scripts, tokenizers):
@@ -140,7 +168,7 @@ def experiment(scripts, reader, monkeypatch, tmp_path):
     monkeypatch.setattr(scripts["facts"], "PART", 12)
     small = dict(steps=1, samples=2, kept_samples=4, tokens=4, expert_width=2)
     monkeypatch.setattr(dreaming, "NIGHT", dataclasses.replace(dreaming.NIGHT, **small))
-    small = dict(dreams=33, dream_tokens=6, trial_steps=1, dream_steps=2)
+    small = dict(dreams=65, dream_tokens=6, trial_steps=1, dream_steps=2)
     monkeypatch.setattr(dreaming, "DREAMING", dataclasses.replace(dreaming.DREAMING, **small))
     return dreaming.Experiment(reader, tmp_path / "nights", tmp_path / "trials.jsonl")
 
@@ -183,8 +211,8 @@ def test_rates_cost_little_and_the_table_tells_arms_with_all_seeds(scripts, monk
     def trial(self, name, seed, rate):
         loss = 1.0 if rate < 1e-2 else 1.2
         found = {"single": {"won": 0.5}, "tried": {"won": 0.5}, "unrelated": {"loss": loss}}
-        found["asked"] = {"won": seed / 10, "log_likelihood": rate - 1}
-        row = {"arm": name, "seed": seed, "dreaming": None, **found}
+        found["asked"] = found["reworded"] = {"won": seed / 10, "log_likelihood": rate - 1}
+        row = {"arm": name, "seed": seed, "night": dreaming.asleep(), "dreaming": None, **found}
         if name == dreaming.ALONE:
             row |= {"unread": found, "told both": 1.0}
         else:
@@ -197,16 +225,19 @@ def test_rates_cost_little_and_the_table_tells_arms_with_all_seeds(scripts, monk
     for name, seeds in (
         (dreaming.ALONE, (0, 1, 2)),
         ("dreams", (0, 1, 2, 1000)),
-        ("without either", (0,)),
+        ("without trials", (0,)),
     ):
         for seed in seeds:
             dreaming.add_json_line(path, experiment.trial(name, seed, 3e-3))
+    other = experiment.trial("without trials", 1, 3e-3) | {"night": {}}
+    for seed in (0, 1, 2):
+        dreaming.add_json_line(path, other | {"seed": seed})
     groups = dreaming.reported(path)
     assert list(groups) == [dreaming.ALONE, "dreams"]
     lines = dreaming.table(groups).splitlines()
     assert len({line.count("|") for line in lines}) == 1
     assert lines[-2].startswith(
-        "| dreams | 10 ± 10 | -0.997 ± 0 | 50 ± 0 | 50 ± 0 | 0 ± 0 | 50 ± 0 | 25 ± 0 |"
+        "| dreams | 10 ± 10 | 10 ± 10 | -0.997 ± 0 | 50 ± 0 | 50 ± 0 | 0 ± 0 | 50 ± 0 | 25 ± 0 |"
     )
     dreaming.draw(groups, tmp_path / "results.png")
     assert (tmp_path / "results.png").stat().st_size > 1000
