@@ -16,7 +16,10 @@ Some sequences tell two languages, and some none. Languages from `FIRST_NEW` on 
 goes in `PARTS`, after each of which it can be stopped and goes on when the command is given again: first
 short sequences, then long ones; then adjectives stand last in all languages, for a model of this size
 still began 12% of its phrases with the wrong word; at last the MLPs of the last two blocks learn after
-each 32 tokens.
+each 32 tokens. Ten minutes of one core. Before the last part, of phrases that were not seen in training
+98% were right as a whole where one language had been told, and 58% where two had been. To translate out
+of a language, where what is looked for stands before what it is looked up by, was not learned: of
+single words 20% were right after 1,500 steps with both directions.
 """
 
 import argparse

@@ -401,9 +401,9 @@ ARMS = {
     "nights, nothing said of the first language": Arm(
         nights, 1e-1, more={"others": True, "recalls": False}
     ),
-    "fine-tuning": Arm(tuned, 1e-3, more={"others": False}),
-    "fine-tuning with other documents": Arm(tuned, 1e-3, more={"others": True}),
-    "elastic weights": Arm(tuned, 1e-3, 10.0, more={"others": False}),
+    "fine-tuning": Arm(tuned, 3e-4, more={"others": False}),
+    "fine-tuning with other documents": Arm(tuned, 3e-4, more={"others": True}),
+    "elastic weights": Arm(tuned, 3e-4, 10.0, more={"others": False}),
 }
 
 
