@@ -24,7 +24,6 @@ that a command that is stopped and given again goes on.
 
 import argparse
 import functools
-import math
 import statistics
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -592,9 +591,10 @@ def table(groups: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean and standard deviation."""
-    deviation = statistics.stdev(values) if len(values) > 1 else math.nan
-    return f"{statistics.fmean(values):.3g} ± {deviation:.2g}"
+    """Mean and standard deviation; of a single value, that."""
+    if len(values) == 1:
+        return f"{values[0]:.3g}"
+    return f"{statistics.fmean(values):.3g} ± {statistics.stdev(values):.2g}"
 
 
 def draw(groups: Mapping[str, Sequence[Mapping[str, Any]]], path: Path) -> None:
