@@ -3,6 +3,7 @@
 import pytest
 
 from hope_jax.commands import plan as command
+from hope_jax.models.flops import Flops
 from hope_jax.planning import topology
 from hope_jax.planning.memory import Memory
 from hope_jax.planning.plan import Plan
@@ -76,7 +77,9 @@ def planned(config, devices, assembly):
     """A plan of a step that needs 20 GiB, or as many for each part of the batch, of 12."""
     total = 20.0 * GIB / config.accumulate
     memory = Memory(0, 0, 0, int(total), total, 12.0 * GIB)
-    return Plan(config, devices, dict(assembly.mesh.shape), 10, 5.0, memory, None, [], [], 1.0)
+    return Plan(
+        config, devices, dict(assembly.mesh.shape), 10, Flops(5.0, 0.0), memory, None, [], [], 1.0
+    )
 
 
 def test_where_it_does_not_fit_it_names_what_would(monkeypatch, capsys):
