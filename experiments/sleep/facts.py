@@ -57,6 +57,7 @@ from hope_jax.evaluation.world import KINDS, Fact, Question, ask, tell
 from hope_jax.inference.sampling import Context, read, sample
 from hope_jax.models import LanguageModel
 from hope_jax.models.language_model import ModelState, init_state
+from hope_jax.optim import diagonal_fisher
 from hope_jax.sleep.config import SleepConfig
 from hope_jax.sleep.cycle import begin_lesson
 from hope_jax.sleep.imitation import policy_gradient_loss, reward
@@ -464,6 +465,17 @@ def tuning_step(
     value, gradient = jax.value_and_grad(loss)(learnt)
     updates, state = optimizer.update(gradient, state, learnt)
     return optax.apply_updates(learnt, updates), state, value
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def fisher(model: LanguageModel, params: Any, rows: Any) -> Any:
+    """How much each weight matters for some rows, for elastic weights."""
+
+    def loss(params: Any, row: Any) -> Any:
+        pair = row[None, :-1], row[None, 1:]
+        return jnp.sum(model.apply({"params": params}, *pair, method="token_losses"))
+
+    return diagonal_fisher(loss, params, rows)
 
 
 class Arm(NamedTuple):

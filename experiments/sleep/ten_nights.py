@@ -43,6 +43,7 @@ from facts import (
     World,
     ends,
     falling_adam,
+    fisher,
     held_out,
     measured,
     other_documents,
@@ -67,7 +68,7 @@ from hope_jax.evaluation.world import KINDS, make_world
 from hope_jax.inference.sampling import Context, read
 from hope_jax.models import LanguageModel
 from hope_jax.models.language_model import ModelState, init_state
-from hope_jax.optim import consolidate, diagonal_fisher, elastic_weights
+from hope_jax.optim import consolidate, elastic_weights
 from hope_jax.sleep.config import SleepConfig
 from hope_jax.sleep.cycle import sleep
 from hope_jax.sleep.life import levels_due
@@ -278,17 +279,6 @@ def tuned(
         mattered = fisher(model, params, evenly(pieces, MATTERING))
         held = consolidate(state, params, mattered).inner_state[0]
     return Awake(params, None, held), {"loss": losses}
-
-
-@functools.partial(jax.jit, static_argnames="model")
-def fisher(model: LanguageModel, params: Any, pieces: Any) -> Any:
-    """How much each weight matters for pieces of a text."""
-
-    def loss(params: Any, piece: Any) -> Any:
-        pair = piece[None, :-1], piece[None, 1:]
-        return jnp.sum(model.apply({"params": params}, *pair, method="token_losses"))
-
-    return diagonal_fisher(loss, params, pieces)
 
 
 class Arm(NamedTuple):

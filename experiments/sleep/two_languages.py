@@ -34,7 +34,7 @@ import jax.numpy as jnp
 import matplotlib
 import numpy as np
 import optax
-from facts import Learnt, Model, falling_adam, spread, tune, with_rate
+from facts import Learnt, Model, falling_adam, fisher, spread, tune, with_rate
 from jaxtyping import Array, Int
 from languages_pretrain import (
     ENGLISH_ADJECTIVES,
@@ -62,7 +62,7 @@ from hope_jax.evaluation.languages import make_languages
 from hope_jax.inference.sampling import Context, read, sample
 from hope_jax.models import LanguageModel
 from hope_jax.models.language_model import ModelState, init_state
-from hope_jax.optim import consolidate, diagonal_fisher, elastic_weights
+from hope_jax.optim import consolidate, elastic_weights
 from hope_jax.sleep.config import SleepConfig
 from hope_jax.sleep.cycle import sleep
 from hope_jax.sleep.expansion import make_room
@@ -364,17 +364,6 @@ def anew(first: Any, held: Any) -> Any:
     elastic, *_ = held.inner_state
     _, *rest = first.inner_state
     return first._replace(inner_state=(elastic, *rest))
-
-
-@functools.partial(jax.jit, static_argnames="model")
-def fisher(model: LanguageModel, params: Any, rows: Int[Array, "N T"]) -> Any:
-    """Of rows as examples."""
-
-    def loss(params: Any, row: Array) -> Array:
-        pair = row[None, :-1], row[None, 1:]
-        return jnp.sum(model.apply({"params": params}, *pair, method="token_losses"))
-
-    return diagonal_fisher(loss, params, rows)
 
 
 class Arm(NamedTuple):
