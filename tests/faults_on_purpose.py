@@ -2061,7 +2061,7 @@ FAULTS = [
         "experiments/sleep/ten_nights.py",
         "return float(matrix(row, of)[-1].mean())",
         "return float(matrix(row, of).mean())",
-        "tests/sleep/test_ten_nights.py::test_strengths_are_chosen_at_the_rate_of_fine_tuning_with_other_documents",
+        "tests/sleep/test_ten_nights.py::test_a_table_tells_what_is_left_and_what_is_forgotten",
     ),
     Fault(
         "experiments/sleep/ten_nights.py",
