@@ -66,6 +66,13 @@ def test_documents_with_friends_answer_what_joins_two_of_their_facts(scripts, to
     assert joined > 50
 
 
+def test_nobody_is_asked_for_the_friend_of_a_friend(scripts):
+    pretrain = scripts["facts_pretrain"]
+    facts = pretrain.facts_of(3, 4, 3, friends=True)
+    joined = pretrain.joined_of(facts, facts, np.random.default_rng(0))
+    assert joined and all(question.facts[-1].kind in pretrain.USED for question in joined)
+
+
 def test_parameters_grow_with_the_vocabulary_alone(scripts):
     old = {"embedding": np.ones((2, 3)), "other": np.ones(4), "gone": np.ones(1)}
     new = {"embedding": jnp.zeros((3, 3)), "other": jnp.zeros(4), "more": jnp.zeros(2)}
