@@ -71,7 +71,7 @@ from hope_jax.sleep.cycle import sleep
 from hope_jax.sleep.dreams import Dreams, ReaderScore, dream
 from hope_jax.sleep.expansion import experts_of
 from hope_jax.sleep.readers import Reader, as_batch, axes, readers_of
-from hope_jax.sleep.samples import openings_of
+from hope_jax.sleep.samples import in_rows, openings_of
 from hope_jax.sleep.seeding import Lesson
 
 matplotlib.use("Agg")
@@ -253,16 +253,6 @@ def score_by(tokenizer: Tokenizer, questions: Sequence[Question]) -> ReaderScore
     return jax.tree_util.Partial(choice_score, answers)
 
 
-def in_rows(tokenizer: Tokenizer, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Ids, filled up at the ends of rows, and how many of each row count."""
-    ids = [tokenizer.encode(text) for text in texts]
-    lengths = np.array([len(row) for row in ids])
-    rows = np.zeros((len(ids), lengths.max()), np.int32)
-    for place, row in enumerate(ids):
-        rows[place, : len(row)] = row
-    return rows, lengths
-
-
 def recall(reader: Model, woken: Context, life: Life, keys: Any) -> list[str]:
     """Two lines each, which the reader goes on with as it remembers."""
     begun = [first for first, _ in life.recalled]
@@ -276,7 +266,7 @@ def recall(reader: Model, woken: Context, life: Life, keys: Any) -> list[str]:
 def finished(reader: Model, woken: Context, texts: Sequence[str], key: Any) -> list[str]:
     """Texts with what the reader says until the line ends."""
     model, params, tokenizer = reader
-    rows, lengths = in_rows(tokenizer, texts)
+    rows, lengths = in_rows([tokenizer.encode(text) for text in texts])
     given = jnp.asarray(np.pad(rows[:, 1:], ((0, 0), (0, LINE))))
 
     def one(alone: Reader) -> Any:
@@ -387,7 +377,8 @@ class Experiment(NamedTuple):
         model, params, tokenizer = self.reader
         keys = jax.random.split(jax.random.key(seed), 3)
         begun = recall(self.reader, woken, life, keys[:2])
-        lesson = Lesson(woken, woken.state, keys[2:], openings_of(*in_rows(tokenizer, begun)))
+        openings = openings_of(*in_rows([tokenizer.encode(text) for text in begun]))
+        lesson = Lesson(woken, woken.state, keys[2:], openings)
         night = dataclasses.replace(NIGHT, temperature=TEMPERATURE)
         return dream(model, params, lesson, night, settings, score)
 

@@ -62,7 +62,7 @@ from hope_jax.sleep.config import SleepConfig
 from hope_jax.sleep.cycle import begin_lesson
 from hope_jax.sleep.imitation import policy_gradient_loss, reward
 from hope_jax.sleep.readers import Reader, as_batch, axes, held, readers_of
-from hope_jax.sleep.samples import Samples, mean_of, openings_of
+from hope_jax.sleep.samples import Samples, in_rows, mean_of, openings_of
 from hope_jax.sleep.seeding import (
     Kept,
     Lesson,
@@ -161,11 +161,7 @@ def openings_from(tokenizer: Tokenizer, world: World) -> tuple[np.ndarray, np.nd
     about = {(question.facts[0].kind, question.facts[0].name) for question in world.questions}
     people = len({name for _, name in about})
     begun += questions_begun(tokenizer, {kind for kind, _ in about}) * people
-    lengths = np.array([len(ids) for ids in begun])
-    rows = np.zeros((len(begun), lengths.max()), np.int32)
-    for row, ids in zip(rows, begun, strict=True):
-        row[: len(ids)] = ids
-    return rows, lengths
+    return in_rows(begun)
 
 
 def questions_begun(tokenizer: Tokenizer, kinds: Collection[str] = USED) -> list[np.ndarray]:

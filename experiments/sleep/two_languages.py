@@ -67,6 +67,7 @@ from hope_jax.sleep.config import SleepConfig
 from hope_jax.sleep.cycle import sleep
 from hope_jax.sleep.expansion import make_room
 from hope_jax.sleep.readers import as_batch, axes, readers_of
+from hope_jax.sleep.samples import in_rows
 from hope_jax.sleep.student import forget_context
 
 matplotlib.use("Agg")
@@ -135,11 +136,7 @@ def openings_from(tokenizer: Tokenizer, subject: Subject) -> tuple[np.ndarray, n
     lines, least = [tokenizer.encode(one) for one in subject.lines], len(subject.name)
     begun = [ids[:size] for ids in lines for size in range(least, len(ids))]
     begun += [subject.name] * len(begun)
-    lengths = np.array([len(ids) for ids in begun])
-    rows = np.zeros((len(begun), lengths.max()), np.int32)
-    for row, ids in zip(rows, begun, strict=True):
-        row[: len(ids)] = ids
-    return rows, lengths
+    return in_rows(begun)
 
 
 def other_documents(tokenizer: Tokenizer, seed: int) -> np.ndarray:

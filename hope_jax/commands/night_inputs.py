@@ -9,6 +9,7 @@ from jaxtyping import Int
 from hope_jax.commands.evaluate import read_text
 from hope_jax.data.tokenizers import Tokenizer
 from hope_jax.evaluation.given_answers import Answers, answers_of
+from hope_jax.sleep.samples import in_rows
 
 
 def windows(
@@ -55,11 +56,7 @@ def read_prompts(
     rows = [row for row in rows if row]
     if not rows:
         raise ValueError(f"--prompts={path} has no line with a token")
-    lengths = np.array([len(row) for row in rows])
-    ids = np.zeros((len(rows), lengths.max()), np.int32)
-    for place, row in enumerate(rows):
-        ids[place, : len(row)] = row
-    return ids, lengths
+    return in_rows(rows)
 
 
 def read_questions(path: str, tokenizer: Tokenizer, opening: Sequence[int]) -> Answers:

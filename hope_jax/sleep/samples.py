@@ -1,5 +1,6 @@
 """What a reader says by itself, and what it is given to begin with."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -45,6 +46,26 @@ class Samples(NamedTuple):
         """Which tokens were drawn."""
         place = jnp.arange(self.tokens.shape[-1])
         return (place >= self.start[..., None]) & (place < self.end[..., None])
+
+
+def in_rows(
+    sequences: Sequence[Sequence[int] | Int[np.ndarray, " T"]],
+) -> tuple[Int[np.ndarray, "N P"], Int[np.ndarray, " N"]]:
+    """Ids of any lengths in rows that are filled up at their ends, and how many of each row count.
+
+    Args:
+      sequences: of ids; at least one.
+
+    Example:
+      >>> rows, lengths = in_rows([[7, 8, 9], [5]])
+      >>> rows.tolist(), lengths.tolist()
+      ([[7, 8, 9], [5, 0, 0]], [3, 1])
+    """
+    lengths = np.array([len(ids) for ids in sequences])
+    rows = np.zeros((len(sequences), lengths.max()), np.int32)
+    for row, ids in zip(rows, sequences, strict=True):
+        row[: len(ids)] = ids
+    return rows, lengths
 
 
 def openings_of(
