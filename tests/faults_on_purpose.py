@@ -3192,9 +3192,9 @@ FAULTS = [
         "tests/commands/test_sleep.py::test_dreams_are_tried_by_questions_or_a_function_of_one_s_own",
     ),
     Fault(
-        "hope_jax/commands/night_inputs.py",
-        "ids[place, : len(row)] = row",
-        "ids[place, -len(row) :] = row",
+        "hope_jax/sleep/samples.py",
+        "row[: len(ids)] = ids",
+        "row[-len(ids) :] = ids",
         "tests/commands/test_sleep.py::test_openings_may_be_of_any_length",
     ),
     Fault(

@@ -38,7 +38,6 @@ import jax
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
-import optax
 from facts import (
     MOST_LOST,
     Learnt,
@@ -48,6 +47,7 @@ from facts import (
     measured,
     openings_from,
     other_documents,
+    sleeper,
     spread,
 )
 from facts_pretrain import FIRST_NEW, PHRASINGS, days_of, joined_of, whole_chunks
@@ -90,9 +90,6 @@ NIGHT = SleepConfig(
     expert_width=256,
     rehearsal=10.0,
 )
-NIGHT_RATE = 0.1
-
-
 NIGHT_RATE, OPENINGS, PART = 0.3, 256, 56
 BEST, OTHERS, TEMPERATURE, LINE = 48, 16, 0.5, 6
 DREAMING = DreamConfig(
@@ -174,7 +171,6 @@ def spaced(question: Question) -> Question:
 def nights(reader: Model, life: Life, seed: int) -> Context:
     """Reads and sleeps, day after day; who wakes from the last night."""
     model, params, tokenizer = reader
-    optimizer = optax.adam(optax.linear_schedule(NIGHT_RATE, 0, NIGHT.steps))
     rehearsed = other_documents(tokenizer, seed)[:, :PART]
     woken = None
     for number, day in enumerate(life.days):
@@ -192,7 +188,7 @@ def nights(reader: Model, life: Life, seed: int) -> Context:
             before,
             jax.random.fold_in(jax.random.key(seed), number)[None],
             NIGHT,
-            optimizer,
+            sleeper(NIGHT_RATE, NIGHT.steps),
             prompts=rows,
             prompt_lengths=lengths,
             rehearsed=rehearsed,
@@ -213,10 +209,8 @@ def own_words(
         for way in (*KINDS[fact.kind].told, *KINDS[fact.kind].asked)
     ]
     lines = finished(reader, woken, begun, jax.random.key(seed))
-    ids, random = (
-        [reader.tokenizer.encode(line) for line in lines],
-        np.random.default_rng([seed, 9]),
-    )
+    ids = [reader.tokenizer.encode(line) for line in lines]
+    random = np.random.default_rng([seed, 9])
     rows = np.zeros(shape, np.int32)
     for row in rows:
         some = random.integers(len(ids), size=len(row))

@@ -57,7 +57,7 @@ from hope_jax.evaluation.world import KINDS, Fact, Question, ask, tell
 from hope_jax.inference.sampling import Context, read, sample
 from hope_jax.models import LanguageModel
 from hope_jax.models.language_model import ModelState, init_state
-from hope_jax.optim import diagonal_fisher
+from hope_jax.optim import diagonal_fisher, elastic_weights
 from hope_jax.sleep.config import SleepConfig
 from hope_jax.sleep.cycle import begin_lesson
 from hope_jax.sleep.imitation import policy_gradient_loss, reward
@@ -271,6 +271,22 @@ def falling_adam(learning_rate: Any, steps: int) -> optax.GradientTransformation
     """Adam, whose rate falls to 0 in so many steps."""
     falling = optax.scale_by_schedule(optax.linear_schedule(1, 0, steps))
     return optax.chain(optax.adam(learning_rate), falling)
+
+
+@functools.cache
+def sleeper(rate: float, steps: int) -> optax.GradientTransformation:
+    """One object for all nights of a rate, so that only the first compiles."""
+    return falling_adam(rate, steps)
+
+
+@functools.cache
+def elastic_adam(steps: int) -> optax.GradientTransformation:
+    """Adam and elastic weights; its rate and its strength are part of its state."""
+    return optax.inject_hyperparams(
+        lambda learning_rate, strength: optax.chain(
+            elastic_weights(strength), falling_adam(learning_rate, steps)
+        )
+    )(learning_rate=0.0, strength=0.0)
 
 
 # Its rate is part of its state, so that another compiles nothing.

@@ -60,10 +60,8 @@ LENGTH, SIZE = 224, 16  # tokens of a sequence, and sequences of a step
 TOLD = 0.1  # how much tokens count while facts are told, beside those that are said of them
 BEGINS = (0.1, 0.45, 0.45)  # shares of documents that tell facts so many times
 RETOLD = 0.3  # of lines afterwards
-JOINED, ALOUD = (
-    0.5,
-    0.5,
-)  # of these, with friends; and of questions that join facts, those that tell them
+JOINED = 0.5  # of lines, where there are friends, that ask for what joins two facts
+ALOUD = 0.5  # of those, that tell both before
 
 
 def days_of(

@@ -35,20 +35,20 @@ import jax
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
-import optax
 from facts import (
     RATES,
     Learnt,
     Model,
     World,
+    elastic_adam,
     ends,
-    falling_adam,
     fisher,
     held_out,
     measured,
     other_documents,
     pieces_of,
     questions_begun,
+    sleeper,
     spread,
     tune,
     with_rate,
@@ -68,7 +68,7 @@ from hope_jax.evaluation.world import KINDS, make_world
 from hope_jax.inference.sampling import Context, read
 from hope_jax.models import LanguageModel
 from hope_jax.models.language_model import ModelState, init_state
-from hope_jax.optim import consolidate, elastic_weights
+from hope_jax.optim import consolidate
 from hope_jax.sleep.config import SleepConfig
 from hope_jax.sleep.cycle import sleep
 from hope_jax.sleep.life import levels_due
@@ -142,12 +142,6 @@ def quiet(reader: Model, awake: Awake) -> Context:
 
 
 # Ways to spend a night: `(reader, awake, world, seed, rate, strength, settings) -> (awake, found)`.
-
-
-@functools.cache
-def sleeper(rate: float, steps: int) -> optax.GradientTransformation:
-    """One object for all nights, so that only the first compiles."""
-    return falling_adam(rate, steps)
 
 
 def night_of(
@@ -245,16 +239,6 @@ def _said(
     return jax.vmap(one, in_axes=(axes(model),))(readers_of(context))[0]
 
 
-@functools.cache
-def tuner(steps: int) -> optax.GradientTransformation:
-    """Adam and elastic weights; its rate and its strength are part of its state."""
-    return optax.inject_hyperparams(
-        lambda learning_rate, strength: optax.chain(
-            elastic_weights(strength), falling_adam(learning_rate, steps)
-        )
-    )(learning_rate=0.0, strength=0.0)
-
-
 def tuned(
     reader: Model,
     awake: Awake,
@@ -267,7 +251,7 @@ def tuned(
 ) -> tuple[Awake, dict[str, Any]]:
     """Fine-tuning, on other documents too; weights that mattered for earlier days are held."""
     model, params, tokenizer = reader.model, awake.params, reader.tokenizer
-    optimizer, pieces = tuner(settings.steps), pieces_of(world, PIECE)
+    optimizer, pieces = elastic_adam(settings.steps), pieces_of(world, PIECE)
     state = with_rate(jax.jit(optimizer.init)(params), rate, strength=strength)
     if awake.held is not None:
         state = state._replace(inner_state=(awake.held, *state.inner_state[1:]))

@@ -33,8 +33,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
-import optax
-from facts import Learnt, Model, falling_adam, fisher, spread, tune, with_rate
+from facts import Learnt, Model, elastic_adam, fisher, sleeper, spread, tune, with_rate
 from jaxtyping import Array, Int
 from languages_pretrain import (
     ENGLISH_ADJECTIVES,
@@ -62,7 +61,7 @@ from hope_jax.evaluation.languages import make_languages
 from hope_jax.inference.sampling import Context, read, sample
 from hope_jax.models import LanguageModel
 from hope_jax.models.language_model import ModelState, init_state
-from hope_jax.optim import consolidate, elastic_weights
+from hope_jax.optim import consolidate
 from hope_jax.sleep.config import SleepConfig
 from hope_jax.sleep.cycle import sleep
 from hope_jax.sleep.expansion import make_room
@@ -265,12 +264,6 @@ def levels_alone(reader: Model, subjects: Sequence[Subject], **_: Any) -> Stages
         yield [Learnt(params, context.state)] * LANGUAGES
 
 
-@functools.lru_cache
-def night_optimizer(rate: float) -> optax.GradientTransformation:
-    """Of a night."""
-    return optax.inject_hyperparams(falling_adam, static_args="steps")(rate, steps=STEPS)
-
-
 def nights(
     reader: Model,
     subjects: Sequence[Subject],
@@ -298,7 +291,7 @@ def nights(
             read(model, params, subject.ids[None], before),
             key[None],
             settings,
-            night_optimizer(rate),
+            sleeper(rate, settings.steps),
             prompts=prompts,
             prompt_lengths=lengths,
             rehearsed=np.concatenate(rehearsed) if rehearsed else None,
@@ -313,13 +306,6 @@ def recalled(reader: Model, context: Context, subject: Subject, key: Array) -> n
     lengths = np.full(SAID, len(subject.name))
     key = jax.random.fold_in(key, 1)
     return np.asarray(say_after(reader.model, reader.params, context, rows, lengths, key, 1.0))
-
-
-ELASTIC = optax.inject_hyperparams(
-    lambda learning_rate, strength: optax.chain(
-        elastic_weights(strength), falling_adam(learning_rate, STEPS)
-    )
-)(learning_rate=0.0, strength=0.0)
 
 
 def tuned(
@@ -339,17 +325,14 @@ def tuned(
     """
     random, params = np.random.default_rng([seed, 6]), reader.params
     rest = other_documents(reader.tokenizer, seed)
-    first = jax.jit(ELASTIC.init)(params)
-    first = with_rate(first, rate)
-    first.hyperparams["strength"] = jnp.full_like(first.hyperparams["strength"], strength)
-    held = first
+    optimizer = elastic_adam(settings.steps)
+    held = first = with_rate(jax.jit(optimizer.init)(params), rate, strength=strength)
     if strength:
         held = consolidate(held, params, fisher(reader.model, params, rest[: 2 * settings.samples]))
     for subject in subjects:
         pieces = np.lib.stride_tricks.sliding_window_view(subject.ids, PIECE)
         kinds = [pieces, rest[:, :PIECE]] if others else [pieces]
-        params, state, _ = tune(reader, params, held, kinds, random, settings, ELASTIC)
-        held = state
+        params, held, _ = tune(reader, params, held, kinds, random, settings, optimizer)
         if strength:
             held = consolidate(held, params, fisher(reader.model, params, pieces))
         held = anew(first, held)

@@ -192,9 +192,10 @@ def test_elastic_weights_hold_what_mattered_and_begin_each_text_with_a_new_optim
 
     free, held = moved(0.0), moved(1e8)
     assert held[0] < 0.9 * free[0] and held[1] < 0.9 * free[1]
-    state = few.ELASTIC.init(reader.params)
+    optimizer = few.elastic_adam(few.STEPS)
+    state = optimizer.init(reader.params)
     ones = jax.tree.map(jnp.ones_like, reader.params)
-    _, after = few.ELASTIC.update(ones, state, reader.params)
+    _, after = optimizer.update(ones, state, reader.params)
     after = few.consolidate(after, ones, ones)
     new = few.anew(state, after)
     assert all((leaf == 1).all() for leaf in jax.tree.leaves(new.inner_state[0]))
