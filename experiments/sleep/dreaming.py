@@ -25,7 +25,6 @@ cost other documents 1% at most. A trial that has ended is a line of WORKDIR/tri
 command that is stopped and given again goes on.
 """
 
-import argparse
 import dataclasses
 import itertools
 import statistics
@@ -47,6 +46,9 @@ from facts import (
     measured,
     openings_from,
     other_documents,
+    parser_of,
+    report,
+    say_after,
     sleeper,
     spread,
 )
@@ -55,13 +57,12 @@ from facts_pretrain import FIRST_NEW, PHRASINGS, days_of, joined_of, whole_chunk
 from hope_jax.commands.trained_model import load_model
 from hope_jax.data.json_lines import add_json_line, find_json_lines
 from hope_jax.data.tokenizers import Tokenizer
-from hope_jax.data.whole_file import write_whole
 from hope_jax.evaluation.choices import log_likelihoods, row_losses, share_won
 from hope_jax.evaluation.given_answers import Answers, answers_of
 from hope_jax.evaluation.grid import climb
 from hope_jax.evaluation.world import KINDS, Question, ask, tell
 from hope_jax.inference.context_file import load_context, save_context
-from hope_jax.inference.sampling import Context, read, sample
+from hope_jax.inference.sampling import Context, read
 from hope_jax.layers.experts import Experts
 from hope_jax.models import LanguageModel
 from hope_jax.models.in_context import HeldState
@@ -70,7 +71,6 @@ from hope_jax.sleep.config import DreamConfig, SleepConfig
 from hope_jax.sleep.cycle import sleep
 from hope_jax.sleep.dreams import Dreams, ReaderScore, dream
 from hope_jax.sleep.expansion import experts_of
-from hope_jax.sleep.readers import Reader, as_batch, axes, readers_of
 from hope_jax.sleep.samples import in_rows, openings_of
 from hope_jax.sleep.seeding import Lesson
 
@@ -261,25 +261,9 @@ def finished(reader: Model, woken: Context, texts: Sequence[str], key: Any) -> l
     """Texts with what the reader says until the line ends."""
     model, params, tokenizer = reader
     rows, lengths = in_rows([tokenizer.encode(text) for text in texts])
-    given = jnp.asarray(np.pad(rows[:, 1:], ((0, 0), (0, LINE))))
-
-    def one(alone: Reader) -> Any:
-        context = read(model, params, rows[:, :1], as_batch(model, alone, len(rows)))
-        return sample(
-            model,
-            params,
-            context,
-            key,
-            num_tokens=given.shape[1],
-            temperature=TEMPERATURE,
-            given=given,
-            given_length=jnp.asarray(lengths - 1),
-        )[0]
-
-    (said,) = np.asarray(jax.vmap(one, in_axes=(axes(model),))(readers_of(woken)))
-    ends = [
-        tokenizer.decode(row[size - 1 :][:LINE]) for row, size in zip(said, lengths, strict=True)
-    ]
+    given = np.pad(rows, ((0, 0), (0, LINE)))
+    said = np.asarray(say_after(model, params, woken, given, lengths, key, TEMPERATURE))
+    ends = [tokenizer.decode(row[size:][:LINE]) for row, size in zip(said, lengths, strict=True)]
     return [text + end.split("\n")[0] + "\n" for text, end in zip(texts, ends, strict=True)]
 
 
@@ -524,12 +508,8 @@ def reported(path: Path) -> dict[str, list[Row]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--run", help="folder of the model's run")
+    parser = parser_of(__doc__, ARMS)
     parser.add_argument("--nights", type=Path, help="folder in which states are kept")
-    parser.add_argument("--workdir", type=Path, required=True, help="folder of the trials")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, metavar="ARM", default=list(ARMS))
-    parser.add_argument("--table", action="store_true", help="run nothing")
     given = parser.parse_args()
     path = given.workdir / "trials.jsonl"
     if not given.table:
@@ -542,10 +522,7 @@ def main() -> None:
     groups = reported(path)
     if ALONE not in groups:
         parser.error(f"{path} has no nights of all seeds")
-    made = table(groups)
-    write_whole(given.workdir / "results.md", made)
-    draw(groups, given.workdir / "results.png")
-    print(made)
+    report(given.workdir, groups, table, draw)
 
 
 if __name__ == "__main__":

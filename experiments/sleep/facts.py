@@ -28,7 +28,7 @@ import statistics
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -95,6 +95,9 @@ NIGHT: dict[str, Any] = {
     "expert_width": 256,
     "rehearsal": 10.0,
 }
+
+
+T = TypeVar("T")
 
 
 class Model(NamedTuple):
@@ -178,13 +181,17 @@ def openings_within(tokenizer: Tokenizer, world: World) -> tuple[np.ndarray, np.
 
 
 def other_documents(
-    tokenizer: Tokenizer, seed: int, count: int | None = None, length: int | None = None
+    tokenizer: Tokenizer,
+    seed: int,
+    count: int | None = None,
+    length: int | None = None,
+    document_of: Callable[..., tuple[np.ndarray, Any]] = document,
 ) -> np.ndarray:
-    """Beginnings of documents of the training's worlds, `DOCUMENTS` of `PART` if nothing else is said."""
+    """Beginnings of the training's documents, `DOCUMENTS` of `PART` if nothing else is said."""
     random = np.random.default_rng([seed, 5])
-    worlds = random.integers(TRAINED, size=(count or DOCUMENTS, 2))
-    made = [document(tokenizer, int(one), length or PART, int(another)) for one, another in worlds]
-    return np.stack([ids for ids, _ in made])
+    drawn = random.integers(TRAINED, size=(count or DOCUMENTS, 2)).tolist()
+    made = [document_of(tokenizer, number, length or PART, another) for number, another in drawn]
+    return np.stack([ids for ids, _ in made]).astype(np.int32)
 
 
 def measured(reader: Model, learnt: Learnt, questions: Sequence[Question]) -> dict[str, float]:
@@ -217,6 +224,35 @@ def held_out(reader: Model, learnt: Learnt) -> dict[str, float]:
         "answers": batch["answers"],
     }
     return {name: float(np.asarray(losses)[part].mean()) for name, part in parts.items()}
+
+
+@functools.partial(jax.jit, static_argnames=("model", "temperature"))
+def say_after(
+    model: LanguageModel,
+    params: Any,
+    context: Context,
+    given: Any,
+    lengths: Any,
+    key: Any,
+    temperature: float,
+) -> Any:
+    """Rows of ids, of which each begins with so many of a given one, and goes on as a reader says."""
+
+    def one(reader: Any) -> Any:
+        batch = as_batch(model, reader, len(given))
+        said, _ = sample(
+            model,
+            params,
+            batch,
+            key,
+            num_tokens=given.shape[1],
+            temperature=temperature,
+            given=given,
+            given_length=lengths,
+        )
+        return said
+
+    return jax.vmap(one, in_axes=(axes(model),))(readers_of(context))[0]
 
 
 # Ways to learn.
@@ -656,12 +692,28 @@ def reported(path: Path) -> dict[str, list[dict[str, Any]]]:
     return {arm: [whole[arm][seed] for seed in SEEDS] for arm in ARMS if arm in whole}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+def parser_of(about: str, arms: Collection[str]) -> argparse.ArgumentParser:
+    """The flags of an experiment, of which the first paragraph says what it is."""
+    parser = argparse.ArgumentParser(description=about.split("\n\n")[0])
     parser.add_argument("--run", help="folder of the model's run")
     parser.add_argument("--workdir", type=Path, required=True, help="folder of the trials")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, metavar="ARM", default=list(ARMS))
+    parser.add_argument("--arms", nargs="+", choices=arms, metavar="ARM", default=list(arms))
     parser.add_argument("--table", action="store_true", help="run nothing")
+    return parser
+
+
+def report(
+    workdir: Path, groups: T, table: Callable[[T], str], draw: Callable[[T, Path], None]
+) -> None:
+    """Writes the table and the picture of the trials that are reported."""
+    made = table(groups)
+    write_whole(workdir / "results.md", made)
+    draw(groups, workdir / "results.png")
+    print(made)
+
+
+def main() -> None:
+    parser = parser_of(__doc__, ARMS)
     given = parser.parse_args()
     path = given.workdir / "trials.jsonl"
     if not given.table:
@@ -674,10 +726,7 @@ def main() -> None:
     groups = reported(path)
     if not groups:
         parser.error(f"{path} has no way to learn with all seeds")
-    made = table(groups)
-    write_whole(given.workdir / "results.md", made)
-    draw(groups, given.workdir / "results.png")
-    print(made)
+    report(given.workdir, groups, table, draw)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ are followed on a grid until both neighbours are worse. A trial that has ended i
 WORKDIR/trials.jsonl, so that a command that is stopped and given again goes on.
 """
 
-import argparse
 import dataclasses
 import functools
 import statistics
@@ -46,8 +45,10 @@ from facts import (
     held_out,
     measured,
     other_documents,
+    parser_of,
     pieces_of,
     questions_begun,
+    report,
     sleeper,
     spread,
     tune,
@@ -60,7 +61,6 @@ from words import USED
 from hope_jax.commands.trained_model import load_model
 from hope_jax.data.json_lines import add_json_line, find_json_lines
 from hope_jax.data.tokenizers import Tokenizer
-from hope_jax.data.whole_file import write_whole
 from hope_jax.evaluation.forgetting import averages, forgetting
 from hope_jax.evaluation.grid import climb
 from hope_jax.evaluation.heat_map import draw_field
@@ -455,11 +455,7 @@ def reported(path: Path) -> dict[tuple[str, int], list[dict[str, Any]]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--run", help="folder of the model's run")
-    parser.add_argument("--workdir", type=Path, required=True, help="folder of the trials")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, metavar="ARM", default=list(ARMS))
-    parser.add_argument("--table", action="store_true", help="run nothing")
+    parser = parser_of(__doc__, ARMS)
     given = parser.parse_args()
     path = given.workdir / "trials.jsonl"
     if not given.table:
@@ -472,10 +468,7 @@ def main() -> None:
     groups = reported(path)
     if not groups:
         parser.error(f"{path} has no way to spend all nights")
-    made = table(groups)
-    write_whole(given.workdir / "results.md", made)
-    draw(groups, given.workdir / "results.png")
-    print(made)
+    report(given.workdir, groups, table, draw)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,6 @@ likewise. A trial that has ended is a line of WORKDIR/trials.jsonl, so that a co
 given again goes on.
 """
 
-import argparse
-import functools
 import math
 import statistics
 import time
@@ -33,8 +31,21 @@ import jax
 import jax.numpy as jnp
 import matplotlib
 import numpy as np
-from facts import Learnt, Model, elastic_adam, fisher, sleeper, spread, tune, with_rate
-from jaxtyping import Array, Int
+from facts import (
+    Learnt,
+    Model,
+    elastic_adam,
+    fisher,
+    other_documents,
+    parser_of,
+    report,
+    say_after,
+    sleeper,
+    spread,
+    tune,
+    with_rate,
+)
+from jaxtyping import Array
 from languages_pretrain import (
     ENGLISH_ADJECTIVES,
     ENGLISH_NOUNS,
@@ -52,20 +63,18 @@ from languages_pretrain import (
 from hope_jax.commands.trained_model import load_model
 from hope_jax.data.json_lines import add_json_line, find_json_lines
 from hope_jax.data.tokenizers import Tokenizer
-from hope_jax.data.whole_file import write_whole
 from hope_jax.evaluation.choices import log_likelihoods, row_losses
 from hope_jax.evaluation.chrf import chrf
 from hope_jax.evaluation.forgetting import forgetting
 from hope_jax.evaluation.grid import climb
 from hope_jax.evaluation.languages import make_languages
-from hope_jax.inference.sampling import Context, read, sample
+from hope_jax.inference.sampling import Context, read
 from hope_jax.models import LanguageModel
 from hope_jax.models.language_model import ModelState, init_state
 from hope_jax.optim import consolidate
 from hope_jax.sleep.config import SleepConfig
 from hope_jax.sleep.cycle import sleep
 from hope_jax.sleep.expansion import make_room
-from hope_jax.sleep.readers import as_batch, axes, readers_of
 from hope_jax.sleep.samples import in_rows
 from hope_jax.sleep.student import forget_context
 
@@ -138,14 +147,6 @@ def openings_from(tokenizer: Tokenizer, subject: Subject) -> tuple[np.ndarray, n
     return in_rows(begun)
 
 
-def other_documents(tokenizer: Tokenizer, seed: int) -> np.ndarray:
-    """Documents of the training's languages."""
-    random = np.random.default_rng([seed, 5])
-    drawn = random.integers(TRAINED, size=(DOCUMENTS, 2))
-    made = [document(tokenizer, int(number), PART, int(another)) for number, another in drawn]
-    return np.stack([ids for ids, _ in made]).astype(np.int32)
-
-
 # What is asked, and what is found.
 
 
@@ -154,35 +155,6 @@ def with_room(model: LanguageModel, params: Any, state: ModelState | None) -> Co
     state = init_state(model, params, 1) if state is None else state
     state = make_room(model, state, NIGHT["experts"], NIGHT["expert_width"])
     return Context(state, jnp.zeros((1, model.config.vocab_size)))
-
-
-@functools.partial(jax.jit, static_argnames=("model", "temperature"))
-def say_after(
-    model: LanguageModel,
-    params: Any,
-    context: Context,
-    given: Int[Array, "N T"],
-    lengths: Int[Array, " N"],
-    key: Array,
-    temperature: float,
-) -> Int[Array, "N T"]:
-    """What a reader says behind the first tokens of each row."""
-
-    def one(reader: Any) -> Array:
-        batch = as_batch(model, reader, len(given))
-        said, _ = sample(
-            model,
-            params,
-            batch,
-            key,
-            num_tokens=given.shape[1],
-            temperature=temperature,
-            given=given,
-            given_length=lengths,
-        )
-        return said
-
-    return jax.vmap(one, in_axes=(axes(model),))(readers_of(context))[0]
 
 
 def answers_of(reader: Model, learnt: Learnt, prompts: Sequence[str]) -> list[str]:
@@ -281,7 +253,7 @@ def nights(
     for number, subject in enumerate(subjects):
         key = jax.random.fold_in(jax.random.key(seed), number)
         before = with_room(model, params, state)
-        rehearsed = [other_documents(tokenizer, seed)] if others else []
+        rehearsed = [other_documents(tokenizer, seed, DOCUMENTS, PART, document)] if others else []
         if recalls:
             rehearsed += [recalled(reader, before, one, key) for one in subjects[:number]]
         prompts, lengths = openings_from(tokenizer, subject)
@@ -324,7 +296,7 @@ def tuned(
     With a strength, they are held to what mattered for other documents, and then for the first text.
     """
     random, params = np.random.default_rng([seed, 6]), reader.params
-    rest = other_documents(reader.tokenizer, seed)
+    rest = other_documents(reader.tokenizer, seed, DOCUMENTS, PART, document)
     optimizer = elastic_adam(settings.steps)
     held = first = with_rate(jax.jit(optimizer.init)(params), rate, strength=strength)
     if strength:
@@ -528,12 +500,8 @@ def reported(path: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--run", help="folder of the model's run")
-    parser.add_argument("--workdir", type=Path, required=True, help="folder of the trials")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, metavar="ARM", default=list(ARMS))
+    parser = parser_of(__doc__, ARMS)
     parser.add_argument("--minutes", type=float, default=math.inf, help="begin no trial afterwards")
-    parser.add_argument("--table", action="store_true", help="run nothing")
     given = parser.parse_args()
     path = given.workdir / "trials.jsonl"
     if not given.table:
@@ -550,10 +518,7 @@ def main() -> None:
     groups = reported(path)
     if not groups:
         parser.error(f"{path} has no way to learn with all seeds")
-    made = table(groups)
-    write_whole(given.workdir / "results.md", made)
-    draw(groups, given.workdir / "results.png")
-    print(made)
+    report(given.workdir, groups, table, draw)
 
 
 if __name__ == "__main__":

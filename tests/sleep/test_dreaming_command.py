@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from hope_jax.data.tokenizers import load_tokenizer
+from hope_jax.inference.sampling import sample
 from hope_jax.models.language_model import init_state
 from hope_jax.sleep.cycle import begin_lesson
 from hope_jax.sleep.expansion import make_room
@@ -122,7 +123,7 @@ def test_two_lines_are_recalled_each_of_which_ends_where_the_reader_ends_it(
     ):
         ids = reader.tokenizer.encode(text)[None]
         context = dreaming.read(reader.model, reader.params, ids)
-        said, _ = dreaming.sample(
+        said, _ = sample(
             reader.model,
             reader.params,
             context,
