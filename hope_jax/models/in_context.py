@@ -264,6 +264,7 @@ class _Call:
         y, after = step(token["x"], BlockState(now, ()), reset, fast)
         return self._output(y, token), after.sequence
 
+    @jax.named_scope(INNER_LOOP)  # the forward pass, too, which is also what is read
     def learn(
         self, start: _ChunkStart, chunk: Mapping[str, Array], following: Mapping[str, Array]
     ) -> tuple[_ChunkStart, Array]:
@@ -272,20 +273,17 @@ class _Call:
         counted = jnp.ones(chunk["tokens"].shape, bool)
         if self.resets or self.goes_on:
             counted = counted_tokens(chunk["reset"], following["reset"])
-        with jax.named_scope(INNER_LOOP):  # the forward pass, too, which is also what is read
-            gradients, (outputs, after) = jax.grad(self._loss, has_aux=True)(
-                tuple(level.weights for level in started),
-                fast,
-                start.sequence,
-                chunk,
-                following,
-                counted,
-            )
+        gradients, (outputs, after) = jax.grad(self._loss, has_aux=True)(
+            tuple(level.weights for level in started),
+            fast,
+            start.sequence,
+            chunk,
+            following,
+            counted,
+        )
         adaptation, learnt = self.adaptation, []
         for level, parts in enumerate(zip(started, gradients, after.continuum, strict=True)):
-            change = jax.vmap(
-                jax.named_scope(INNER_LOOP)(self._change), in_axes=(0,) * 7 + (None, None)
-            )
+            change = jax.vmap(self._change, in_axes=(0,) * 7 + (None, None))
             learnt.append(
                 change(
                     *parts,
