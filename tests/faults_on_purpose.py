@@ -24,6 +24,18 @@ class Fault(NamedTuple):
 
 FAULTS = [
     Fault(
+        "hope_jax/layers/titans.py",
+        "    if not mesh.auto_axes or mesh.size == 1:\n",
+        "    if mesh.size > 0:\n",
+        "tests/layers/test_titans.py::test_loops_over_chunks_gather_nothing_from_other_devices[8]",
+    ),
+    Fault(
+        "hope_jax/layers/titans.py",
+        "        None if size % n else axes for",
+        "        axes for",
+        "tests/layers/test_titans.py::test_loops_over_chunks_gather_nothing_from_other_devices[6]",
+    ),
+    Fault(
         "hope_jax/layers/self_modifying.py",
         "    if rule.dampening and log_theta is not None:\n",
         "    if rule.dampening and log_theta is not None and beta is not None:\n        beta = beta * -jnp.expm1(log_theta)\n    if rule.dampening and log_theta is not None:\n",
@@ -55,8 +67,8 @@ FAULTS = [
     ),
     Fault(
         "hope_jax/layers/titans.py",
-        "        heads = jax.tree.map(_constrain_state, heads)\n",
-        "",
+        "    rows = PartitionSpec(batch, heads)\n    specs",
+        "    rows = PartitionSpec(batch)\n    specs",
         "tests/layers/test_titans.py::test_states_lie_on_the_mesh_by_sequence_and_head",
     ),
     Fault(
@@ -205,8 +217,8 @@ FAULTS = [
     ),
     Fault(
         "hope_jax/layers/titans.py",
-        "        heads = jax.tree.map(_constrain_state, heads)\n",
-        "",
+        "    rows = PartitionSpec(batch, heads)\n    specs",
+        "    rows = PartitionSpec(None, heads)\n    specs",
         "tests/training/test_sharding.py::test_memories_and_levels_lie_with_their_sequences[next_token]",
     ),
     Fault(

@@ -29,7 +29,6 @@ from hope_jax.layers.self_modifying import (
     read_token,
 )
 from hope_jax.memory.bank import Bank, Weights
-from hope_jax.memory.kernels.choice import is_wanted
 from hope_jax.memory.objectives import (
     GradientOf,
     HuberError,
@@ -446,8 +445,7 @@ class SelfModifyingTitans(nn.Module):
         )
         old = None if state is None else state.heads
         with jax.named_scope(INNER_LOOP):
-            out, heads = _on_each_device(rule.memory, call, initial, inputs, old)
-        heads = jax.tree.map(_constrain_state, heads)
+            out, heads = _on_each_device(call, initial, inputs, old)
         if config.output_norm:
             out = RMSNorm(
                 dtype=self.dtype, param_dtype=self.param_dtype, axis="head_dim", name="output_norm"
@@ -596,30 +594,29 @@ def _read_one(rule, initial, inputs, state):
     return out[None], state
 
 
-def _on_each_device(rule, call, initial, inputs, state):
-    """Calls with each device's sequences and heads where kernels run, which no compiler splits."""
+def _on_each_device(call, initial, inputs, state):
+    """Calls with each device's sequences and heads.
+
+    No compiler splits kernels; and what it would split, it may gather within the loop over chunks, as
+    arrays of a chosen layout. What cannot be dealt out evenly lies whole on each.
+    """
     mesh = jax.sharding.get_abstract_mesh()
-    if not is_wanted(rule) or not mesh.auto_axes or mesh.size == 1:
+    if not mesh.auto_axes or mesh.size == 1:
         return call(initial, inputs, state)
-    batch, heads = nn.logical_to_mesh_axes(("batch", "heads"))
-    sizes = (inputs.static["k"] if inputs.x is None else inputs.x).shape
+    sizes = (inputs.static["k"] if inputs.x is None else inputs.x).shape[:2]
+    names = nn.logical_to_mesh_axes(("batch", "heads"))
     parts = [
         math.prod(mesh.shape[name] for name in ((axes,) if isinstance(axes, str) else axes or ()))
-        for axes in (batch, heads)
+        for axes in names
     ]
     # Beside axes that are split already, those of one device are the compiler's, too.
-    alone = math.prod(parts) == 1 and not mesh.manual_axes
-    if alone or sizes[0] % parts[0] or sizes[1] % parts[1]:
+    if math.prod(parts) == 1 and not mesh.manual_axes:
         return call(initial, inputs, state)
+    batch, heads = (
+        None if size % n else axes for axes, n, size in zip(names, parts, sizes, strict=True)
+    )
     rows = PartitionSpec(batch, heads)
     specs = PartitionSpec(heads), Inputs(rows, rows, rows, PartitionSpec(batch)), rows
     # The check of what varies over the mesh does not know kernels.
     mapped = jax.shard_map(call, in_specs=specs, out_specs=rows, check_vma=False)
     return mapped(initial, inputs, state)
-
-
-def _constrain_state(leaf):
-    rest = ("memory_in", "memory_out")[: max(leaf.ndim - 2, 0)]
-    return nn.with_logical_constraint(
-        leaf, ("batch", "heads", *(None,) * (leaf.ndim - 2 - len(rest)), *rest)
-    )

@@ -18,6 +18,7 @@ from hope_jax.layers.self_modifying import (
     read_sequence_by_token,
 )
 from hope_jax.layers.titans import SelfModifyingTitans, TitansConfig
+from hope_jax.planning.cost import program_cost
 from tests.layers.reference import read_layer
 
 WIDTH, HEADS, LENGTH = 4, 2, 11
@@ -265,7 +266,7 @@ def test_bfloat16_keeps_float32_states():
 
 
 def test_states_lie_on_the_mesh_by_sequence_and_head():
-    """Nothing that goes in is sharded, and no token is read: only the constraint can do it."""
+    """Nothing that goes in is sharded, and no token is read: only the layer can do it."""
     layer = SelfModifyingTitans(TitansConfig(WIDTH, HEADS, memory_chunk=2, generator_chunk=4))
     x = jnp.zeros((4, 0, WIDTH))
     params = nn.unbox(layer.init(jax.random.key(0), x))
@@ -275,6 +276,24 @@ def test_states_lie_on_the_mesh_by_sequence_and_head():
     expected = NamedSharding(mesh, PartitionSpec("data", "tensor"))
     for path, leaf in jax.tree_util.tree_leaves_with_path(state.heads):
         assert leaf.sharding.is_equivalent_to(expected, leaf.ndim), jax.tree_util.keystr(path)
+
+
+@pytest.mark.parametrize("batch", [8, 6])
+def test_loops_over_chunks_gather_nothing_from_other_devices(batch):
+    """Left to the compiler, triangles of gates are made whole in every turn on a TPU.
+
+    Six sequences cannot be dealt out to four devices evenly.
+    """
+    layer = SelfModifyingTitans(TitansConfig(WIDTH, HEADS, memory_chunk=2, generator_chunk=4))
+    mesh = jax.make_mesh((4, 2), ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
+    rows = NamedSharding(mesh, PartitionSpec("data" if batch == 8 else None))
+    x = jax.ShapeDtypeStruct((batch, 8, WIDTH), jnp.float32, sharding=rows)
+    params = nn.unbox(jax.eval_shape(layer.init, jax.random.key(0), x))
+    loss = lambda params, x: jnp.sum(layer.apply(params, x)[0] ** 2)
+    with jax.set_mesh(mesh), nn.logical_axis_rules((("batch", "data"), ("heads", "tensor"))):
+        text = jax.jit(jax.grad(loss)).lower(params, x).compile().as_text()
+    found = program_cost(text).collectives
+    assert found and all(one.runs == 1 for one in found), found
 
 
 def test_states_can_be_donated():

@@ -31,9 +31,10 @@ def chosen_loop(rule: MemoryRule, initial: Weights, dtype: jnp.dtype) -> Loop | 
     Raises:
       ValueError: if the rule asks for a kernel that does not cover it.
     """
-    if not is_wanted(rule):
+    here = device()[0]
+    if rule.form == "xla" or (rule.form == "auto" and here != "tpu"):
         return None
-    why, here = not_covered(rule, initial, dtype), device()[0]
+    why = not_covered(rule, initial, dtype)
     if why and rule.form == "auto":
         return None
     if why or here not in ("tpu", "cpu"):
@@ -45,11 +46,6 @@ def chosen_loop(rule: MemoryRule, initial: Weights, dtype: jnp.dtype) -> Loop | 
     from hope_jax.memory.kernels.scan import scan_in_vmem
 
     return functools.partial(scan_in_vmem, kept=dtype, interpret=here != "tpu", vmem=VMEM_BYTES)
-
-
-def is_wanted(rule: MemoryRule) -> bool:
-    """Whether the rule asks for a kernel, or leaves it open on a platform that has one."""
-    return rule.form == "kernel" or (rule.form == "auto" and device()[0] == "tpu")
 
 
 def not_covered(rule: MemoryRule, initial: Weights, dtype: jnp.dtype) -> str | None:
