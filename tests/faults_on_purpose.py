@@ -24,6 +24,18 @@ class Fault(NamedTuple):
 
 FAULTS = [
     Fault(
+        "hope_jax/commands/first_checkpoint.py",
+        "            if latest is not None and not (is_address(workdir) and latest == 0):\n",
+        "            if latest is not None:\n",
+        "tests/commands/test_convert_safetensors.py::test_a_run_is_made_in_a_bucket_which_gets_all_of_it",
+    ),
+    Fault(
+        "hope_jax/commands/first_checkpoint.py",
+        "        held = bool(whole_steps(Bucket(workdir).files()))\n",
+        "        held = False\n",
+        "tests/commands/test_convert_safetensors.py::test_a_run_is_made_in_a_bucket_which_gets_all_of_it",
+    ),
+    Fault(
         "hope_jax/layers/titans.py",
         "    if not mesh.auto_axes or mesh.size == 1:\n",
         "    if mesh.size > 0:\n",

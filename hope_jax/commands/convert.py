@@ -36,7 +36,7 @@ from hope_jax.data.tokenizers import (
     load_tokenizer,
     tokenizer_file,
 )
-from hope_jax.data.whole_folder import check_writable, whole_folder
+from hope_jax.data.whole_folder import whole_folder
 from hope_jax.models import LanguageModel, LanguageModelConfig
 from hope_jax.models.llama import check_llama, read_llama, read_llama_config, write_llama
 from hope_jax.runs.checkpoint_reader import run_and_step
@@ -69,7 +69,7 @@ def import_llama(
     Args:
       folder: of the checkpoint; its tokenizer.json, or else its tokenizer.model, becomes the run's
         tokenizer. If it has neither, the config names one.
-      workdir: folder of the run.
+      workdir: folder of the run, or its address in a bucket.
       config: of the run. Of its model, what does not follow from the checkpoint is kept: levels,
         in-context learning, window, dtypes and the like.
       told: is given what the user should know.
@@ -90,8 +90,6 @@ def import_llama(
     named = config.data.tokenizer != "bytes" and not any(_tokenizers(folder))
     tokenizer = config.data.tokenizer if named else str(tokenizer_file(folder))
     check_vocabulary(load_tokenizer(tokenizer), model_config.vocab_size, tokenizer)
-    kept = Path(workdir).absolute() / KEPT
-    check_writable(kept / "config.json", "--workdir")
     model, params = LanguageModel(model_config), read_llama(folder, model_config)
     tokens = jnp.zeros((1, 2), jnp.int32)
     # What only in-context learning has begins as in any model.
@@ -101,8 +99,7 @@ def import_llama(
     config = ConfigDict(config.to_dict())
     config.model = ConfigDict(json.loads(json.dumps(vars(model_config), default=dict)))
     config.data.tokenizer = tokenizer  # of which the run keeps a copy
-    _keep(Path(folder), kept)
-    write_first_checkpoint(workdir, config, params)
+    write_first_checkpoint(workdir, config, params, lambda run: _keep(Path(folder), run / KEPT))
 
 
 def _keep(folder: Path, kept: Path) -> None:
@@ -168,7 +165,9 @@ UNEXPECTED = (
 def define_flags() -> None:
     """Defines the command's flags."""
     define_config_flags()
-    flags.DEFINE_string("workdir", None, "Folder of the run.", required=True)
+    flags.DEFINE_string(
+        "workdir", None, "Folder of the run, or its address in a bucket.", required=True
+    )
     for name, meaning in _WAYS.items():
         flags.DEFINE_string(name, None, meaning)
 

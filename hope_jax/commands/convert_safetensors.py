@@ -11,7 +11,7 @@ import hope_jax
 from hope_jax.commands.first_checkpoint import check_no_run, write_first_checkpoint
 from hope_jax.commands.trained_model import load_model, load_run_config
 from hope_jax.data.tokenizers import copy_tokenizer, load_tokenizer, tokenizer_file
-from hope_jax.data.whole_folder import check_writable, whole_folder
+from hope_jax.data.whole_folder import whole_folder
 from hope_jax.models import LanguageModel, LanguageModelConfig
 from hope_jax.models.parameter_count import parameter_shapes
 from hope_jax.models.safetensors_folder import read_params, write_params
@@ -52,7 +52,7 @@ def import_safetensors(folder: str, workdir: str) -> None:
 
     Args:
       folder: that was written.
-      workdir: folder of the run.
+      workdir: folder of the run, or its address in a bucket.
 
     Raises:
       ValueError: if the folder cannot be read, or `workdir` holds another run.
@@ -76,7 +76,6 @@ def import_safetensors(folder: str, workdir: str) -> None:
     if config.data.tokenizer != "bytes":
         config.data.tokenizer = str(tokenizer_file(folder))  # of which the run keeps a copy
         load_tokenizer(config.data.tokenizer)
-    check_writable(Path(workdir) / "config.json", "--workdir")
     write_first_checkpoint(workdir, config, params)
 
 

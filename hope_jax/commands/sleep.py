@@ -57,9 +57,9 @@ from hope_jax.commands.nights import (
     stopping,
 )
 from hope_jax.commands.trained_model import load_model, load_run_config
+from hope_jax.data.bucket import refuse_address
 from hope_jax.data.tokenizers import Tokenizer
 from hope_jax.data.whole_file import write_whole
-from hope_jax.data.whole_folder import check_writable
 from hope_jax.evaluation.given_answers import mean_log_probability
 from hope_jax.inference.context_file import context_content, load_context
 from hope_jax.inference.sampling import Context
@@ -122,6 +122,8 @@ def run() -> None:
     if not given.state_in or bool(given.state_out) == bool(given.merge):
         raise ValueError("give --state-in, and one of --state-out and --merge")
     check_states(given.state_in, given.state_out)
+    if given.merge:
+        refuse_address(given.merge, "--merge")
     report = Path(given.merge) / "sleep" if given.merge else Path(given.state_out).with_suffix("")
     beside = f"{report}.night" if given.merge else f"{given.state_out}.night"
     progress = ProgressFile(Path(beside), given.save_every)
@@ -273,5 +275,4 @@ def write_merged(
     config = load_run_config(run_and_step(workdir)[0])
     shared, params = share(model, params, state)
     config.model.in_context = ConfigDict(dict(shared.in_context))
-    check_writable(Path(folder) / "config.json", "--merge")
     write_first_checkpoint(folder, config, params)

@@ -46,7 +46,7 @@ def share_of_positions(predict: Predict, examples: Examples) -> float:
 
 def strings_right(
     predict: Predict, examples: Examples, batch_size: int = 50
-) -> Bool[np.ndarray, "N"]:
+) -> Bool[np.ndarray, " N"]:
     """Which strings are right at every position that counts: the strictest score.
 
     Args:

@@ -64,13 +64,13 @@ class Language(NamedTuple):
     letters: int
     many: bool
     draw: Callable[[np.random.Generator, int], str]
-    classes: Callable[[Int[np.ndarray, "T"]], Int[np.ndarray, "T"]]
+    classes: Callable[[Int[np.ndarray, " T"]], Int[np.ndarray, " T"]]
 
     def sizes(self, least: int, most: int) -> range:
         """The sizes that lie within bounds, both included."""
         return range(-(-max(least, 1) // self.unit) * self.unit, most + 1, self.unit)
 
-    def ids(self, text: str) -> Int[np.ndarray, "T"]:
+    def ids(self, text: str) -> Int[np.ndarray, " T"]:
         """The ids of a string's symbols."""
         return np.array([self.symbols.index(symbol) for symbol in text], np.int64)
 

@@ -272,7 +272,7 @@ def _copying(random: np.random.Generator, point: Point, count: int, train: bool)
 
 
 @functools.cache
-def _always(vocabulary: int) -> Int[np.ndarray, "K"]:
+def _always(vocabulary: int) -> Int[np.ndarray, " K"]:
     """The value of each key, the same for training and test."""
     keys = (vocabulary - 1) // 2
     return keys + np.random.default_rng(_MAP_SEED).permutation(vocabulary - 1 - keys)[:keys]

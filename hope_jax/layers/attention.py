@@ -301,7 +301,7 @@ def softmax_attention(
     query: Float[Array, "B T H Q"],
     key: Float[Array, "B S K N"],
     value: Float[Array, "B S K N"],
-    mask: Bool[Array, "B #H T S"] | None,
+    mask: Bool[Array, " B #H T S"] | None,
     *,
     persistent: Always | None = None,
     is_causal: bool = False,

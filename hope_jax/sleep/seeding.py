@@ -344,7 +344,7 @@ class _Said(NamedTuple):
 
 
 def _few_at_a_time(
-    some: Callable[[Array], Kept], rows: Shaped[Array, "N *s"], settings: SleepConfig
+    some: Callable[[Array], Kept], rows: Shaped[Array, " N *s"], settings: SleepConfig
 ) -> Kept:
     """What a function makes of all rows, of so many as four steps take at a time."""
     count, most = rows.shape[0], 4 * settings.samples

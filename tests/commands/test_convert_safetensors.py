@@ -12,8 +12,13 @@ from safetensors.flax import load_file, save_file
 
 from hope_jax.commands.first_checkpoint import write_first_checkpoint
 from hope_jax.commands.trained_model import load_model
+from hope_jax.data.bucket import Bucket
+from hope_jax.exit_codes import UNSENT
 from hope_jax.models import LanguageModel, LanguageModelConfig
+from hope_jax.runs import mirror
+from hope_jax.runs.fetch import fetch_run, whole_steps
 from tests.commands.in_process import hope
+from tests.runs.buckets import RUN, Flaky, flaky  # noqa: F401
 from tests.training.runs import load_config
 
 
@@ -52,6 +57,26 @@ def test_a_model_goes_out_and_back_to_the_bit(run):
     assert jax.tree.structure(params) == jax.tree.structure(back)
     for mine, theirs in zip(jax.tree.leaves(params), jax.tree.leaves(back), strict=True):
         assert mine.dtype == theirs.dtype
+        assert np.asarray(mine).tobytes() == np.asarray(theirs).tobytes()
+
+
+def test_a_run_is_made_in_a_bucket_which_gets_all_of_it(run, flaky, monkeypatch, capsys):  # noqa: F811
+    call = "convert", f"--from_safetensors={run}/hub", f"--workdir={RUN}"
+
+    def cut(operation, path):
+        if operation in ("write", "put") and "/checkpoints/" in path:
+            raise OSError("the line is dead")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Flaky, "before", cut)
+        patch.setattr(mirror, "_PATIENCE", 0.1)
+        assert hope(*call) == UNSENT
+    assert whole_steps(Bucket(RUN).files()) == []
+    assert hope(*call) == 0
+    assert hope(*call) != 0
+    assert f"--workdir={RUN} holds a run already" in capsys.readouterr().err
+    (_, params, _), (_, back, _) = (load_model(fetch_run(str(n))) for n in (run / "run", RUN))
+    for mine, theirs in zip(jax.tree.leaves(params), jax.tree.leaves(back), strict=True):
         assert np.asarray(mine).tobytes() == np.asarray(theirs).tobytes()
 
 

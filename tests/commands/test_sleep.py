@@ -340,6 +340,7 @@ def test_a_night_becomes_a_run_for_everyone(workdir, capsys):
         ([], "give --state-in, and one of --state-out and --merge"),
         (["--state_in=read"], "give --state-in, and one of --state-out and --merge"),
         (["--state_in=nowhere", "--state_out=a"], "--state_in=nowhere is no file"),
+        (["--state_in=read.msgpack", "--merge=s3://b/a"], "--merge=s3://b/a lies in a bucket"),
         (["--config.lam=2"], "lam=2 must be a number at least 0 and at most 1"),
         (["--config.gam=0.5"], "gam=0.5 is the share of a judge; give judge, or gam=0"),
         (["--config.step=2"], "step is no setting; nearest: steps"),
