@@ -1038,6 +1038,12 @@ FAULTS = [
         "tests/runs/test_metrics.py::test_lines_are_replaced_in_one_move",
     ),
     Fault(
+        "hope_jax/runs/metrics.py",
+        'left_out("torch")',
+        'left_out("torch_")',
+        "tests/runs/test_metrics.py::test_pytorch_is_not_imported_for_tensorboard_and_can_be_afterwards",
+    ),
+    Fault(
         "hope_jax/runs/corpus_record.py",
         '            "digest": _digest(stream.tokens, stream.starts),\n',
         '            "digest": _digest(stream.tokens),\n',
