@@ -2311,6 +2311,12 @@ FAULTS = [
     ),
     Fault(
         "hope_jax/training/bad_batches.py",
+        "jnp.full(WINDOW, jnp.nan, jnp.float32)",
+        "jnp.full(WINDOW, jnp.nan)",
+        "tests/training/test_step.py::test_micro_batches_make_the_gradient_of_the_whole_batch",
+    ),
+    Fault(
+        "hope_jax/training/bad_batches.py",
         "norms = seen.norms.at[seen.learnt % WINDOW].set(norm)",
         "norms = jnp.roll(seen.norms, 1).at[0].set(norm) if seen.skipped is None else seen.norms.at[0].set(norm)",
         "tests/training/test_bad_batches.py::test_what_is_skipped_is_what_a_list_of_norms_says",
