@@ -112,7 +112,7 @@ def inserted(slow, fast):
 
 @functools.cache
 def plain_functions(plain, points):
-    """Losses, their gradient and the inputs of each map, in a plain model with replaced weights.
+    """Losses, the same with their gradient, and what each map reads, in a plain model of other weights.
 
     And the gradient of the local objective. Each is compiled by itself: the whole loop, unrolled,
     would take minutes to compile. With `points` all but the text has a leading axis, and arrays of
@@ -135,6 +135,10 @@ def plain_functions(plain, points):
             for block, level in fast
         }
 
+    def summed(*given):
+        each, state = losses(*given)
+        return each.sum(), (each, state)
+
     def local(maps, x, keys, values):
         k, v = x @ keys, x @ values
         predicted = (jax.nn.silu(k @ maps["gate"]) * (k @ maps["up"])) @ maps["down"]
@@ -148,7 +152,7 @@ def plain_functions(plain, points):
 
     return (
         compiled(losses, 0, 0, None, None, None, 0),
-        compiled(jax.grad(lambda *a: losses(*a)[0].sum()), 0, 0, None, None, None, 0),
+        compiled(jax.grad(summed, has_aux=True), 0, 0, None, None, None, 0),
         compiled(inputs, 0, 0, None, None, 0),
         compiled(jax.grad(local), 0, 0, 0, 0),
     )
@@ -171,7 +175,7 @@ def reference(name, params, text, reset, points):
     `points` the parameters, and all that comes of them, have a leading axis and are NumPy's.
     """
     plain, learning = CASES[name]
-    losses_of, gradient_of, inputs_of, local_gradient = plain_functions(plain, points)
+    losses_of, learn_from, inputs_of, local_gradient = plain_functions(plain, points)
     library = np if points else jnp
     blocks, levels, chunks = learning["blocks"], plain.cms_levels, learning["chunks"]
     first = plain.num_layers - blocks
@@ -198,7 +202,10 @@ def reference(name, params, text, reset, points):
             if reset[a]:
                 fast, summed, momentum = initial, zero, zero
             document = (slow, text[a:b], text[a + 1 : b + 1], reset[a:b], state)
-            part, state = losses_of(fast, *document)
+            if learning.get("objective") == "local":
+                part, state = losses_of(fast, *document)
+            else:  # once, also where nothing is learnt from it: it is one program less
+                gradient, (part, state) = learn_from(fast, *document)
             losses.append(part)
         if end == length:  # nothing more will be read
             break
@@ -215,8 +222,6 @@ def reference(name, params, text, reset, points):
                     )
                     for block, level in initial
                 }
-            else:
-                gradient = gradient_of(fast, *document)
             if learning.get("optimizer") == "dgd":
                 unit = jax.tree.map(
                     lambda x: (
