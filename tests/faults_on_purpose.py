@@ -1062,6 +1062,12 @@ FAULTS = [
         "tests/runs/test_metrics.py::test_lines_are_replaced_in_one_move",
     ),
     Fault(
+        "hope_jax/runs/metrics.py",
+        'left_out("torch")',
+        'left_out("torch_")',
+        "tests/runs/test_metrics.py::test_pytorch_is_not_imported_for_tensorboard_and_can_be_afterwards",
+    ),
+    Fault(
         "hope_jax/runs/corpus_record.py",
         '            "digest": _digest(stream.tokens, stream.starts),\n',
         '            "digest": _digest(stream.tokens),\n',
@@ -2326,6 +2332,12 @@ FAULTS = [
         "        kept = _unless(bad | empty, changed",
         "        kept = _unless(empty, changed",
         "tests/training/test_step.py::test_a_bad_batch_changes_nothing_but_what_is_counted",
+    ),
+    Fault(
+        "hope_jax/training/bad_batches.py",
+        "jnp.full(WINDOW, jnp.nan, jnp.float32)",
+        "jnp.full(WINDOW, jnp.nan)",
+        "tests/training/test_step.py::test_micro_batches_make_the_gradient_of_the_whole_batch",
     ),
     Fault(
         "hope_jax/training/bad_batches.py",

@@ -5,13 +5,15 @@ import pathlib
 import time
 from typing import Any, Protocol
 
-from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-
 from hope_jax.data.json_lines import read_json_lines
 from hope_jax.data.whole_file import write_whole
 from hope_jax.runs.folder_error import explained
+from hope_jax.runs.left_out import left_out
+
+with left_out("torch"):  # imported for a name in annotations, longer than all that a command needs
+    from tensorboardX import summary
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 # What depends on the machine and its load; all else is equal to the bit when a run is cut off and goes
 # on.

@@ -30,7 +30,8 @@ class SeenBatches(NamedTuple):
 
 def no_batches() -> SeenBatches:
     """Nothing has been seen yet."""
-    return SeenBatches(jnp.full(WINDOW, jnp.nan), *(jnp.zeros((), jnp.int32) for _ in range(3)))
+    norms = jnp.full(WINDOW, jnp.nan, jnp.float32)
+    return SeenBatches(norms, *(jnp.zeros((), jnp.int32) for _ in range(3)))
 
 
 def judge(

@@ -1,5 +1,6 @@
 """One training step and one evaluation step, compiled for a mesh."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from hope_jax.models import LanguageModel
 from hope_jax.models.in_context import at_least_float32
+from hope_jax.models.parameter_count import boxed_shapes
 from hope_jax.optim.dense_inputs import apply_with_dense_inputs
 from hope_jax.training.bad_batches import SeenBatches, judge, no_batches
 from hope_jax.training.sharding import (
@@ -84,12 +86,12 @@ class OnMesh:
             return self.function.lower(*args)
 
 
+@functools.lru_cache(maxsize=1)  # a run asks three times, and a large model is long traced
 def abstract_state(
     model: LanguageModel, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
     """Shapes and shardings of a `TrainState`, without making one."""
-    tokens = jnp.zeros((1, 1), jnp.int32)
-    boxed = jax.eval_shape(model.init, jax.random.key(0), tokens)["params"]
+    boxed = boxed_shapes(model)
     params = nn.unbox(boxed)
     state = jax.eval_shape(optimizer.init, params)
     shardings = parameter_shardings(mesh, boxed)

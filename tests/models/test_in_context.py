@@ -110,10 +110,13 @@ def inserted(slow, fast):
     return tree
 
 
-def plain_functions(plain):
-    """Losses, their gradient and the inputs of each map, in a plain model with replaced weights.
+@functools.cache
+def plain_functions(plain, points):
+    """Losses, the same with their gradient, and what each map reads, in a plain model of other weights.
 
-    Each is compiled by itself: the whole loop, unrolled, would take minutes to compile.
+    And the gradient of the local objective. Each is compiled by itself: the whole loop, unrolled,
+    would take minutes to compile. With `points` all but the text has a leading axis, and arrays of
+    NumPy come out.
     """
     model = LanguageModel(plain)
 
@@ -132,47 +135,62 @@ def plain_functions(plain):
             for block, level in fast
         }
 
-    return jax.jit(losses), jax.jit(jax.grad(lambda *a: losses(*a)[0].sum())), jax.jit(inputs)
+    def summed(*given):
+        each, state = losses(*given)
+        return each.sum(), (each, state)
+
+    def local(maps, x, keys, values):
+        k, v = x @ keys, x @ values
+        predicted = (jax.nn.silu(k @ maps["gate"]) * (k @ maps["up"])) @ maps["down"]
+        return jnp.sum((predicted - v) ** 2) / (2 * x.shape[-1])
+
+    def compiled(function, *axes):
+        if not points:
+            return jax.jit(function)
+        function = jax.jit(jax.vmap(function, axes))
+        return lambda *given: jax.tree.map(np.asarray, function(*given))
+
+    return (
+        compiled(losses, 0, 0, None, None, None, 0),
+        compiled(jax.grad(summed, has_aux=True), 0, 0, None, None, None, 0),
+        compiled(inputs, 0, 0, None, None, 0),
+        compiled(jax.grad(local), 0, 0, 0, 0),
+    )
 
 
 def initial_of(params, places):
     return {
         (block, level): {
-            name: params["blocks"]["continuum"][f"level_{level}"][name]["kernel"][block]
+            name: params["blocks"]["continuum"][f"level_{level}"][name]["kernel"][..., block, :, :]
             for name in MAPS
         }
         for block, level in places
     }
 
 
-@jax.jit
-@jax.grad
-def local_gradient(maps, x, keys, values):
-    k, v = x @ keys, x @ values
-    predicted = (jax.nn.silu(k @ maps["gate"]) * (k @ maps["up"])) @ maps["down"]
-    return jnp.sum((predicted - v) ** 2) / (2 * x.shape[-1])
-
-
-def reference(name, functions, params, text, reset):
+def reference(name, params, text, reset, points):
     """Losses and final weights of one sequence: slices, `jax.grad` on each, the change by hand.
 
-    The plain model knows nothing of learning; it is given other parameters after each chunk.
+    The plain model knows nothing of learning; it is given other parameters after each chunk. With
+    `points` the parameters, and all that comes of them, have a leading axis and are NumPy's.
     """
-    losses_of, gradient_of, inputs_of = functions
     plain, learning = CASES[name]
+    losses_of, learn_from, inputs_of, local_gradient = plain_functions(plain, points)
+    library = np if points else jnp
     blocks, levels, chunks = learning["blocks"], plain.cms_levels, learning["chunks"]
     first = plain.num_layers - blocks
     slow = {key: value for key, value in params.items() if key in KEPT}
     here = [(block, level) for block in range(first, plain.num_layers) for level in range(levels)]
     initial = initial_of(slow, here)
-    zero = jax.tree.map(jnp.zeros_like, initial)
+    zero = jax.tree.map(lambda w: 0 * w, initial)
     chunk_of, step_of = {}, {}
     for block, level in initial:
         index = level if levels > 1 else (block - first) * len(chunks) // blocks
         chunk_of[block, level] = chunks[index]
         step_of[block, level] = np.broadcast_to(learning["step_size"], len(chunks))[index]
         if "log_step" in params:
-            step_of[block, level] *= jnp.exp(params["log_step"][block - first, level])
+            factor = library.exp(params["log_step"][..., block - first, level])
+            step_of[block, level] *= factor[..., None, None]
 
     fast, summed, momentum, state, losses = initial, zero, zero, None, []
     smallest, length, stop = chunks[0], len(text) - 1, jax.lax.stop_gradient
@@ -184,7 +202,10 @@ def reference(name, functions, params, text, reset):
             if reset[a]:
                 fast, summed, momentum = initial, zero, zero
             document = (slow, text[a:b], text[a + 1 : b + 1], reset[a:b], state)
-            part, state = losses_of(fast, *document)
+            if learning.get("objective") == "local":
+                part, state = losses_of(fast, *document)
+            else:  # once, also where nothing is learnt from it: it is one program less
+                gradient, (part, state) = learn_from(fast, *document)
             losses.append(part)
         if end == length:  # nothing more will be read
             break
@@ -196,19 +217,21 @@ def reference(name, functions, params, text, reset):
                     (block, level): local_gradient(
                         fast[block, level],
                         read[block, level]["gate"],
-                        params["local_keys"][block - first, level],
-                        params["local_values"][block - first, level],
+                        params["local_keys"][..., block - first, level, :, :],
+                        params["local_values"][..., block - first, level, :, :],
                     )
                     for block, level in initial
                 }
-            else:
-                gradient = gradient_of(fast, *document)
             if learning.get("optimizer") == "dgd":
                 unit = jax.tree.map(
-                    lambda x: x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1),
+                    lambda x: (
+                        x / library.maximum(library.linalg.norm(x, axis=-1, keepdims=True), 1)
+                    ),
                     inputs_of(fast, slow, tokens, flags, before),
                 )
-                gradient = jax.tree.map(lambda g, x, w: g + x.T @ x @ w, gradient, unit, fast)
+                gradient = jax.tree.map(
+                    lambda g, x, w: g + x.swapaxes(-1, -2) @ x @ w, gradient, unit, fast
+                )
             # Over the chunk's size, also where a reset leaves fewer tokens to be learnt from.
             summed = jax.tree.map(lambda s, g: s + g / smallest, summed, gradient)
         fast, summed, momentum = dict(fast), dict(summed), dict(momentum)
@@ -223,11 +246,12 @@ def reference(name, functions, params, text, reset):
                 decay, step = learning.get("decay", 0.0), step_of[here]
                 if "largest_change" in learning:
                     lengths = [
-                        jnp.linalg.norm(jnp.concatenate([maps[n].ravel() for n in MAPS]))
+                        library.sqrt(sum((maps[n] ** 2).sum((-1, -2), keepdims=True) for n in MAPS))
                         for maps in (initial[here], mean)
                     ]
                     most = learning["largest_change"] * lengths[0]
-                    step = jnp.where(step * lengths[1] > most, most / lengths[1], step)
+                    large = step * lengths[1] > most
+                    step = library.where(large, most / library.where(large, lengths[1], 1), step)
                 fast[here] = {
                     n: w - decay * (w - initial[here][n]) - step * mean[n]
                     for n, w in fast[here].items()
@@ -243,7 +267,7 @@ def reference(name, functions, params, text, reset):
                     lambda w, w_0: stop(w) + w_0 - stop(w_0), fast[here], initial[here]
                 )
                 summed[here], momentum[here] = stop(summed[here]), stop(momentum[here])
-    return jnp.concatenate(losses), fast
+    return library.concatenate(losses, axis=-1), fast
 
 
 def fast_weights(state, first, row):
@@ -284,8 +308,8 @@ def directions_of(params):
 @pytest.mark.parametrize("name", CASES)
 def test_equals_a_loop_over_slices_with_gradients_by_hand(exact, name):
     model, params = made(name)
-    functions = plain_functions(CASES[name][0])
-    weight = jnp.asarray(np.random.default_rng(2).normal(size=(BATCH, TOKENS)))
+    cut = CASES[name][1].get("gradient_steps") is not None  # differences know nothing of it
+    weight = np.random.default_rng(2).normal(size=(BATCH, TOKENS))
 
     def ours(params):
         inputs = TEXT[:, :-1], None, RESET, TEXT[:, 1:]
@@ -293,12 +317,11 @@ def test_equals_a_loop_over_slices_with_gradients_by_hand(exact, name):
         return jnp.sum(losses * weight), (losses, state)
 
     def theirs(params):
-        rows = [reference(name, functions, params, TEXT[i], RESET[i]) for i in range(BATCH)]
-        losses = jnp.stack([losses for losses, _ in rows])
-        return jnp.sum(losses * weight), (losses, [fast for _, fast in rows])
+        rows = [reference(name, params, TEXT[i], RESET[i], points=not cut) for i in range(BATCH)]
+        losses = (jnp if cut else np).stack([losses for losses, _ in rows], axis=-2)
+        return (losses * weight).sum((-1, -2)), (losses, [fast for _, fast in rows])
 
     (_, (losses, state)), gradient = jax.jit(jax.value_and_grad(ours, has_aux=True))(params)
-    cut = CASES[name][1].get("gradient_steps") is not None  # differences know nothing of it
     if cut:
         (_, (expected, fast)), by_hand = jax.value_and_grad(theirs, has_aux=True)(params)
     else:
@@ -306,12 +329,16 @@ def test_equals_a_loop_over_slices_with_gradients_by_hand(exact, name):
         size = 2e-5
         directions = directions_of(params)
         steps = size * np.array([1, -1, 2, -2])
+        count = len(jax.tree.leaves(params))
+        # In front the parameters, so often that all cases of a model are one program.
         points = jax.tree.map(
-            lambda w, d: jnp.concatenate([w[None], *(w + step * d for step in steps)]),
-            params,
+            lambda w, d: np.concatenate(
+                [np.repeat(w[None], 128 - 4 * count, 0), *(w + step * d for step in steps)]
+            ),
+            jax.tree.map(np.asarray, params),
             directions,
         )
-        values, (expected, fast) = jax.vmap(theirs)(points)
+        values, (expected, fast) = theirs(points)
         expected, fast = jax.tree.map(lambda x: x[0], (expected, fast))
     np.testing.assert_allclose(losses, expected, rtol=1e-9, atol=1e-9)
     first = model.config.num_layers - model.config.adapting_blocks
@@ -323,7 +350,7 @@ def test_equals_a_loop_over_slices_with_gradients_by_hand(exact, name):
     if cut:
         assert_trees_close(gradient, by_hand, 1e-8)
         return
-    near, near_back, far, far_back = values[1:].reshape(4, -1)
+    near, near_back, far, far_back = values[-4 * count :].reshape(4, -1)
     wanted = (8 * (near - near_back) - (far - far_back)) / (12 * size)  # of fourth order
     for i, (path, of_leaf) in enumerate(jax.tree.leaves_with_path(gradient)):
         found = jnp.vdot(of_leaf, jax.tree.leaves(directions)[i][i])

@@ -1,6 +1,9 @@
 """Lines of metrics that are torn, doubled, or replaced."""
 
 import json
+import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -73,3 +76,12 @@ def test_final_lines_are_replaced(tmp_path):
         writer.close()
         assert read_metrics(str(tmp_path)) == [{"step": 6, **final, "bits_per_byte": value}]
     assert read_board(tmp_path)["bits_per_byte", 6] == [3.0, 4.0]
+
+
+def test_pytorch_is_not_imported_for_tensorboard_and_can_be_afterwards(tmp_path):
+    (tmp_path / "torch.py").write_text("Tensor = list")
+    code = "import sys, hope_jax.runs.metrics; assert 'torch' not in sys.modules; import torch"
+    paths = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": paths}, check=True
+    )

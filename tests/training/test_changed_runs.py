@@ -1,5 +1,6 @@
 """Runs that are extended, go on at other rates, are moved, or begin another one."""
 
+import contextlib
 import json
 import shutil
 
@@ -29,19 +30,42 @@ def get_config():
 """
 
 
+@jax.jit
+def one_more(state):
+    return jax.tree.map(lambda x: x + jnp.ones((), x.dtype), state)
+
+
+@contextlib.contextmanager
+def without_mathematics(folder):
+    """A step adds one to every number of the state; runs lie in a folder, which holds a config."""
+    values = Metrics(*[jnp.ones(())] * 3)
+    with pytest.MonkeyPatch.context() as patch:
+        step = lambda state, batch: (one_more(state), values)
+        patch.setattr(assembly, "make_train_step", lambda *_: step)
+        patch.setattr(feed, "make_eval_step", lambda *_: lambda *_: (jnp.ones(()), jnp.ones(())))
+        patch.chdir(folder)
+        (folder / "config.py").write_text(CONFIG)
+        yield
+
+
 @pytest.fixture(autouse=True)
-def no_mathematics(tmp_path, monkeypatch):
-    """A step adds one to every number of the state; runs lie in the folder the test runs in."""
+def no_mathematics(tmp_path):
+    with without_mathematics(tmp_path):
+        yield
 
-    def step(state, batch):
-        del batch
-        values = Metrics(*[jnp.ones(())] * 3)
-        return jax.tree.map(lambda x: x + jnp.ones((), x.dtype), state), values
 
-    monkeypatch.setattr(assembly, "make_train_step", lambda *_: step)
-    monkeypatch.setattr(feed, "make_eval_step", lambda *_: lambda *_: (jnp.ones(()), jnp.ones(())))
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "config.py").write_text(CONFIG)
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained")
+    with without_mathematics(folder):
+        assert train("--config=config.py", "--workdir=run") == 0
+    return folder
+
+
+@pytest.fixture
+def run(trained, tmp_path, no_mathematics):
+    """A run of the config that has come to its end lies in the folder `run`."""
+    shutil.copytree(trained, tmp_path, dirs_exist_ok=True)
 
 
 def train(*arguments):
@@ -52,9 +76,7 @@ def embedding(run):
     return np.asarray(load_model(run)[1]["embedding"])
 
 
-def test_a_run_is_extended_and_says_what_that_does_to_its_rate(capsys):
-    assert train("--config=config.py", "--workdir=run") == 0
-    capsys.readouterr()
+def test_a_run_is_extended_and_says_what_that_does_to_its_rate(run, capsys):
     assert (
         train("--config=config.py", "--workdir=run", "--config.steps=9", "--config.log.every=3")
         == 0
@@ -82,8 +104,7 @@ def test_what_is_recomputed_and_in_how_many_parts_a_batch_is_taken_may_change(ca
     assert "accumulate 2 in place of 1" in capsys.readouterr().out
 
 
-def test_other_rates_are_taken_where_they_can_only_be_meant(capsys):
-    train("--config=config.py", "--workdir=run")
+def test_other_rates_are_taken_where_they_can_only_be_meant(run, capsys):
     rate = "--config.optimizer.learning_rate=0.003"
     assert train("--config=config.py", "--workdir=run", "--config.steps=8", rate) == 2
     said = capsys.readouterr().err
@@ -105,26 +126,23 @@ def test_other_rates_are_taken_where_they_can_only_be_meant(capsys):
         "optimizer.arguments.b1=0.8",
     ],
 )
-def test_what_would_change_the_mathematics_names_the_way_out(change, capsys):
-    train("--config=config.py", "--workdir=run")
-    before = (capsys.readouterr(), load_config("run"))[1]
+def test_what_would_change_the_mathematics_names_the_way_out(run, change, capsys):
+    before = load_config("run")
     assert train("--workdir=run", f"--config.{change}", "--config.optimizer.weight_decay=0") == 2
     said = capsys.readouterr().err
     assert f"{change.partition('=')[0]}: " in said and "--workdir=NEW --from_run=" in said
     assert load_config("run") == before
 
 
-def test_a_rate_that_changes_the_optimisers_state_is_refused_and_nothing_is_written(capsys):
-    train("--config=config.py", "--workdir=run")
-    capsys.readouterr()
+def test_a_rate_that_changes_the_optimisers_state_is_refused_and_nothing_is_written(run, capsys):
     assert train("--workdir=run", "--config.optimizer.clip_norm=0", "--config.steps=8") == 2
     said = capsys.readouterr().err
     assert "another model or optimiser: optimizer/" in said and "with --from_run=" in said
     assert load_config("run").steps == 6
 
 
-def test_a_run_begins_from_anothers_weights(tmp_path, capsys):
-    train("--config=config.py", "--workdir=old")
+def test_a_run_begins_from_anothers_weights(run, tmp_path, capsys):
+    shutil.move("run", "old")
     files = files_in(tmp_path / "old")
     new = ("--workdir=new", "--from_run=old", "--config.steps=2")
     assert train(*new) == 0
@@ -151,17 +169,16 @@ def counts_steps(node):
 
 
 @pytest.mark.parametrize("with_optimizer", [False, True])
-def test_the_optimisers_state_comes_along_if_asked_for(tmp_path, with_optimizer, monkeypatch):
+def test_the_optimisers_state_comes_along_if_asked_for(run, tmp_path, with_optimizer, monkeypatch):
     config = tiny_config(tmp_path, **{"evaluate.sample_tokens": 0})
-    loop.train(config, "old")
     targets = []
     real = assembly.abstract_state
     monkeypatch.setattr(
         assembly, "abstract_state", lambda *a: targets.append(real(*a)) or targets[-1]
     )
     config.steps = 1
-    loop.train(config, "new", from_run="old", with_optimizer=with_optimizer)
-    _, old = read_other("old", targets[0], whole=True)
+    loop.train(config, "new", from_run="run", with_optimizer=with_optimizer)
+    _, old = read_other("run", targets[0], whole=True)
     _, new = read_other("new", targets[0], whole=True)
     assert int(new.step) == 1
     counts = {"adam": [], "schedule": []}
@@ -173,10 +190,8 @@ def test_the_optimisers_state_comes_along_if_asked_for(tmp_path, with_optimizer,
     assert counts == {"adam": [6, 7 if with_optimizer else 1], "schedule": [6, 1]}
 
 
-def test_shapes_that_do_not_fit_are_named_and_leave_no_run(tmp_path, capsys):
-    train("--config=config.py", "--workdir=old")
-    capsys.readouterr()
-    assert train("--workdir=new", "--from_run=old", "--config.model.mlp_width=32") == 2
+def test_shapes_that_do_not_fit_are_named_and_leave_no_run(run, tmp_path, capsys):
+    assert train("--workdir=new", "--from_run=run", "--config.model.mlp_width=32") == 2
     said = capsys.readouterr().err
     assert "level_0/down/kernel is float32[1, 16, 16] there and float32[1, 32, 16] here" in said
     assert said.count("\n") == 1 and not (tmp_path / "new").exists()

@@ -1,14 +1,13 @@
 """A run of several processes, each with devices of its own."""
 
 import contextlib
+import multiprocessing
 import os
 import pathlib
 import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import time
 
 import jax
@@ -21,11 +20,11 @@ from hope_jax.exit_codes import LOST
 from hope_jax.runs import mirror
 from hope_jax.runs.checkpoint_reader import find_damage
 from hope_jax.runs.fetch import fetch_run, whole_steps
-from hope_jax.training import loop
+from hope_jax.training import loop, watch
 from hope_jax.training.processes import join_processes
 from hope_jax.training.watch import watch_processes
 from tests.runs.folders import files_in, flip_bit
-from tests.training.runs import QUICKSTART, change_batch, losses, tiny_config
+from tests.training.runs import change_batch, losses, tiny_config
 
 STEPS = 16
 
@@ -64,6 +63,7 @@ def doomed(folder: str, processes: int, victim: int) -> None:
 
 def watched(folder: str) -> None:
     """Joins, and waits for another process that does not answer."""
+    watch._SILENCE = 10  # seconds, in this process alone
     join_processes(2)
     with watch_processes(folder):
         pathlib.Path(folder, f"joined_{jax.process_index()}").touch()
@@ -72,41 +72,43 @@ def watched(folder: str) -> None:
         multihost_utils.process_allgather(np.int32(1))
 
 
-# What writes for TensorBoard imports PyTorch where there is one, which takes as long as half the rest.
-BEGIN = "import sys; sys.modules['torch'] = None; from tests.training.test_processes import *; "
+def begin(folder, number, address, devices, work, given):
+    """What a process does: it prints to a file, finds the others, and ends as a command does."""
+    printed = os.open(folder / f"printed_{number}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(printed, 1)
+    os.dup2(printed, 2)
+    os.environ.update(JAX_COORDINATOR_ADDRESS=address, JAX_PROCESS_ID=str(number))
+    jax.config.update("jax_num_cpu_devices", devices)
+    work(str(folder), *given)
+    jax.distributed.shutdown()
 
 
-def start(folder, code, count=2, devices=2):
-    """Starts processes that run some code, printing to files."""
+def start(folder, work, *given, count=2, devices=2):
+    """Starts processes that call a function of this file, each a fork of one that has imported all."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    started = []
-    for number in range(count):
-        environment = {
-            **os.environ,
-            "JAX_COORDINATOR_ADDRESS": address,
-            "JAX_PROCESS_ID": str(number),
-            "JAX_NUM_CPU_DEVICES": str(devices),
-            "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
-        }
-        with (folder / f"printed_{number}").open("w") as printed:
-            started.append(
-                subprocess.Popen(
-                    [sys.executable, "-c", BEGIN + code],
-                    cwd=QUICKSTART.parents[1],
-                    env=environment,
-                    stdout=printed,
-                    stderr=subprocess.STDOUT,
-                )
-            )
+    forks = multiprocessing.get_context("forkserver")
+    forks.set_forkserver_preload([__name__])
+    started = [
+        forks.Process(target=begin, args=(folder, number, address, devices, work, given))
+        for number in range(count)
+    ]
+    for process in started:
+        process.start()
     return started
+
+
+def end_of(process, seconds):
+    """The exit code of a process that ends in time."""
+    process.join(seconds)
+    return process.exitcode
 
 
 def ends(folder, started):
     """Exit codes and outputs, once all have ended."""
     try:
-        codes = [process.wait(timeout=300) for process in started]
+        codes = [end_of(process, 300) for process in started]
     finally:
         for process in started:
             process.kill()
@@ -114,7 +116,7 @@ def ends(folder, started):
 
 
 def launch(folder, interrupted):
-    codes, texts = ends(folder, start(folder, f"member({str(folder)!r}, {interrupted})"))
+    codes, texts = ends(folder, start(folder, member, interrupted))
     assert codes == [0, 0], "\n".join(text[-3000:] for text in texts)
     return [text.split("result ")[1].split()[0] for text in texts]
 
@@ -141,7 +143,7 @@ def test_hosts_that_share_a_bucket_alone_train_as_one(tmp_path, monkeypatch):
     """Both are stopped, go on with nothing but what the bucket holds, and one goes on alone."""
     address = f"file://{tmp_path}/bucket/run"
     for interrupted in (True, False):
-        codes, texts = ends(tmp_path, start(tmp_path, f"host({str(tmp_path)!r}, {interrupted})"))
+        codes, texts = ends(tmp_path, start(tmp_path, host, interrupted))
         assert codes == [0, 0], "\n".join(text[-3000:] for text in texts)
         results = [text.split("result ")[1].split()[0] for text in texts]
         assert (results == ["None", "None"]) == interrupted
@@ -196,7 +198,7 @@ def test_two_processes_have_parts_of_the_same_sequences(tmp_path):
     two, one = tmp_path / "two", tmp_path / "one"
     for folder in (two, one):
         folder.mkdir()
-    codes, texts = ends(two, start(two, f"halves({str(two)!r}, 2)"))
+    codes, texts = ends(two, start(two, halves, 2))
     assert codes == [0, 0], "\n".join(text[-3000:] for text in texts)
     with contextlib.chdir(one):
         loop.train(config_of(one, 1, **FEW), "run")
@@ -207,7 +209,7 @@ def test_two_processes_have_parts_of_the_same_sequences(tmp_path):
 @pytest.mark.parametrize("victim, end", [(0, signal.SIGKILL), (1, signal.SIGSTOP)])
 def test_one_that_dies_or_stands_still_ends_the_other_with_one_line(tmp_path, victim, end):
     """Either, while the second waits in a collective, and the first in nothing at all."""
-    started = start(tmp_path, f"watched({str(tmp_path)!r})")
+    started = start(tmp_path, watched)
     try:
         deadline = time.time() + 120
         while len(list(tmp_path.glob("joined_*"))) < 2:
@@ -216,7 +218,7 @@ def test_one_that_dies_or_stands_still_ends_the_other_with_one_line(tmp_path, vi
         time.sleep(1)
         os.kill(started[victim].pid, end)
         begun = time.time()
-        assert started[1 - victim].wait(timeout=60) == LOST
+        assert end_of(started[1 - victim], 60) == LOST
     finally:
         for process in started:
             process.kill()
@@ -236,8 +238,8 @@ def test_of_four_one_is_killed_in_a_step_and_half_of_them_go_on(tmp_path):
     four, one = tmp_path / "four", tmp_path / "one"
     for folder in (four, one):
         folder.mkdir()
-    begun = start(four, f"doomed({str(four)!r}, 4, victim=2)", count=4, devices=1)
-    assert begun[2].wait(timeout=300) == -signal.SIGKILL
+    begun = start(four, doomed, 4, 2, count=4, devices=1)
+    assert end_of(begun[2], 300) == -signal.SIGKILL
     died = time.time()
     codes, texts = ends(four, begun)
     assert time.time() - died < 60
@@ -250,7 +252,7 @@ def test_of_four_one_is_killed_in_a_step_and_half_of_them_go_on(tmp_path):
         # That of step 4 may not be whole yet.
         assert re.search("goes on from its last checkpoint, of step [24] in run$", line), line
         assert "Traceback" not in text
-    codes, texts = ends(four, start(four, f"doomed({str(four)!r}, 2, victim=-1)", 2, devices=1))
+    codes, texts = ends(four, start(four, doomed, 2, -1, devices=1))
     assert codes == [0, 0], "\n".join(text[-3000:] for text in texts)
     with contextlib.chdir(one):
         loop.train(config_of(one, 1, **FEW), "run")

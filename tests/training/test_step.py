@@ -46,6 +46,7 @@ def take(model, optimizer, batch, mesh, accumulate=1, steps=3, layer_inputs=Fals
         state, metrics = step(state, put_batch(batch, mesh))
         # Adam would hide a gradient that is too large by a factor; the norm does not.
         losses.append([float(value) for value in metrics])
+    assert step.function._cache_size() == 1  # the state that comes out is of the kind that went in
     return state, np.array(losses)
 
 
