@@ -3696,12 +3696,6 @@ FAULTS = [
         "tests/training/test_sharding.py::test_processes_that_share_sequences_read_the_same_rows",
     ),
     Fault(
-        "hope_jax/training/step.py",
-        "        parts = {(part.start, part.stop) for _, part in places}\n",
-        "        parts = {(None, None) for _, part in places}\n",
-        "tests/training/test_processes.py::test_two_processes_have_parts_of_the_same_sequences",
-    ),
-    Fault(
         "hope_jax/models/in_context.py",
         '    following = {"reset": jnp.concatenate([first[1:], jnp.zeros_like(first[:1])])}\n',
         '    following = {"reset": jnp.concatenate([first[1:], jnp.ones_like(first[:1])])}\n',
