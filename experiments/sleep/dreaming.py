@@ -248,13 +248,15 @@ def score_by(tokenizer: Tokenizer, questions: Sequence[Question]) -> ReaderScore
 
 
 def recall(reader: Model, woken: Context, life: Life, keys: Any) -> list[str]:
-    """Two lines each, which the reader goes on with as it remembers."""
+    """Two lines each, as the reader remembers them: told, as a text would, and then told aloud."""
     begun = [first for first, _ in life.recalled]
-    told = finished(reader, woken, begun, keys[0])
-    friends = [line.split(first)[1].strip(".\n") for first, line in zip(begun, told, strict=True)]
-    pairs = zip(told, friends, life.recalled, strict=True)
-    then = [line + second.format(friend=friend) for line, friend, (_, second) in pairs]
-    return finished(reader, woken, then, keys[1])
+    links = finished(reader, woken, begun, keys[0])
+    friends = [line.split(first)[1].strip(".\n") for first, line in zip(begun, links, strict=True)]
+    pairs = zip(life.recalled, friends, strict=True)
+    # Behind another line less is remembered than where nothing stands before.
+    then = [second.format(friend=friend) for (_, second), friend in pairs]
+    facts = finished(reader, woken, then, keys[1])
+    return [f"{link}{fact}\n{link}{fact}" for link, fact in zip(links, facts, strict=True)]
 
 
 def finished(reader: Model, woken: Context, texts: Sequence[str], key: Any) -> list[str]:
