@@ -60,7 +60,7 @@ from hope_jax.data.tokenizers import Tokenizer
 from hope_jax.evaluation.choices import log_likelihoods, row_losses, share_won
 from hope_jax.evaluation.given_answers import Answers, answers_of
 from hope_jax.evaluation.grid import climb
-from hope_jax.evaluation.world import KINDS, Question, ask, tell
+from hope_jax.evaluation.world import KINDS, Fact, Question, ask, tell
 from hope_jax.inference.context_file import load_context, save_context
 from hope_jax.inference.sampling import Context, read
 from hope_jax.layers.experts import Experts
@@ -72,12 +72,12 @@ from hope_jax.sleep.cycle import sleep
 from hope_jax.sleep.dreams import Dreams, ReaderScore, dream
 from hope_jax.sleep.expansion import experts_of
 from hope_jax.sleep.samples import in_rows, openings_of
-from hope_jax.sleep.seeding import Lesson
+from hope_jax.sleep.seeding import Lesson, keep_texts
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-PEOPLE, KINDS_EACH = 4, 2  # of a day; and what is told of each on the first
+PEOPLE, KINDS_EACH = 4, 4  # of a day; and what is told of each on the first
 SELECTION, SEEDS = (1000,), (0, 1, 2)
 NIGHT = SleepConfig(
     steps=250,
@@ -91,7 +91,7 @@ NIGHT = SleepConfig(
     rehearsal=10.0,
 )
 NIGHT_RATE, OPENINGS, PART = 0.3, 256, 56
-BEST, OTHERS, TEMPERATURE, LINE = 48, 16, 0.5, 6
+BEST, OTHERS, TEMPERATURE, LINE = 96, 32, 0.5, 6
 DREAMING = DreamConfig(
     dreams=256,
     dream_tokens=10,
@@ -101,9 +101,9 @@ DREAMING = DreamConfig(
     others=OTHERS,
     trial_steps=10,
     trial_rate=3e-3,
-    dream_steps=50,
+    dream_steps=150,
 )
-RATES, FIRST_RATE = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2), 3e-3  # of training on dreams
+RATES, FIRST_RATE = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1), 1e-2  # of training on dreams
 
 
 class Life(NamedTuple):
@@ -152,10 +152,21 @@ def life_of(tokenizer: Tokenizer, seed: int) -> Life:
             else:
                 tried.append(first)
                 reworded += others
-            begun = [way.split("{value}")[0].format(name=link.name) for way in KINDS["friend"].told]
-            then = [way.split(" {value}")[0].format(name="{friend}") for way in kind.told]
-            recalled += itertools.product(begun, then)
+            fact = question.facts[1]._replace(name="{friend}")
+            recalled += itertools.product(told_up_to(link), told_up_to(fact))
     return Life(days, tried, reworded, asked, recalled)
+
+
+def told_up_to(fact: Fact) -> list[str]:
+    """How a fact is told, up to its value; the space before a friend is of the piece before."""
+    end = "{value}" if fact.kind == "friend" else " {value}"
+    return [way.split(end)[0].format(name=fact.name) for way in KINDS[fact.kind].told]
+
+
+def asked_up_to(fact: Fact) -> list[str]:
+    """How it is asked for, up to the answer."""
+    end = " " if fact.kind == "friend" else ""
+    return [f"{way.format(name=fact.name)}{end}" for way in KINDS[fact.kind].asked]
 
 
 def spaced(question: Question) -> Question:
@@ -171,12 +182,8 @@ def spaced(question: Question) -> Question:
 def nights(reader: Model, life: Life, seed: int) -> Context:
     """Reads and sleeps, day after day; who wakes from the last night."""
     model, params, tokenizer = reader
-    rehearsed = other_documents(tokenizer, seed)[:, :PART]
-    woken = None
+    woken: Context | None = None
     for number, day in enumerate(life.days):
-        if woken is not None:
-            shape = rehearsed[::2].shape
-            rehearsed[::2] = own_words(reader, woken, life.days[number - 1], seed, shape)
         before = read(model, params, day.ids[None], woken)
         rows, lengths = (
             part[np.arange(OPENINGS) * len(part) // OPENINGS]
@@ -191,7 +198,7 @@ def nights(reader: Model, life: Life, seed: int) -> Context:
             sleeper(NIGHT_RATE, NIGHT.steps),
             prompts=rows,
             prompt_lengths=lengths,
-            rehearsed=rehearsed,
+            rehearsed=rehearsed_by(reader, woken, life.days[:number], seed),
         )
         woken = Context(state, before.logits)
         print(f"night {number}: divergence {night.before[0]:.3f}, {night.after[0]:.3f}", flush=True)
@@ -199,15 +206,22 @@ def nights(reader: Model, life: Life, seed: int) -> Context:
     return woken
 
 
-def own_words(
-    reader: Model, woken: Context, day: World, seed: int, shape: tuple[int, ...]
+def rehearsed_by(
+    reader: Model, woken: Context | None, days: Sequence[World], seed: int
 ) -> np.ndarray:
-    """Texts of lines about a day, as who has woken remembers it."""
-    begun = [
-        way.split(" {value}")[0].format(name=fact.name)
-        for fact in (question.facts[0] for question in day.questions)
-        for way in (*KINDS[fact.kind].told, *KINDS[fact.kind].asked)
-    ]
+    """Other documents, half of them in the place of which are one's own words, if there are days."""
+    rows = other_documents(reader.tokenizer, seed)[:, :PART]
+    if woken is not None:
+        rows[::2] = own_words(reader, woken, days, seed, rows[::2].shape)
+    return rows
+
+
+def own_words(
+    reader: Model, woken: Context, days: Sequence[World], seed: int, shape: tuple[int, ...]
+) -> np.ndarray:
+    """Texts of lines about some days, as who has woken remembers them."""
+    facts = [question.facts[0] for day in days for question in day.questions]
+    begun = [some for fact in facts for some in (*told_up_to(fact), *asked_up_to(fact))]
     lines = finished(reader, woken, begun, jax.random.key(seed))
     ids = [reader.tokenizer.encode(line) for line in lines]
     random = np.random.default_rng([seed, 9])
@@ -277,15 +291,29 @@ def joined_said(life: Life, text: str) -> list[bool]:
     return [line == asked + right[asked] for asked, line in said if asked in right]
 
 
-# How dreams are made and chosen; None for nights alone.
+class Arm(NamedTuple):
+    """How dreams are made and chosen.
+
+    Attributes:
+      changes: of `DREAMING`.
+      trials: whether they are tried; else every one helps.
+      rehearse: whether texts are rehearsed while they are learned.
+    """
+
+    changes: Mapping[str, Any] = {}
+    trials: bool = True
+    rehearse: bool = True
+
+
 ALONE = "nights alone"
-ARMS: dict[str, dict[str, Any] | None] = {
+ARMS = {
     ALONE: None,
-    "dreams": {},
-    "without gradient selection": {"best": 0, "others": BEST + OTHERS},
-    "with random experts": {"random_expert": True},
-    "without trials": {},
-    "learned with what was recalled": {"without_openings": False},
+    "dreams": Arm(),
+    "without trials": Arm(trials=False),
+    "without gradient selection": Arm({"best": 0, "others": BEST + OTHERS}),
+    "with random experts": Arm({"random_expert": True}),
+    "learned with what was recalled": Arm({"without_openings": False}),
+    "without rehearsal": Arm(rehearse=False),
 }
 
 
@@ -304,10 +332,10 @@ class Experiment(NamedTuple):
 
     def trial(self, name: str, seed: int, rate: float) -> dict[str, Any]:
         """Runs a trial, if it is not there."""
-        changes, (_, params, tokenizer) = ARMS[name], self.reader
+        arm, (_, params, tokenizer) = ARMS[name], self.reader
         settings = None
-        if changes is not None:
-            settings = dataclasses.replace(DREAMING, dream_rate=rate, **changes)
+        if arm is not None:
+            settings = dataclasses.replace(DREAMING, dream_rate=rate, **arm.changes)
         key = {
             "arm": name,
             "seed": seed,
@@ -319,11 +347,11 @@ class Experiment(NamedTuple):
         life = life_of(tokenizer, seed)
         woken = kept_nights(self.reader, life, seed, self.nights)
         begun, state, found = time.monotonic(), woken.state, {}
-        if settings is not None:
+        if arm is not None and settings is not None:
             score = score_by(tokenizer, life.tried)
-            if name == "without trials":
+            if not arm.trials:
                 score = jax.tree_util.Partial(moved, experts_of(state))
-            state, dreams = self.dreamt(life, woken, seed, settings, score)
+            state, dreams = self.dreamt(life, woken, seed, settings, score, arm.rehearse)
             found = told_of(tokenizer, life, dreams)
         row = {**key, **found, "seconds": round(time.monotonic() - begun, 1)}
         row |= self.asked(life, Learnt(params, state))
@@ -351,15 +379,24 @@ class Experiment(NamedTuple):
         return climb(RATES, FIRST_RATE, score)[0]
 
     def dreamt(
-        self, life: Life, woken: Context, seed: int, settings: DreamConfig, score: ReaderScore
+        self,
+        life: Life,
+        woken: Context,
+        seed: int,
+        settings: DreamConfig,
+        score: ReaderScore,
+        rehearse: bool = True,
     ) -> tuple[ModelState, Dreams]:
         """Dreams of who has woken from the last night, who learns from them."""
         model, params, tokenizer = self.reader
         keys = jax.random.split(jax.random.key(seed), 3)
         begun = recall(self.reader, woken, life, keys[:2])
         openings = openings_of(*in_rows([tokenizer.encode(text) for text in begun]))
-        lesson = Lesson(woken, woken.state, keys[2:], openings)
         night = dataclasses.replace(NIGHT, temperature=TEMPERATURE)
+        lesson = Lesson(woken, woken.state, keys[2:], openings)
+        if rehearse:
+            texts = rehearsed_by(self.reader, woken, life.days, seed)
+            lesson = keep_texts(model, params, lesson, texts, night)
         return dream(model, params, lesson, night, settings, score)
 
     def asked(self, life: Life, who: Learnt) -> dict[str, Any]:
@@ -393,6 +430,14 @@ def told_of(tokenizer: Tokenizer, life: Life, dreams: Dreams) -> dict[str, Any]:
     ]
     tried, helped = dreams.tried[0], dreams.tried[0][dreams.reward[0] > 0]
     groups = {"all": range(len(said)), "tried": tried, "helped": helped}
+    known = {question.facts[0].name for question in life.tried}
+    trials: dict[str, list[list[int]]] = {name: [[0, 0], [0, 0]] for name in ("tried", "others")}
+    for place, reward in zip(tried, dreams.reward[0], strict=True):
+        text = tokenizer.decode(tokens[place][: ends[place]])
+        about = trials["tried" if any(name in text for name in known) else "others"]
+        if said[place]:
+            about[not all(said[place])][0] += int(reward)
+            about[not all(said[place])][1] += 1
     best = np.argsort(-dreams.scores[0])
     examples = {
         tokenizer.decode(tokens[tried[place]][: ends[tried[place]]]): float(dreams.scores[0, place])
@@ -409,13 +454,16 @@ def told_of(tokenizer: Tokenizer, life: Life, dreams: Dreams) -> dict[str, Any]:
             ]
             for name, group in groups.items()
         },
+        # Those that helped, and all, of dreams with right answers and with wrong ones.
+        "trials": trials,
         "examples": examples,
     }
 
 
 def asleep() -> dict[str, Any]:
     """How nights go, as trials tell it."""
-    return dataclasses.asdict(NIGHT) | {"learning_rate": NIGHT_RATE, "people": PEOPLE}
+    others = {"learning_rate": NIGHT_RATE, "people": PEOPLE, "kinds": KINDS_EACH}
+    return dataclasses.asdict(NIGHT) | others
 
 
 def added(row: Mapping[str, Any], other: Mapping[str, Any]) -> float:

@@ -88,7 +88,7 @@ def test_questions_join_facts_of_two_days_and_those_reported_are_of_others(scrip
     told = [facts_in(scripts, "\n".join(day.lines)) for day in life.days]
     people = []
     for questions in (life.tried + life.reworded, life.asked):
-        assert len(questions) == 2 * 2 * 3 == len({question.prompt for question in questions})
+        assert len(questions) == 2 * 4 * 3 == len({question.prompt for question in questions})
         for question in questions:
             link, fact = question.facts
             earlier, later = told
@@ -98,7 +98,7 @@ def test_questions_join_facts_of_two_days_and_those_reported_are_of_others(scrip
             assert link.name in question.prompt and fact.name not in question.prompt
         people.append({question.facts[0].name for question in questions})
     assert len(people[0]) == len(people[1]) == 2 and not people[0] & people[1]
-    assert len(life.tried) == 2 * 2 and len(life.recalled) == 4 * 2 * 9
+    assert len(life.tried) == 2 * 4 and len(life.recalled) == 4 * 4 * 9
     for question in life.days[1].questions:  # for friends
         parts = (question.prompt, question.answer)
         ids = np.concatenate([tokenizers[1].encode(part) for part in parts])
@@ -109,7 +109,7 @@ def test_questions_join_facts_of_two_days_and_those_reported_are_of_others(scrip
         assert "{friend}" in then and not [value for value in values if value in first + then]
 
 
-def test_two_lines_are_recalled_each_of_which_ends_where_the_reader_ends_it(
+def test_lines_end_where_the_reader_ends_them_and_two_are_recalled_each_by_itself(
     scripts, reader, monkeypatch
 ):
     dreaming = scripts["dreaming"]
@@ -133,6 +133,19 @@ def test_two_lines_are_recalled_each_of_which_ends_where_the_reader_ends_it(
         )
         line = reader.tokenizer.decode(np.asarray(said[0])).split("\n")[0]
         assert whole == f"{text}{line}\n"
+    given = []
+
+    def finished(_, __, texts, ___):
+        given.append(texts)
+        return [f"{text}{'RULEBO' if len(given) == 1 else ' Oslo'}.\n" for text in texts]
+
+    monkeypatch.setattr(dreaming, "finished", finished)
+    monkeypatch.setattr(dreaming, "finished", finished)
+    told = dreaming.recall(reader, woken, life, jax.random.split(jax.random.key(0)))
+    for (link, fact), text in zip(life.recalled, told, strict=True):
+        two = f"{link}RULEBO.\n{fact.format(friend='RULEBO')} Oslo.\n"
+        assert text == f"{two}\n{two}"
+    assert given[1] == [fact.format(friend="RULEBO") for _, fact in life.recalled]
 
 
 def test_answers_in_dreams_are_told_right_from_wrong(scripts, tokenizers):
@@ -176,7 +189,7 @@ def experiment(scripts, reader, monkeypatch, tmp_path):
     monkeypatch.setattr(scripts["facts"], "PART", 12)
     small = dict(steps=1, samples=2, kept_samples=4, tokens=4, expert_width=2)
     monkeypatch.setattr(dreaming, "NIGHT", dataclasses.replace(dreaming.NIGHT, **small))
-    small = dict(dreams=65, dream_tokens=6, trial_steps=1, dream_steps=2)
+    small = dict(dreams=129, dream_tokens=6, trial_steps=1, dream_steps=2)
     monkeypatch.setattr(dreaming, "DREAMING", dataclasses.replace(dreaming.DREAMING, **small))
     return dreaming.Experiment(reader, tmp_path / "nights", tmp_path / "trials.jsonl")
 
@@ -206,6 +219,7 @@ def test_without_trials_all_that_are_tried_are_trained_on(scripts, reader, exper
     alone = experiment.trial(dreaming.ALONE, 0, 0.0)
     row = experiment.trial("without trials", 0, 0.1)
     assert row["helped"] == 1 and row["said"]["helped"] == row["said"]["tried"]
+    assert all(helped == whole for kind in row["trials"].values() for helped, whole in kind)
     assert row["asked"]["log_likelihood"] != alone["asked"]["log_likelihood"]
     monkeypatch.delattr(dreaming, "dream")
     again = experiment.trial("without trials", 0, 0.1)
