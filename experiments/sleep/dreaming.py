@@ -4,25 +4,28 @@
     python experiments/sleep/words.py runs/facts/friends.json --friends
     python experiments/sleep/facts_pretrain.py --workdir=runs/facts/model
     python experiments/sleep/facts_pretrain.py --friends --start=runs/facts/model \\
-        --steps=400 --level_steps=60 --workdir=runs/facts/friends
+        --steps=600 --workdir=runs/facts/friends
     python experiments/sleep/dreaming.py --run=runs/facts/friends --nights=runs/facts/nights \\
         --workdir=experiments/sleep/dreaming
     python experiments/sleep/dreaming.py --table --workdir=experiments/sleep/dreaming  # runs nothing
 
 A model that was trained on other worlds, also to say what is true of a friend where both facts stand
-before the question, reads two facts about each of some people, and sleeps. On the next day it reads who
+before the question, reads four facts about each of four people, and sleeps. On the next day it reads who
 is whose friend, and sleeps again; then it also rehearses what it remembers of the first day. It is
 asked, with no text before, "Where does the friend of TAVOMI live?".
 
-Before each dream it recalls a friendship, as it begins, and then something about that friend. What it
-says with both in front of it is the dream, and is learned without them. Questions about half of the
-people, in one phrasing, try the dreams. Reported are those about the same people in other words, and
-those about the others, of whom no trial knows.
+Before each dream it recalls a friendship, as it begins, and by itself something about that friend. Both
+lines stand in front of the dream twice: as a text tells them, before a blank line, and as who says them
+aloud, behind it. Then the model mostly asks for what joins them, and answers. That is the dream, and it
+is learned without what stands before. Questions about half of the people, in one phrasing, try the
+dreams. Reported are those about the same people in other words, and those about the others, of whom no
+trial knows.
 
-Dreams are as the paper's, but for random experts, which are an arm of their own. The rate of training
-on dreams is that at which right answers of a world that is not reported are likeliest, of those which
-cost other documents 1% at most. A trial that has ended is a line of WORKDIR/trials.jsonl, so that a
-command that is stopped and given again goes on.
+Dreams are as the paper's, but for random experts, which are an arm of their own, and for what is
+rehearsed while they are learned: other documents, and what is remembered of both days. The rate of
+training on dreams is that at which right answers of a world that is not reported are likeliest, of
+those which cost other documents 1% at most. A trial that has ended is a line of WORKDIR/trials.jsonl,
+so that a command that is stopped and given again goes on.
 """
 
 import dataclasses
@@ -496,9 +499,25 @@ DREAMT: dict[str, Callable[[Row], float]] = {
 }
 
 
+# Who is dreamt of, and whether the answer is right.
+TRIALS = {
+    "right, of those tried": ("tried", 0),
+    "wrong, of those tried": ("tried", 1),
+    "right, of others": ("others", 0),
+    "wrong, of others": ("others", 1),
+}
+
+
+def that_helped(rows: Sequence[Row], about: str, wrong: int) -> str:
+    """Of the dreams of all seeds that were tried, of one of `TRIALS`, those that helped."""
+    helped, whole = (sum(row["trials"][about][wrong][part] for row in rows) for part in (0, 1))
+    return f"{helped} of {whole}"
+
+
 def table(groups: Mapping[str, Sequence[Row]]) -> str:
     """Means over seeds and standard deviations, in Markdown."""
-    head = ["", *ANSWERED, "other documents lose, %", *DREAMT, "seconds", "rate"]
+    helped = [f"helped, {name}" for name in TRIALS]
+    head = ["", *ANSWERED, "other documents lose, %", *DREAMT, *helped, "seconds", "rate"]
     alone = groups[ALONE]
     first = [row["unread"] for row in alone]
     lines = []
@@ -513,6 +532,7 @@ def table(groups: Mapping[str, Sequence[Row]]) -> str:
         more = []
         if name != ALONE:
             more = [spread([column(row) for row in rows]) for column in DREAMT.values()]
+            more += [that_helped(rows, *which) for which in TRIALS.values()]
             more += [spread([row["seconds"] for row in rows])]
             more += [f"{rows[0]['dreaming']['dream_rate']:g}"]
         line(name, rows, *more)

@@ -14,6 +14,7 @@ from hope_jax.inference.sampling import sample
 from hope_jax.models.language_model import init_state
 from hope_jax.sleep.cycle import begin_lesson
 from hope_jax.sleep.expansion import make_room
+from hope_jax.sleep.samples import Samples, in_rows
 from tests.sleep.conftest import reader_with
 
 
@@ -163,6 +164,35 @@ def test_answers_in_dreams_are_told_right_from_wrong(scripts, tokenizers):
     assert dreaming.joined_said(life, "\n".join(lines)) == [True, False]
 
 
+def test_trials_are_told_by_who_is_dreamt_of_and_whether_the_answer_is_right(scripts, tokenizers):
+    dreaming, tokenizer = scripts["dreaming"], tokenizers[1]
+    life = dreaming.life_of(tokenizer, 0)
+    known, other = life.tried[0], life.asked[0]
+    texts = [
+        f"{one.prompt}{said}\n" for one in (known, other) for said in (one.answer, one.wrong[0])
+    ]
+    texts += ["LULULU eats rice.\n", texts[0], texts[3]]
+    rows, ends = in_rows([tokenizer.encode(text) for text in texts])
+    tried = np.array([5, 1, 2, 3, 4])  # without the first and the last
+    found = dreaming.told_of(
+        tokenizer,
+        life,
+        dreaming.Dreams(
+            samples=Samples(rows[None], 0 * ends[None], ends[None]),
+            norms=None,
+            tried=tried[None],
+            scores=np.array([[5.0, 4, 3, 2, 1]]),
+            reward=np.array([[1.0, 0, 0, 1, 1]]),
+            losses=np.zeros((1, 2)),
+            before=np.zeros(1),
+            after=np.ones(1),
+        ),
+    )
+    assert found["trials"] == {"tried": [[1, 1], [0, 1]], "others": [[0, 1], [1, 1]]}
+    assert found["said"] == {"all": [3, 6], "tried": [2, 4], "helped": [1, 2]}
+    assert found["helped"] == 0.6 and found["examples"][texts[0]] == 5
+
+
 def test_dreams_are_tried_by_the_choice_among_four_answers(scripts, reader):
     dreaming = scripts["dreaming"]
     questions = dreaming.life_of(reader.tokenizer, 0).tried[:5]
@@ -204,6 +234,31 @@ def test_nights_are_two_and_kept_in_a_file(scripts, reader, experiment):
         np.testing.assert_array_equal(one, other)
 
 
+def test_half_of_what_is_rehearsed_is_remembered_and_dreams_rehearse_it_but_for_an_arm(
+    scripts, reader, experiment, monkeypatch
+):
+    dreaming = scripts["dreaming"]
+    life = dreaming.life_of(reader.tokenizer, 0)
+    state = make_room(reader.model, init_state(reader.model, reader.params, 1), 1, 2)
+    woken = dreaming.Context(state, jnp.zeros((1, reader.tokenizer.vocab_size)))
+    monkeypatch.setattr(
+        dreaming, "finished", lambda _, __, texts, ___: [f"{text}MOMO.\n" for text in texts]
+    )
+    bare = dreaming.other_documents(reader.tokenizer, 0)[:, : dreaming.PART]
+    np.testing.assert_array_equal(dreaming.rehearsed_by(reader, None, [], 0), bare)
+    rows = dreaming.rehearsed_by(reader, woken, life.days, 0)
+    np.testing.assert_array_equal(rows[1::2], bare[1::2])
+    # As they were remembered, cut anywhere in the last line.
+    own = [line for row in rows[::2] for line in reader.tokenizer.decode(row).split("\n")[:-1]]
+    assert own and all(line.endswith("MOMO.") for line in own)
+    given = []
+    monkeypatch.setattr(dreaming, "dream", lambda *lesson: given.append(lesson[2]))
+    for rehearse in (True, False):
+        experiment.dreamt(life, woken, 0, dreaming.DREAMING, None, rehearse)
+    assert given[0].rehearsed.samples.tokens[0].tolist() == rows.tolist()
+    assert given[1].rehearsed is None
+
+
 def test_without_trials_all_that_are_tried_are_trained_on(scripts, reader, experiment, monkeypatch):
     dreaming = scripts["dreaming"]
     life = dreaming.life_of(reader.tokenizer, 0)
@@ -239,7 +294,9 @@ def test_rates_cost_little_and_the_table_tells_arms_with_all_seeds(scripts, monk
             row |= {"unread": found, "told both": 1.0}
         else:
             said = {which: [1, 4] for which in ("all", "tried", "helped")}
+            trials = {"tried": [[3, 4], [0, 1]], "others": [[1, 2], [2, 2]]}
             row |= {"dreaming": {"dream_rate": rate}, "helped": 0.5, "said": said, "seconds": 1.0}
+            row |= {"trials": trials}
         return row
 
     monkeypatch.setattr(dreaming.Experiment, "trial", trial)
@@ -261,5 +318,6 @@ def test_rates_cost_little_and_the_table_tells_arms_with_all_seeds(scripts, monk
     assert lines[-2].startswith(
         "| dreams | 10 ± 10 | 10 ± 10 | -0.997 ± 0 | 50 ± 0 | 50 ± 0 | 0 ± 0 | 50 ± 0 | 25 ± 0 |"
     )
+    assert "| 9 of 12 | 0 of 3 | 3 of 6 | 6 of 6 |" in lines[-2]
     dreaming.draw(groups, tmp_path / "results.png")
     assert (tmp_path / "results.png").stat().st_size > 1000
