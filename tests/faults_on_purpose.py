@@ -2113,6 +2113,30 @@ FAULTS = [
     ),
     Fault(
         "experiments/sleep/dreaming.py",
+        "        rows[::2] = own_words",
+        "        rows[1::2] = own_words",
+        "tests/sleep/test_dreaming_command.py::test_half_of_what_is_rehearsed_is_remembered_and_dreams_rehearse_it_but_for_an_arm",
+    ),
+    Fault(
+        "experiments/sleep/dreaming.py",
+        "        if rehearse:\n",
+        "        if not rehearse:\n",
+        "tests/sleep/test_dreaming_command.py::test_half_of_what_is_rehearsed_is_remembered_and_dreams_rehearse_it_but_for_an_arm",
+    ),
+    Fault(
+        "experiments/sleep/dreaming.py",
+        "about[not all(said[place])][0]",
+        "about[all(said[place])][0]",
+        "tests/sleep/test_dreaming_command.py::test_trials_are_told_by_who_is_dreamt_of_and_whether_the_answer_is_right",
+    ),
+    Fault(
+        "experiments/sleep/dreaming.py",
+        "facts = finished(reader, woken, then, keys[1])",
+        "facts = finished(reader, woken, begun, keys[1])",
+        "tests/sleep/test_dreaming_command.py::test_lines_end_where_the_reader_ends_them_and_two_are_recalled_each_by_itself",
+    ),
+    Fault(
+        "experiments/sleep/dreaming.py",
         "            state, dreams = self.dreamt(life",
         "            _, dreams = self.dreamt(life",
         "tests/sleep/test_dreaming_command.py::test_without_trials_all_that_are_tried_are_trained_on",

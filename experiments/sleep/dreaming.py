@@ -83,9 +83,9 @@ import matplotlib.pyplot as plt
 PEOPLE, KINDS_EACH = 4, 4  # of a day; and what is told of each on the first
 SELECTION, SEEDS = (1000,), (0, 1, 2)
 NIGHT = SleepConfig(
-    steps=250,
+    steps=400,
     samples=16,
-    kept_samples=1024,
+    kept_samples=2048,
     tokens=12,
     lam=0.0,
     a=1.0,
