@@ -335,7 +335,7 @@ class Experiment(NamedTuple):
 
     def trial(self, name: str, seed: int, rate: float) -> dict[str, Any]:
         """Runs a trial, if it is not there."""
-        arm, (_, params, tokenizer) = ARMS[name], self.reader
+        arm, (model, params, tokenizer) = ARMS[name], self.reader
         settings = None
         if arm is not None:
             settings = dataclasses.replace(DREAMING, dream_rate=rate, **arm.changes)
@@ -360,7 +360,10 @@ class Experiment(NamedTuple):
         row |= self.asked(life, Learnt(params, state))
         if settings is None:
             row["unread"] = self.asked(life, Learnt(params, None))
-            row["told both"] = self.told_both(life.reworded + life.asked)
+            joined = life.reworded + life.asked
+            row["told both"] = self.told_both(joined)
+            front = read(model, params, np.concatenate([day.ids for day in life.days])[None])
+            row["in front"] = measured(self.reader, Learnt(params, front.state), joined)["won"]
         add_json_line(self.path, row)
         print({part: row[part] for part in row if part not in ("night", "dreaming")}, flush=True)
         return row
@@ -536,10 +539,10 @@ def table(groups: Mapping[str, Sequence[Row]]) -> str:
             more += [spread([row["seconds"] for row in rows])]
             more += [f"{rows[0]['dreaming']['dream_rate']:g}"]
         line(name, rows, *more)
-    told = spread([100 * row["told both"] for row in alone])
-    lines.append(
-        "| " + " | ".join(["both facts told before", told, *[""] * (len(head) - 2)]) + " |"
-    )
+    asked = {"both days in front, all joined": "in front", "both facts told before": "told both"}
+    for name, which in asked.items():
+        won = spread([100 * row[which] for row in alone])
+        lines.append("| " + " | ".join([name, won, *[""] * (len(head) - 2)]) + " |")
     return "\n".join([f"| {' | '.join(head)} |", "|---" * len(head) + "|", *lines]) + "\n"
 
 

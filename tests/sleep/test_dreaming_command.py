@@ -291,7 +291,7 @@ def test_rates_cost_little_and_the_table_tells_arms_with_all_seeds(scripts, monk
         found["asked"] = found["reworded"] = {"won": seed / 10, "log_likelihood": rate - 1}
         row = {"arm": name, "seed": seed, "night": dreaming.asleep(), "dreaming": None, **found}
         if name == dreaming.ALONE:
-            row |= {"unread": found, "told both": 1.0}
+            row |= {"unread": found, "told both": 1.0, "in front": 0.25}
         else:
             said = {which: [1, 4] for which in ("all", "tried", "helped")}
             trials = {"tried": [[3, 4], [0, 1]], "others": [[1, 2], [2, 2]]}
@@ -315,9 +315,10 @@ def test_rates_cost_little_and_the_table_tells_arms_with_all_seeds(scripts, monk
     assert list(groups) == [dreaming.ALONE, "dreams"]
     lines = dreaming.table(groups).splitlines()
     assert len({line.count("|") for line in lines}) == 1
-    assert lines[-2].startswith(
+    assert lines[-2].startswith("| both days in front, all joined | 25 ± 0 |")
+    assert lines[-3].startswith(
         "| dreams | 10 ± 10 | 10 ± 10 | -0.997 ± 0 | 50 ± 0 | 50 ± 0 | 0 ± 0 | 50 ± 0 | 25 ± 0 |"
     )
-    assert "| 9 of 12 | 0 of 3 | 3 of 6 | 6 of 6 |" in lines[-2]
+    assert "| 9 of 12 | 0 of 3 | 3 of 6 | 6 of 6 |" in lines[-3]
     dreaming.draw(groups, tmp_path / "results.png")
     assert (tmp_path / "results.png").stat().st_size > 1000
