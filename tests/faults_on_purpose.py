@@ -2143,8 +2143,32 @@ FAULTS = [
     ),
     Fault(
         "experiments/sleep/dreaming.py",
-        "            state, dreams = self.dreamt(life, woken, seed, settings, score)\n",
-        "            _, dreams = self.dreamt(life, woken, seed, settings, score)\n",
+        "        rows[::2] = own_words",
+        "        rows[1::2] = own_words",
+        "tests/sleep/test_dreaming_command.py::test_half_of_what_is_rehearsed_is_remembered_and_dreams_rehearse_it_but_for_an_arm",
+    ),
+    Fault(
+        "experiments/sleep/dreaming.py",
+        "        if rehearse:\n",
+        "        if not rehearse:\n",
+        "tests/sleep/test_dreaming_command.py::test_half_of_what_is_rehearsed_is_remembered_and_dreams_rehearse_it_but_for_an_arm",
+    ),
+    Fault(
+        "experiments/sleep/dreaming.py",
+        "about[not all(said[place])][0]",
+        "about[all(said[place])][0]",
+        "tests/sleep/test_dreaming_command.py::test_trials_are_told_by_who_is_dreamt_of_and_whether_the_answer_is_right",
+    ),
+    Fault(
+        "experiments/sleep/dreaming.py",
+        "facts = finished(reader, woken, then, keys[1])",
+        "facts = finished(reader, woken, begun, keys[1])",
+        "tests/sleep/test_dreaming_command.py::test_lines_end_where_the_reader_ends_them_and_two_are_recalled_each_by_itself",
+    ),
+    Fault(
+        "experiments/sleep/dreaming.py",
+        "            state, dreams = self.dreamt(life",
+        "            _, dreams = self.dreamt(life",
         "tests/sleep/test_dreaming_command.py::test_without_trials_all_that_are_tried_are_trained_on",
     ),
     Fault(
@@ -2701,6 +2725,12 @@ FAULTS = [
     ),
     Fault(
         "hope_jax/sleep/dreaming.py",
+        "of_dreams + besides(params, number), of_dreams",
+        "of_dreams + besides(params, 0), of_dreams",
+        "tests/sleep/test_dreams.py::test_texts_are_rehearsed_where_dreams_are_learned_and_not_in_trials",
+    ),
+    Fault(
+        "hope_jax/sleep/dreaming.py",
         "jnp.where(total > 0, new, old)",
         "new",
         "tests/sleep/test_dreaming.py::test_what_helped_is_learnt_and_nothing_else",
@@ -2857,8 +2887,8 @@ FAULTS = [
     ),
     Fault(
         "hope_jax/sleep/seeding.py",
-        "return value + settings.rehearsal * jnp.mean(moved), divergence",
-        "return value + jnp.mean(moved), divergence",
+        "return value + settings.rehearsal * moved, divergence",
+        "return value + moved, divergence",
         "tests/sleep/test_night.py::test_what_is_rehearsed_is_held_to_who_the_student_was_at_first",
     ),
     Fault(
@@ -2869,8 +2899,8 @@ FAULTS = [
     ),
     Fault(
         "hope_jax/sleep/seeding.py",
-        "_in_turn(rehearsed, seeding.step, settings.samples)",
-        "_in_turn(rehearsed, 0 * seeding.step, settings.samples)",
+        "_in_turn(rehearsed, step, settings.samples)",
+        "_in_turn(rehearsed, 0 * step, settings.samples)",
         "tests/sleep/test_night.py::test_what_is_rehearsed_is_held_to_who_the_student_was_at_first",
     ),
     Fault(
@@ -3139,9 +3169,21 @@ FAULTS = [
     ),
     Fault(
         "hope_jax/sleep/dreams.py",
-        "train(chosen, reward, rate",
-        "train(chosen, 0 * reward + 1, rate",
+        "        lesson, chosen, reward, rate",
+        "        lesson, chosen, 0 * reward + 1, rate",
         "tests/sleep/test_dreams.py::test_what_is_chosen_tried_and_learnt_is_that_of_each_reader_alone",
+    ),
+    Fault(
+        "hope_jax/sleep/dreams.py",
+        "                return settings.rehearsal * moved\n",
+        "                return moved\n",
+        "tests/sleep/test_dreams.py::test_texts_are_rehearsed_where_dreams_are_learned_and_not_in_trials",
+    ),
+    Fault(
+        "hope_jax/sleep/dreams.py",
+        "lesson._replace(rehearsed=None)",
+        "lesson",
+        "tests/sleep/test_dreams.py::test_texts_are_rehearsed_where_dreams_are_learned_and_not_in_trials",
     ),
     Fault(
         "hope_jax/sleep/dreams.py",

@@ -4,25 +4,28 @@
     python experiments/sleep/words.py runs/facts/friends.json --friends
     python experiments/sleep/facts_pretrain.py --workdir=runs/facts/model
     python experiments/sleep/facts_pretrain.py --friends --start=runs/facts/model \\
-        --steps=400 --level_steps=60 --workdir=runs/facts/friends
+        --steps=600 --workdir=runs/facts/friends
     python experiments/sleep/dreaming.py --run=runs/facts/friends --nights=runs/facts/nights \\
         --workdir=experiments/sleep/dreaming
     python experiments/sleep/dreaming.py --table --workdir=experiments/sleep/dreaming  # runs nothing
 
 A model that was trained on other worlds, also to say what is true of a friend where both facts stand
-before the question, reads two facts about each of some people, and sleeps. On the next day it reads who
+before the question, reads four facts about each of four people, and sleeps. On the next day it reads who
 is whose friend, and sleeps again; then it also rehearses what it remembers of the first day. It is
 asked, with no text before, "Where does the friend of TAVOMI live?".
 
-Before each dream it recalls a friendship, as it begins, and then something about that friend. What it
-says with both in front of it is the dream, and is learned without them. Questions about half of the
-people, in one phrasing, try the dreams. Reported are those about the same people in other words, and
-those about the others, of whom no trial knows.
+Before each dream it recalls a friendship, as it begins, and by itself something about that friend. Both
+lines stand in front of the dream twice: as a text tells them, before a blank line, and as who says them
+aloud, behind it. Then the model mostly asks for what joins them, and answers. That is the dream, and it
+is learned without what stands before. Questions about half of the people, in one phrasing, try the
+dreams. Reported are those about the same people in other words, and those about the others, of whom no
+trial knows.
 
-Dreams are as the paper's, but for random experts, which are an arm of their own. The rate of training
-on dreams is that at which right answers of a world that is not reported are likeliest, of those which
-cost other documents 1% at most. A trial that has ended is a line of WORKDIR/trials.jsonl, so that a
-command that is stopped and given again goes on.
+Dreams are as the paper's, but for random experts, which are an arm of their own, and for what is
+rehearsed while they are learned: other documents, and what is remembered of both days. The rate of
+training on dreams is that at which right answers of a world that is not reported are likeliest, of
+those which cost other documents 1% at most. A trial that has ended is a line of WORKDIR/trials.jsonl,
+so that a command that is stopped and given again goes on.
 """
 
 import dataclasses
@@ -60,7 +63,7 @@ from hope_jax.data.tokenizers import Tokenizer
 from hope_jax.evaluation.choices import log_likelihoods, row_losses, share_won
 from hope_jax.evaluation.given_answers import Answers, answers_of
 from hope_jax.evaluation.grid import climb
-from hope_jax.evaluation.world import KINDS, Question, ask, tell
+from hope_jax.evaluation.world import KINDS, Fact, Question, ask, tell
 from hope_jax.inference.context_file import load_context, save_context
 from hope_jax.inference.sampling import Context, read
 from hope_jax.layers.experts import Experts
@@ -72,17 +75,17 @@ from hope_jax.sleep.cycle import sleep
 from hope_jax.sleep.dreams import Dreams, ReaderScore, dream
 from hope_jax.sleep.expansion import experts_of
 from hope_jax.sleep.samples import in_rows, openings_of
-from hope_jax.sleep.seeding import Lesson
+from hope_jax.sleep.seeding import Lesson, keep_texts
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-PEOPLE, KINDS_EACH = 4, 2  # of a day; and what is told of each on the first
+PEOPLE, KINDS_EACH = 4, 4  # of a day; and what is told of each on the first
 SELECTION, SEEDS = (1000,), (0, 1, 2)
 NIGHT = SleepConfig(
-    steps=250,
+    steps=400,
     samples=16,
-    kept_samples=1024,
+    kept_samples=2048,
     tokens=12,
     lam=0.0,
     a=1.0,
@@ -91,7 +94,7 @@ NIGHT = SleepConfig(
     rehearsal=10.0,
 )
 NIGHT_RATE, OPENINGS, PART = 0.3, 256, 56
-BEST, OTHERS, TEMPERATURE, LINE = 48, 16, 0.5, 6
+BEST, OTHERS, TEMPERATURE, LINE = 96, 32, 0.5, 6
 DREAMING = DreamConfig(
     dreams=256,
     dream_tokens=10,
@@ -101,9 +104,9 @@ DREAMING = DreamConfig(
     others=OTHERS,
     trial_steps=10,
     trial_rate=3e-3,
-    dream_steps=50,
+    dream_steps=150,
 )
-RATES, FIRST_RATE = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2), 3e-3  # of training on dreams
+RATES, FIRST_RATE = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1), 1e-2  # of training on dreams
 
 
 class Life(NamedTuple):
@@ -152,10 +155,21 @@ def life_of(tokenizer: Tokenizer, seed: int) -> Life:
             else:
                 tried.append(first)
                 reworded += others
-            begun = [way.split("{value}")[0].format(name=link.name) for way in KINDS["friend"].told]
-            then = [way.split(" {value}")[0].format(name="{friend}") for way in kind.told]
-            recalled += itertools.product(begun, then)
+            fact = question.facts[1]._replace(name="{friend}")
+            recalled += itertools.product(told_up_to(link), told_up_to(fact))
     return Life(days, tried, reworded, asked, recalled)
+
+
+def told_up_to(fact: Fact) -> list[str]:
+    """How a fact is told, up to its value; the space before a friend is of the piece before."""
+    end = "{value}" if fact.kind == "friend" else " {value}"
+    return [way.split(end)[0].format(name=fact.name) for way in KINDS[fact.kind].told]
+
+
+def asked_up_to(fact: Fact) -> list[str]:
+    """How it is asked for, up to the answer."""
+    end = " " if fact.kind == "friend" else ""
+    return [f"{way.format(name=fact.name)}{end}" for way in KINDS[fact.kind].asked]
 
 
 def spaced(question: Question) -> Question:
@@ -171,12 +185,8 @@ def spaced(question: Question) -> Question:
 def nights(reader: Model, life: Life, seed: int) -> Context:
     """Reads and sleeps, day after day; who wakes from the last night."""
     model, params, tokenizer = reader
-    rehearsed = other_documents(tokenizer, seed)[:, :PART]
-    woken = None
+    woken: Context | None = None
     for number, day in enumerate(life.days):
-        if woken is not None:
-            shape = rehearsed[::2].shape
-            rehearsed[::2] = own_words(reader, woken, life.days[number - 1], seed, shape)
         before = read(model, params, day.ids[None], woken)
         rows, lengths = (
             part[np.arange(OPENINGS) * len(part) // OPENINGS]
@@ -191,7 +201,7 @@ def nights(reader: Model, life: Life, seed: int) -> Context:
             sleeper(NIGHT_RATE, NIGHT.steps),
             prompts=rows,
             prompt_lengths=lengths,
-            rehearsed=rehearsed,
+            rehearsed=rehearsed_by(reader, woken, life.days[:number], seed),
         )
         woken = Context(state, before.logits)
         print(f"night {number}: divergence {night.before[0]:.3f}, {night.after[0]:.3f}", flush=True)
@@ -199,15 +209,22 @@ def nights(reader: Model, life: Life, seed: int) -> Context:
     return woken
 
 
-def own_words(
-    reader: Model, woken: Context, day: World, seed: int, shape: tuple[int, ...]
+def rehearsed_by(
+    reader: Model, woken: Context | None, days: Sequence[World], seed: int
 ) -> np.ndarray:
-    """Texts of lines about a day, as who has woken remembers it."""
-    begun = [
-        way.split(" {value}")[0].format(name=fact.name)
-        for fact in (question.facts[0] for question in day.questions)
-        for way in (*KINDS[fact.kind].told, *KINDS[fact.kind].asked)
-    ]
+    """Other documents, half of them in the place of which are one's own words, if there are days."""
+    rows = other_documents(reader.tokenizer, seed)[:, :PART]
+    if woken is not None:
+        rows[::2] = own_words(reader, woken, days, seed, rows[::2].shape)
+    return rows
+
+
+def own_words(
+    reader: Model, woken: Context, days: Sequence[World], seed: int, shape: tuple[int, ...]
+) -> np.ndarray:
+    """Texts of lines about some days, as who has woken remembers them."""
+    facts = [question.facts[0] for day in days for question in day.questions]
+    begun = [some for fact in facts for some in (*told_up_to(fact), *asked_up_to(fact))]
     lines = finished(reader, woken, begun, jax.random.key(seed))
     ids = [reader.tokenizer.encode(line) for line in lines]
     random = np.random.default_rng([seed, 9])
@@ -248,13 +265,15 @@ def score_by(tokenizer: Tokenizer, questions: Sequence[Question]) -> ReaderScore
 
 
 def recall(reader: Model, woken: Context, life: Life, keys: Any) -> list[str]:
-    """Two lines each, which the reader goes on with as it remembers."""
+    """Two lines each, as the reader remembers them: told, as a text would, and then told aloud."""
     begun = [first for first, _ in life.recalled]
-    told = finished(reader, woken, begun, keys[0])
-    friends = [line.split(first)[1].strip(".\n") for first, line in zip(begun, told, strict=True)]
-    pairs = zip(told, friends, life.recalled, strict=True)
-    then = [line + second.format(friend=friend) for line, friend, (_, second) in pairs]
-    return finished(reader, woken, then, keys[1])
+    links = finished(reader, woken, begun, keys[0])
+    friends = [line.split(first)[1].strip(".\n") for first, line in zip(begun, links, strict=True)]
+    pairs = zip(life.recalled, friends, strict=True)
+    # Behind another line less is remembered than where nothing stands before.
+    then = [second.format(friend=friend) for (_, second), friend in pairs]
+    facts = finished(reader, woken, then, keys[1])
+    return [f"{link}{fact}\n{link}{fact}" for link, fact in zip(links, facts, strict=True)]
 
 
 def finished(reader: Model, woken: Context, texts: Sequence[str], key: Any) -> list[str]:
@@ -275,15 +294,29 @@ def joined_said(life: Life, text: str) -> list[bool]:
     return [line == asked + right[asked] for asked, line in said if asked in right]
 
 
-# How dreams are made and chosen; None for nights alone.
+class Arm(NamedTuple):
+    """How dreams are made and chosen.
+
+    Attributes:
+      changes: of `DREAMING`.
+      trials: whether they are tried; else every one helps.
+      rehearse: whether texts are rehearsed while they are learned.
+    """
+
+    changes: Mapping[str, Any] = {}
+    trials: bool = True
+    rehearse: bool = True
+
+
 ALONE = "nights alone"
-ARMS: dict[str, dict[str, Any] | None] = {
+ARMS = {
     ALONE: None,
-    "dreams": {},
-    "without gradient selection": {"best": 0, "others": BEST + OTHERS},
-    "with random experts": {"random_expert": True},
-    "without trials": {},
-    "learned with what was recalled": {"without_openings": False},
+    "dreams": Arm(),
+    "without trials": Arm(trials=False),
+    "without gradient selection": Arm({"best": 0, "others": BEST + OTHERS}),
+    "with random experts": Arm({"random_expert": True}),
+    "learned with what was recalled": Arm({"without_openings": False}),
+    "without rehearsal": Arm(rehearse=False),
 }
 
 
@@ -302,10 +335,10 @@ class Experiment(NamedTuple):
 
     def trial(self, name: str, seed: int, rate: float) -> dict[str, Any]:
         """Runs a trial, if it is not there."""
-        changes, (_, params, tokenizer) = ARMS[name], self.reader
+        arm, (model, params, tokenizer) = ARMS[name], self.reader
         settings = None
-        if changes is not None:
-            settings = dataclasses.replace(DREAMING, dream_rate=rate, **changes)
+        if arm is not None:
+            settings = dataclasses.replace(DREAMING, dream_rate=rate, **arm.changes)
         key = {
             "arm": name,
             "seed": seed,
@@ -317,17 +350,20 @@ class Experiment(NamedTuple):
         life = life_of(tokenizer, seed)
         woken = kept_nights(self.reader, life, seed, self.nights)
         begun, state, found = time.monotonic(), woken.state, {}
-        if settings is not None:
+        if arm is not None and settings is not None:
             score = score_by(tokenizer, life.tried)
-            if name == "without trials":
+            if not arm.trials:
                 score = jax.tree_util.Partial(moved, experts_of(state))
-            state, dreams = self.dreamt(life, woken, seed, settings, score)
+            state, dreams = self.dreamt(life, woken, seed, settings, score, arm.rehearse)
             found = told_of(tokenizer, life, dreams)
         row = {**key, **found, "seconds": round(time.monotonic() - begun, 1)}
         row |= self.asked(life, Learnt(params, state))
         if settings is None:
             row["unread"] = self.asked(life, Learnt(params, None))
-            row["told both"] = self.told_both(life.reworded + life.asked)
+            joined = life.reworded + life.asked
+            row["told both"] = self.told_both(joined)
+            front = read(model, params, np.concatenate([day.ids for day in life.days])[None])
+            row["in front"] = measured(self.reader, Learnt(params, front.state), joined)["won"]
         add_json_line(self.path, row)
         print({part: row[part] for part in row if part not in ("night", "dreaming")}, flush=True)
         return row
@@ -349,15 +385,24 @@ class Experiment(NamedTuple):
         return climb(RATES, FIRST_RATE, score)[0]
 
     def dreamt(
-        self, life: Life, woken: Context, seed: int, settings: DreamConfig, score: ReaderScore
+        self,
+        life: Life,
+        woken: Context,
+        seed: int,
+        settings: DreamConfig,
+        score: ReaderScore,
+        rehearse: bool = True,
     ) -> tuple[ModelState, Dreams]:
         """Dreams of who has woken from the last night, who learns from them."""
         model, params, tokenizer = self.reader
         keys = jax.random.split(jax.random.key(seed), 3)
         begun = recall(self.reader, woken, life, keys[:2])
         openings = openings_of(*in_rows([tokenizer.encode(text) for text in begun]))
-        lesson = Lesson(woken, woken.state, keys[2:], openings)
         night = dataclasses.replace(NIGHT, temperature=TEMPERATURE)
+        lesson = Lesson(woken, woken.state, keys[2:], openings)
+        if rehearse:
+            texts = rehearsed_by(self.reader, woken, life.days, seed)
+            lesson = keep_texts(model, params, lesson, texts, night)
         return dream(model, params, lesson, night, settings, score)
 
     def asked(self, life: Life, who: Learnt) -> dict[str, Any]:
@@ -391,6 +436,14 @@ def told_of(tokenizer: Tokenizer, life: Life, dreams: Dreams) -> dict[str, Any]:
     ]
     tried, helped = dreams.tried[0], dreams.tried[0][dreams.reward[0] > 0]
     groups = {"all": range(len(said)), "tried": tried, "helped": helped}
+    known = {question.facts[0].name for question in life.tried}
+    trials: dict[str, list[list[int]]] = {name: [[0, 0], [0, 0]] for name in ("tried", "others")}
+    for place, reward in zip(tried, dreams.reward[0], strict=True):
+        text = tokenizer.decode(tokens[place][: ends[place]])
+        about = trials["tried" if any(name in text for name in known) else "others"]
+        if said[place]:
+            about[not all(said[place])][0] += int(reward)
+            about[not all(said[place])][1] += 1
     best = np.argsort(-dreams.scores[0])
     examples = {
         tokenizer.decode(tokens[tried[place]][: ends[tried[place]]]): float(dreams.scores[0, place])
@@ -407,13 +460,16 @@ def told_of(tokenizer: Tokenizer, life: Life, dreams: Dreams) -> dict[str, Any]:
             ]
             for name, group in groups.items()
         },
+        # Those that helped, and all, of dreams with right answers and with wrong ones.
+        "trials": trials,
         "examples": examples,
     }
 
 
 def asleep() -> dict[str, Any]:
     """How nights go, as trials tell it."""
-    return dataclasses.asdict(NIGHT) | {"learning_rate": NIGHT_RATE, "people": PEOPLE}
+    others = {"learning_rate": NIGHT_RATE, "people": PEOPLE, "kinds": KINDS_EACH}
+    return dataclasses.asdict(NIGHT) | others
 
 
 def added(row: Mapping[str, Any], other: Mapping[str, Any]) -> float:
@@ -446,9 +502,25 @@ DREAMT: dict[str, Callable[[Row], float]] = {
 }
 
 
+# Who is dreamt of, and whether the answer is right.
+TRIALS = {
+    "right, of those tried": ("tried", 0),
+    "wrong, of those tried": ("tried", 1),
+    "right, of others": ("others", 0),
+    "wrong, of others": ("others", 1),
+}
+
+
+def that_helped(rows: Sequence[Row], about: str, wrong: int) -> str:
+    """Of the dreams of all seeds that were tried, of one of `TRIALS`, those that helped."""
+    helped, whole = (sum(row["trials"][about][wrong][part] for row in rows) for part in (0, 1))
+    return f"{helped} of {whole}"
+
+
 def table(groups: Mapping[str, Sequence[Row]]) -> str:
     """Means over seeds and standard deviations, in Markdown."""
-    head = ["", *ANSWERED, "other documents lose, %", *DREAMT, "seconds", "rate"]
+    helped = [f"helped, {name}" for name in TRIALS]
+    head = ["", *ANSWERED, "other documents lose, %", *DREAMT, *helped, "seconds", "rate"]
     alone = groups[ALONE]
     first = [row["unread"] for row in alone]
     lines = []
@@ -463,13 +535,14 @@ def table(groups: Mapping[str, Sequence[Row]]) -> str:
         more = []
         if name != ALONE:
             more = [spread([column(row) for row in rows]) for column in DREAMT.values()]
+            more += [that_helped(rows, *which) for which in TRIALS.values()]
             more += [spread([row["seconds"] for row in rows])]
             more += [f"{rows[0]['dreaming']['dream_rate']:g}"]
         line(name, rows, *more)
-    told = spread([100 * row["told both"] for row in alone])
-    lines.append(
-        "| " + " | ".join(["both facts told before", told, *[""] * (len(head) - 2)]) + " |"
-    )
+    asked = {"both days in front, all joined": "in front", "both facts told before": "told both"}
+    for name, which in asked.items():
+        won = spread([100 * row[which] for row in alone])
+        lines.append("| " + " | ".join([name, won, *[""] * (len(head) - 2)]) + " |")
     return "\n".join([f"| {' | '.join(head)} |", "|---" * len(head) + "|", *lines]) + "\n"
 
 

@@ -89,6 +89,7 @@ def learn_from(
     optimizer: optax.GradientTransformation,
     *,
     steps: int,
+    besides: Callable[[Any, Int[Array, ""]], Float[Array, ""]] | None = None,
 ) -> tuple[Any, Float[Array, " steps"]]:
     """Trains on the dreams that helped: supervised training on rewarded samples (ReST-EM).
 
@@ -99,10 +100,11 @@ def learn_from(
       reward: of each; 0 leaves a dream out, even one whose loss is no number.
       optimizer: of the parameters.
       steps: to take.
+      besides: `(params, step) -> loss`, which is added; None for nothing.
 
     Returns:
-      New parameters, and the loss before each step. Where no dream helped, the parameters to begin with,
-      whatever the optimiser does, and zeros.
+      New parameters, and the dreams' loss before each step. Where no dream helped, the parameters to
+      begin with, whatever the optimiser does, and zeros.
     """
     total = jnp.sum(reward)
     weights = reward / jnp.where(total > 0, total, 1)
@@ -110,16 +112,17 @@ def learn_from(
     place = jnp.where(reward > 0, jnp.arange(reward.shape[0]), jnp.argmax(reward))
     dreams = jax.tree.map(lambda leaf: leaf[place], dreams)
 
-    def mean(params: Any) -> Array:
-        return weights @ jax.vmap(loss, (None, 0))(params, dreams)
+    def mean(params: Any, number: Array) -> tuple[Array, Array]:
+        of_dreams = weights @ jax.vmap(loss, (None, 0))(params, dreams)
+        return of_dreams if besides is None else of_dreams + besides(params, number), of_dreams
 
-    def step(carry: tuple[Any, Any], _: None) -> tuple[tuple[Any, Any], Array]:
+    def step(carry: tuple[Any, Any], number: Array) -> tuple[tuple[Any, Any], Array]:
         params, state = carry
-        value, gradient = jax.value_and_grad(mean)(params)
+        (_, value), gradient = jax.value_and_grad(mean, has_aux=True)(params, number)
         updates, state = optimizer.update(gradient, state, params)
         return (optax.apply_updates(params, updates), state), value
 
     begin = params, optimizer.init(params)
-    (learnt, _), losses = jax.lax.scan(step, begin, None, length=steps)
+    (learnt, _), losses = jax.lax.scan(step, begin, jnp.arange(steps))
     helped = lambda new, old: jnp.where(total > 0, new, old)
     return jax.tree.map(helped, learnt, params), helped(losses, 0)

@@ -3,7 +3,8 @@
 The dreams are what the model says as it was before the night, each with a random expert of every router
 opened fully. Those are tried that would change the newest expert most, and some others: a copy of that
 expert is trained on each alone, and the reader is scored with it. On the dreams by which the score has
-risen the expert itself is trained. Nothing else changes.
+risen the expert itself is trained, where texts are rehearsed beside them, as in the night's steps.
+Nothing else changes.
 """
 
 import functools
@@ -23,7 +24,14 @@ from hope_jax.sleep.expansion import Expert, pools_for
 from hope_jax.sleep.random_expert import everyones, open_random_expert
 from hope_jax.sleep.readers import Reader, as_batch, axes, equipped, newest
 from hope_jax.sleep.samples import Samples, mean_of, say, without_openings
-from hope_jax.sleep.seeding import Lesson, both_readers, newest_expert, with_expert
+from hope_jax.sleep.seeding import (
+    Kept,
+    Lesson,
+    both_readers,
+    moved_on,
+    newest_expert,
+    with_expert,
+)
 
 _DREAMS = 2**31 + 1  # neither a step nor what no step sees has that number
 
@@ -74,7 +82,8 @@ def dream(
     Args:
       model: that dreams.
       params: of the model; they do not change.
-      lesson: of the night, in which the student has learned what seeding teaches.
+      lesson: of the night, in which the student has learned what seeding teaches; with texts from
+        `keep_texts`, they are rehearsed where it learns from dreams, not in trials.
       settings: of the night.
       dreaming: how many dreams, and what is made of them.
       score: `(model, params, state) -> number`, higher where better, compiled with the rest; its
@@ -93,17 +102,20 @@ def dream(
     readers = np.arange(len(tried))[:, None]
     chosen = jax.tree.map(lambda leaf: leaf[readers, tried], samples)
     look = functools.partial(_scored, model, params, lesson, level=level, score=score)
-    train = functools.partial(_trained, model, params, lesson, level=level)
+    train = functools.partial(_trained, model, params, settings=settings, vocab_size=vocab_size)
+    alone = lesson._replace(rehearsed=None)
     before = np.asarray(look(newest_expert(model, lesson.student, level)))
     scores = np.zeros(tried.shape, np.float32)
     for number in range(tried.shape[1]):
         one = jax.tree.map(lambda leaf, number=number: leaf[:, number, None], chosen)
-        alone = np.ones((len(tried), 1), np.float32)
-        copy, _ = train(one, alone, rate=dreaming.trial_rate, steps=dreaming.trial_steps)
+        all_of_it = np.ones((len(tried), 1), np.float32)
+        copy, _ = train(alone, one, all_of_it, rate=dreaming.trial_rate, steps=dreaming.trial_steps)
         scores[:, number] = look(copy)
         on_trial(number + 1)
     reward = np.asarray(rewards(jnp.asarray(before[:, None]), jnp.asarray(scores)))
-    expert, losses = train(chosen, reward, rate=dreaming.dream_rate, steps=dreaming.dream_steps)
+    expert, losses = train(
+        lesson, chosen, reward, rate=dreaming.dream_rate, steps=dreaming.dream_steps
+    )
     after = np.asarray(look(expert))
     dreams = Dreams(samples, norms, tried, scores, reward, np.asarray(losses), before, after)
     return with_expert(model, lesson.student, expert, level), dreams
@@ -171,26 +183,37 @@ def _scored(
     return jax.vmap(one, in_axes=(axes(model), 0))(both_readers(lesson)[1], expert)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "level", "rate", "steps"))
+@functools.partial(jax.jit, static_argnames=("model", "settings", "vocab_size", "rate", "steps"))
 def _trained(
     model: LanguageModel,
     params: Any,
     lesson: Lesson,
     dreams: Samples,
     reward: Float[Array, "B n"],
-    level: int,
+    settings: SleepConfig,
+    vocab_size: int | None,
     rate: float,
     steps: int,
 ) -> tuple[Expert, Float[Array, "B steps"]]:
     """Each newest expert after training on the dreams that are rewarded, and the losses."""
-    here, optimizer = pools_for(model.config, level), optax.adam(rate)
+    here, optimizer = pools_for(model.config, settings.level), optax.adam(rate)
 
-    def one(student: Reader, dreams: Samples, reward: Array) -> tuple[Expert, Array]:
+    def one(
+        student: Reader, dreams: Samples, reward: Array, rehearsed: Kept | None
+    ) -> tuple[Expert, Array]:
         expert, loss = newest(student, here), _loss_of(model, params, student, here)
-        return learn_from(loss, expert, dreams, reward, optimizer, steps=steps)
+        besides = None
+        if rehearsed is not None:
 
-    mapped = jax.vmap(one, in_axes=(axes(model), 0, 0))
-    return mapped(both_readers(lesson)[1], dreams, reward)
+            def besides(expert: Expert, step: Array) -> Array:
+                having = equipped(student, expert, here)
+                moved = moved_on(model, params, having, rehearsed, step, settings, vocab_size)
+                return settings.rehearsal * moved
+
+        return learn_from(loss, expert, dreams, reward, optimizer, steps=steps, besides=besides)
+
+    mapped = jax.vmap(one, in_axes=(axes(model), 0, 0, 0))
+    return mapped(both_readers(lesson)[1], dreams, reward, lesson.rehearsed)
 
 
 def _loss_of(

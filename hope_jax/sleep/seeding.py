@@ -247,9 +247,9 @@ def seed_step(
             value, divergence = _loss(said, *compared, settings)
             if rehearsed is None:
                 return value, divergence
-            texts, as_before, under = _in_turn(rehearsed, seeding.step, settings.samples)
-            moved, _ = compare(expert, as_before, under, texts.tokens)
-            return value + settings.rehearsal * jnp.mean(moved), divergence
+            step = seeding.step
+            moved = moved_on(model, params, having(expert), rehearsed, step, settings, vocab_size)
+            return value + settings.rehearsal * moved, divergence
 
         (value, divergence), gradient = jax.value_and_grad(loss, has_aux=True)(expert)
         updates, state = optimizer.update(gradient, state, expert)
@@ -260,6 +260,35 @@ def seed_step(
     so_far, given = (seeding.expert, seeding.optimizer), (lesson.kept, lesson.rehearsed)
     expert, state, found = mapped(*both_readers(lesson), *so_far, lesson.keys, *given)
     return lay_out(Seeding(expert, state, seeding.step + 1)), found
+
+
+def moved_on(
+    model: LanguageModel,
+    params: Any,
+    student: Reader,
+    rehearsed: Kept,
+    step: Int[Array, ""],
+    settings: SleepConfig,
+    vocab_size: int | None,
+) -> Float[Array, ""]:
+    """How far one student has moved from what it was, on the texts that a step rehearses.
+
+    Args:
+      model: that sleeps.
+      params: of the model.
+      student: as it is now.
+      rehearsed: of this reader.
+      step: whose turn it is.
+      settings: of the night.
+      vocab_size: see `seed_step`.
+
+    Returns:
+      The mean divergence, in nats per token.
+    """
+    texts, as_before, under = _in_turn(rehearsed, step, settings.samples)
+    mine = _above(model, params, student, under)
+    moved, _ = _compare(model, params, as_before, mine, texts.tokens, settings, vocab_size)
+    return jnp.mean(moved)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "settings", "vocab_size"))

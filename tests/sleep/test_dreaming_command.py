@@ -14,6 +14,7 @@ from hope_jax.inference.sampling import sample
 from hope_jax.models.language_model import init_state
 from hope_jax.sleep.cycle import begin_lesson
 from hope_jax.sleep.expansion import make_room
+from hope_jax.sleep.samples import Samples, in_rows
 from tests.sleep.conftest import reader_with
 
 
@@ -88,7 +89,7 @@ def test_questions_join_facts_of_two_days_and_those_reported_are_of_others(scrip
     told = [facts_in(scripts, "\n".join(day.lines)) for day in life.days]
     people = []
     for questions in (life.tried + life.reworded, life.asked):
-        assert len(questions) == 2 * 2 * 3 == len({question.prompt for question in questions})
+        assert len(questions) == 2 * 4 * 3 == len({question.prompt for question in questions})
         for question in questions:
             link, fact = question.facts
             earlier, later = told
@@ -98,7 +99,7 @@ def test_questions_join_facts_of_two_days_and_those_reported_are_of_others(scrip
             assert link.name in question.prompt and fact.name not in question.prompt
         people.append({question.facts[0].name for question in questions})
     assert len(people[0]) == len(people[1]) == 2 and not people[0] & people[1]
-    assert len(life.tried) == 2 * 2 and len(life.recalled) == 4 * 2 * 9
+    assert len(life.tried) == 2 * 4 and len(life.recalled) == 4 * 4 * 9
     for question in life.days[1].questions:  # for friends
         parts = (question.prompt, question.answer)
         ids = np.concatenate([tokenizers[1].encode(part) for part in parts])
@@ -109,7 +110,7 @@ def test_questions_join_facts_of_two_days_and_those_reported_are_of_others(scrip
         assert "{friend}" in then and not [value for value in values if value in first + then]
 
 
-def test_two_lines_are_recalled_each_of_which_ends_where_the_reader_ends_it(
+def test_lines_end_where_the_reader_ends_them_and_two_are_recalled_each_by_itself(
     scripts, reader, monkeypatch
 ):
     dreaming = scripts["dreaming"]
@@ -133,6 +134,19 @@ def test_two_lines_are_recalled_each_of_which_ends_where_the_reader_ends_it(
         )
         line = reader.tokenizer.decode(np.asarray(said[0])).split("\n")[0]
         assert whole == f"{text}{line}\n"
+    given = []
+
+    def finished(_, __, texts, ___):
+        given.append(texts)
+        return [f"{text}{'RULEBO' if len(given) == 1 else ' Oslo'}.\n" for text in texts]
+
+    monkeypatch.setattr(dreaming, "finished", finished)
+    monkeypatch.setattr(dreaming, "finished", finished)
+    told = dreaming.recall(reader, woken, life, jax.random.split(jax.random.key(0)))
+    for (link, fact), text in zip(life.recalled, told, strict=True):
+        two = f"{link}RULEBO.\n{fact.format(friend='RULEBO')} Oslo.\n"
+        assert text == f"{two}\n{two}"
+    assert given[1] == [fact.format(friend="RULEBO") for _, fact in life.recalled]
 
 
 def test_answers_in_dreams_are_told_right_from_wrong(scripts, tokenizers):
@@ -148,6 +162,35 @@ def test_answers_in_dreams_are_told_right_from_wrong(scripts, tokenizers):
         f"{second.prompt}{second.answer}"[:-1],  # where the dream ends
     ]
     assert dreaming.joined_said(life, "\n".join(lines)) == [True, False]
+
+
+def test_trials_are_told_by_who_is_dreamt_of_and_whether_the_answer_is_right(scripts, tokenizers):
+    dreaming, tokenizer = scripts["dreaming"], tokenizers[1]
+    life = dreaming.life_of(tokenizer, 0)
+    known, other = life.tried[0], life.asked[0]
+    texts = [
+        f"{one.prompt}{said}\n" for one in (known, other) for said in (one.answer, one.wrong[0])
+    ]
+    texts += ["LULULU eats rice.\n", texts[0], texts[3]]
+    rows, ends = in_rows([tokenizer.encode(text) for text in texts])
+    tried = np.array([5, 1, 2, 3, 4])  # without the first and the last
+    found = dreaming.told_of(
+        tokenizer,
+        life,
+        dreaming.Dreams(
+            samples=Samples(rows[None], 0 * ends[None], ends[None]),
+            norms=None,
+            tried=tried[None],
+            scores=np.array([[5.0, 4, 3, 2, 1]]),
+            reward=np.array([[1.0, 0, 0, 1, 1]]),
+            losses=np.zeros((1, 2)),
+            before=np.zeros(1),
+            after=np.ones(1),
+        ),
+    )
+    assert found["trials"] == {"tried": [[1, 1], [0, 1]], "others": [[0, 1], [1, 1]]}
+    assert found["said"] == {"all": [3, 6], "tried": [2, 4], "helped": [1, 2]}
+    assert found["helped"] == 0.6 and found["examples"][texts[0]] == 5
 
 
 def test_dreams_are_tried_by_the_choice_among_four_answers(scripts, reader):
@@ -176,7 +219,7 @@ def experiment(scripts, reader, monkeypatch, tmp_path):
     monkeypatch.setattr(scripts["facts"], "PART", 12)
     small = dict(steps=1, samples=2, kept_samples=4, tokens=4, expert_width=2)
     monkeypatch.setattr(dreaming, "NIGHT", dataclasses.replace(dreaming.NIGHT, **small))
-    small = dict(dreams=65, dream_tokens=6, trial_steps=1, dream_steps=2)
+    small = dict(dreams=129, dream_tokens=6, trial_steps=1, dream_steps=2)
     monkeypatch.setattr(dreaming, "DREAMING", dataclasses.replace(dreaming.DREAMING, **small))
     return dreaming.Experiment(reader, tmp_path / "nights", tmp_path / "trials.jsonl")
 
@@ -189,6 +232,31 @@ def test_nights_are_two_and_kept_in_a_file(scripts, reader, experiment):
     again = dreaming.kept_nights(reader, None, 0, experiment.nights)  # not slept anew
     for one, other in zip(jax.tree.leaves(woken), jax.tree.leaves(again), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_half_of_what_is_rehearsed_is_remembered_and_dreams_rehearse_it_but_for_an_arm(
+    scripts, reader, experiment, monkeypatch
+):
+    dreaming = scripts["dreaming"]
+    life = dreaming.life_of(reader.tokenizer, 0)
+    state = make_room(reader.model, init_state(reader.model, reader.params, 1), 1, 2)
+    woken = dreaming.Context(state, jnp.zeros((1, reader.tokenizer.vocab_size)))
+    monkeypatch.setattr(
+        dreaming, "finished", lambda _, __, texts, ___: [f"{text}MOMO.\n" for text in texts]
+    )
+    bare = dreaming.other_documents(reader.tokenizer, 0)[:, : dreaming.PART]
+    np.testing.assert_array_equal(dreaming.rehearsed_by(reader, None, [], 0), bare)
+    rows = dreaming.rehearsed_by(reader, woken, life.days, 0)
+    np.testing.assert_array_equal(rows[1::2], bare[1::2])
+    # As they were remembered, cut anywhere in the last line.
+    own = [line for row in rows[::2] for line in reader.tokenizer.decode(row).split("\n")[:-1]]
+    assert own and all(line.endswith("MOMO.") for line in own)
+    given = []
+    monkeypatch.setattr(dreaming, "dream", lambda *lesson: given.append(lesson[2]))
+    for rehearse in (True, False):
+        experiment.dreamt(life, woken, 0, dreaming.DREAMING, None, rehearse)
+    assert given[0].rehearsed.samples.tokens[0].tolist() == rows.tolist()
+    assert given[1].rehearsed is None
 
 
 def test_without_trials_all_that_are_tried_are_trained_on(scripts, reader, experiment, monkeypatch):
@@ -206,6 +274,7 @@ def test_without_trials_all_that_are_tried_are_trained_on(scripts, reader, exper
     alone = experiment.trial(dreaming.ALONE, 0, 0.0)
     row = experiment.trial("without trials", 0, 0.1)
     assert row["helped"] == 1 and row["said"]["helped"] == row["said"]["tried"]
+    assert all(helped == whole for kind in row["trials"].values() for helped, whole in kind)
     assert row["asked"]["log_likelihood"] != alone["asked"]["log_likelihood"]
     monkeypatch.delattr(dreaming, "dream")
     again = experiment.trial("without trials", 0, 0.1)
@@ -222,10 +291,12 @@ def test_rates_cost_little_and_the_table_tells_arms_with_all_seeds(scripts, monk
         found["asked"] = found["reworded"] = {"won": seed / 10, "log_likelihood": rate - 1}
         row = {"arm": name, "seed": seed, "night": dreaming.asleep(), "dreaming": None, **found}
         if name == dreaming.ALONE:
-            row |= {"unread": found, "told both": 1.0}
+            row |= {"unread": found, "told both": 1.0, "in front": 0.25}
         else:
             said = {which: [1, 4] for which in ("all", "tried", "helped")}
+            trials = {"tried": [[3, 4], [0, 1]], "others": [[1, 2], [2, 2]]}
             row |= {"dreaming": {"dream_rate": rate}, "helped": 0.5, "said": said, "seconds": 1.0}
+            row |= {"trials": trials}
         return row
 
     monkeypatch.setattr(dreaming.Experiment, "trial", trial)
@@ -244,8 +315,10 @@ def test_rates_cost_little_and_the_table_tells_arms_with_all_seeds(scripts, monk
     assert list(groups) == [dreaming.ALONE, "dreams"]
     lines = dreaming.table(groups).splitlines()
     assert len({line.count("|") for line in lines}) == 1
-    assert lines[-2].startswith(
+    assert lines[-2].startswith("| both days in front, all joined | 25 ± 0 |")
+    assert lines[-3].startswith(
         "| dreams | 10 ± 10 | 10 ± 10 | -0.997 ± 0 | 50 ± 0 | 50 ± 0 | 0 ± 0 | 50 ± 0 | 25 ± 0 |"
     )
+    assert "| 9 of 12 | 0 of 3 | 3 of 6 | 6 of 6 |" in lines[-3]
     dreaming.draw(groups, tmp_path / "results.png")
     assert (tmp_path / "results.png").stat().st_size > 1000

@@ -17,7 +17,7 @@ from hope_jax.sleep.dreams import _DREAMS, dream
 from hope_jax.sleep.expansion import Expert, experts_of, make_room, with_experts
 from hope_jax.sleep.random_expert import open_random_expert
 from hope_jax.sleep.samples import openings_of
-from hope_jax.sleep.seeding import Lesson, newest_expert
+from hope_jax.sleep.seeding import Lesson, keep_texts, newest_expert
 from tests.sleep.reader import assert_same
 
 READERS, VOCAB, LENGTH = 2, 7, 5
@@ -91,17 +91,28 @@ def dreamt():
     return dream(model, params, lesson, SETTINGS, DREAMING, score)
 
 
-def alone(reader):
-    """One reader's own: the newest expert, and loss and gradient of it by a text."""
+def student(reader):
+    """One reader's own: the newest expert, and the state with another in its place."""
     _, params, lesson = made()
     state = read(STILL, params, TEXT[reader : reader + 1]).state
     older = jax.tree.map(lambda leaf: leaf[:, reader : reader + 1], experts_of(lesson.student))
     expert = Expert(*(leaf[:, 0, 0, 2] for leaf in older[:3]))
 
-    def loss(expert, text, counted):
+    def having(expert):
         new = (old.at[0, 0, 0, 2].set(leaf[0]) for old, leaf in zip(older, expert, strict=False))
-        having = with_experts(state, older._replace(**dict(zip(Expert._fields, new, strict=True))))
-        losses = score_segment(STILL, params, text[None, :-1], text[None, 1:], having)[0][0]
+        return with_experts(state, older._replace(**dict(zip(Expert._fields, new, strict=True))))
+
+    return expert, having
+
+
+def alone(reader):
+    """One reader's own: the newest expert, and loss and gradient of it by a text."""
+    _, params, _ = made()
+    expert, having = student(reader)
+
+    def loss(expert, text, counted):
+        state = having(expert)
+        losses = score_segment(STILL, params, text[None, :-1], text[None, 1:], state)[0][0]
         return jnp.sum(losses * counted) / jnp.sum(counted)
 
     compiled = jax.jit(jax.value_and_grad(loss))
@@ -115,14 +126,16 @@ def alone(reader):
     return expert, of
 
 
-def trained(loss, expert, texts, rate, steps):
-    """After steps by the mean of some texts, and the losses."""
+def trained(loss, expert, texts, rate, steps, besides=None):
+    """After steps by the mean of some texts and what is added to it, and the losses of the texts."""
     optimizer, losses = optax.adam(rate), []
     state = optimizer.init(expert)
-    for _ in range(steps):
+    for step in range(steps):
         found = [loss(expert, *text) for text in texts]
         losses.append(np.mean([value for value, _ in found]))
         mean = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *(g for _, g in found))
+        if besides is not None:
+            mean = jax.tree.map(jnp.add, mean, jax.grad(besides)(expert, step))
         updates, state = optimizer.update(mean, state, expert)
         expert = optax.apply_updates(expert, updates)
     return expert, losses
@@ -152,6 +165,45 @@ def test_what_is_chosen_tried_and_learnt_is_that_of_each_reader_alone(reader):
     near(dreams.after[reader], -loss(learnt, TASK)[0])
     mine = jax.tree.map(lambda leaf: leaf[reader], newest_expert(model, woken, 0))
     jax.tree.map(near, mine, learnt)
+
+
+def test_texts_are_rehearsed_where_dreams_are_learned_and_not_in_trials():
+    model, params, lesson = made()
+    texts = np.random.default_rng(1).integers(VOCAB, size=(3, 5))
+    settings = dataclasses.replace(SETTINGS, samples=2, rehearsal=100.0)
+    lesson = keep_texts(model, params, lesson, jnp.asarray(texts), settings)
+    woken, dreams = dream(model, params, lesson, settings, DREAMING, score)
+    freely, free = dreamt()
+    for name in ("tried", "scores", "reward", "before"):
+        np.testing.assert_array_equal(getattr(dreams, name), getattr(free, name))
+    for reader in range(READERS):
+        expert, having = student(reader)
+
+        def likely(expert, rows, having=having):
+            state = having(expert)
+            said = [STILL.apply({"params": params}, row[None, :-1], state)[0][0] for row in rows]
+            return jax.nn.log_softmax(jnp.stack(said))
+
+        def besides(now, step, likely=likely, expert=expert):
+            rows = texts[(2 * step + np.arange(2)) % 3]
+            before, after = (likely(one, rows) for one in (expert, now))
+            return 100 * jnp.mean(jnp.sum(jnp.exp(before) * (before - after), -1))
+
+        said = zip(dreams.samples.tokens[reader], dreams.samples.start[reader], strict=True)
+        said = [*said]
+        tried = zip(dreams.tried[reader], dreams.reward[reader], strict=True)
+        helped = [said[number] for number, reward in tried if reward]
+        if not helped:
+            continue
+        learnt, losses = trained(alone(reader)[1], expert, helped, 0.05, 3, besides)
+        near = functools.partial(np.testing.assert_allclose, rtol=2e-3, atol=1e-4)
+        near(dreams.losses[reader], losses)
+        mine, other = (
+            jax.tree.map(lambda leaf, reader=reader: leaf[reader], newest_expert(model, state, 0))
+            for state in (woken, freely)
+        )
+        jax.tree.map(near, mine, learnt)
+        assert max(np.abs(a - b).max() for a, b in zip(mine, other, strict=True)) > 0.01
 
 
 def test_without_openings_what_was_said_behind_them_is_learned_alone():
