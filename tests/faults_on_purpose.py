@@ -24,6 +24,12 @@ class Fault(NamedTuple):
 
 FAULTS = [
     Fault(
+        "experiments/sleep/ten_nights.py",
+        "awake.met[: awake.nights + 1 - periods(model)[level]]",
+        "awake.met",
+        "tests/sleep/test_ten_nights.py::test_a_slower_level_sleeps_half_as_often_and_hands_on_what_it_was_handed",
+    ),
+    Fault(
         "hope_jax/commands/first_checkpoint.py",
         "            if latest is not None and not (is_address(workdir) and latest == 0):\n",
         "            if latest is not None:\n",

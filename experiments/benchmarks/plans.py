@@ -5,7 +5,8 @@
 
 Each is `hope plan` of experiments/language_model.py on 64 chips, all of them in mesh.fsdp, at the
 config's 0.5M tokens a step. Memories are XLA's form (model.titans.memory_form=xla), since the compiler
-gives kernels no time. A plan that is there is not made again.
+gives kernels no time. `hope_for_tpu` is Hope with heads of 128 and chunks of 256, of which each operation
+is larger. A plan that is there is not made again.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from hope_jax.planning.topology import GIB, find_devices
 from hope_jax.training.assembly import assemble
 from hope_jax.training.config import RunConfig, whole_config
 
-MODELS = ("transformer", "hope_attention", "gated_delta_net", "titans_lmm", "hope")
+MODELS = ("transformer", "hope_attention", "gated_delta_net", "titans_lmm", "hope", "hope_for_tpu")
 SIZES = ("60m", "760m", "1.3b")
 TOPOLOGIES = {"v5e": "v5e:8x8", "v5p": "v5p:4x4x4", "v6e": "v6e:8x8"}
 CONFIGS = Path(__file__).parents[1] / "language_model.py"
@@ -31,8 +32,11 @@ SETTINGS = ("mesh.data=1", "mesh.fsdp=64", "model.titans.memory_form=xla")
 
 def plan_of(model: str, size: str, topology: str) -> Plan:
     """The plan of a model of `MODELS` and `SIZES`."""
-    config = read_config(f"{CONFIGS}:{model}-{size}")
+    config = read_config(f"{CONFIGS}:{model.removesuffix('_for_tpu')}-{size}")
     settings = [name for name in SETTINGS if "titans" not in name or config.model.titans]
+    if model.endswith("_for_tpu"):
+        settings += [f"model.titans.{name}=256" for name in ("memory_chunk", "generator_chunk")]
+        settings += [f"model.num_heads={config.model.width // 128}"]
     config = whole_config(change_settings(RunConfig, config, settings))
     devices = find_devices(topology)
     return make_plan(config, devices, assemble(config, devices.devices))

@@ -24,6 +24,7 @@ WORKDIR/trials.jsonl, so that a command that is stopped and given again goes on.
 
 import dataclasses
 import functools
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -113,14 +114,14 @@ class Awake(NamedTuple):
       state: with the experts of all nights; None before the first, and where there are none.
       held: what elastic weights remember; None for nothing.
       nights: that are over.
-      met: names of whom it has heard.
+      met: names of whom it has heard, of each day.
     """
 
     params: Any
     state: ModelState | None = None
     held: Any = None
     nights: int = 0
-    met: tuple[str, ...] = ()
+    met: tuple[tuple[str, ...], ...] = ()
 
 
 def days_of(tokenizer: Tokenizer, seed: int) -> list[World]:
@@ -157,12 +158,16 @@ def night_of(
     """Sleep; half of what is rehearsed may be one's own."""
     del strength
     model, params, tokenizer = reader
-    rehearsed = other_documents(tokenizer, seed, TEXTS, PART)
-    if own is not None and awake.met:
-        rehearsed[1::2] = own(reader, awake, seed)
+    texts = other_documents(tokenizer, seed, TEXTS, PART)
     context = read(model, params, world.ids[None], quiet(reader, awake))
     begun, found = np.stack(questions_begun(tokenizer)), []
     for level in levels_due(periods(model), awake.nights + 1):
+        # A text that is rehearsed holds the student to who it is, who knows nothing of what it is to be
+        # given: that of the days since this level has slept.
+        known = awake._replace(met=awake.met[: awake.nights + 1 - periods(model)[level]])
+        rehearsed = texts.copy()
+        if own is not None and known.met:
+            rehearsed[1::2] = own(reader, known, seed)
         state, night = sleep(
             model,
             params,
@@ -175,8 +180,9 @@ def night_of(
         )
         found.append(ends([night.before[0], night.after[0]]))
         context = Context(state, context.logits)
-    met = *awake.met, *dict.fromkeys(question.facts[0].name for question in world.questions)
-    return Awake(params, context.state, None, awake.nights + 1, met), {"divergence": found}
+    today = tuple(dict.fromkeys(question.facts[0].name for question in world.questions))
+    awake = Awake(params, context.state, None, awake.nights + 1, (*awake.met, today))
+    return awake, {"divergence": found}
 
 
 def periods(model: LanguageModel) -> tuple[int, ...]:
@@ -201,7 +207,7 @@ def own_answers(reader: Model, awake: Awake, seed: int) -> np.ndarray:
     """Texts of questions about all whom it has met, with the answers that it gives to each alone."""
     asked = [
         reader.tokenizer.encode(way.format(name=name))
-        for name in awake.met
+        for name in itertools.chain(*awake.met)
         for kind in USED
         for way in KINDS[kind].asked
     ]

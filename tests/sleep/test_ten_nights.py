@@ -61,14 +61,21 @@ def test_a_night_adds_an_expert_and_leaves_those_of_earlier_nights(ten, reader, 
 def test_a_slower_level_sleeps_half_as_often_and_hands_on_what_it_was_handed(
     ten, scripts, tokenizer, worlds
 ):
-    reader, awake = reader_with(scripts, tokenizer, 2), []
+    reader, awake, heard = reader_with(scripts, tokenizer, 2), [], []
     awake.append(ten.Awake(reader.params))
-    for night in range(3):
-        then, found = ten.night_of(reader, awake[-1], worlds[night], night, 0.1, 0.0, SHORT)
+
+    def own(reader, known, seed):
+        heard.append(known.met)
+        return ten.own_answers(reader, known, seed)
+
+    for night in range(4):
+        then, found = ten.night_of(reader, awake[-1], worlds[night], night, 0.1, 0.0, SHORT, own)
         awake.append(then)
         assert len(found["divergence"]) == 1 + night % 2
     in_use = [np.asarray(experts_of(one.state).active)[0, 0].sum(-1).tolist() for one in awake[1:]]
-    assert in_use == [[1, 0], [0, 1], [1, 1]]
+    assert in_use == [[1, 0], [0, 1], [1, 1], [0, 2]]
+    # Of the days that a level has not slept upon it is to learn, and is not held to what it says of them.
+    assert heard == [awake[-1].met[:days] for days in (1, 2, 3, 2)]
 
 
 def test_there_is_room_for_the_experts_of_all_nights(ten):
@@ -118,12 +125,15 @@ def test_half_of_what_is_rehearsed_is_one_s_own(ten, reader, worlds, monkeypatch
 def test_one_s_own_words_begin_to_ask_and_one_s_own_questions_are_about_those_one_has_met(
     ten, reader
 ):
-    decode, awake = reader.tokenizer.decode, ten.Awake(reader.params, met=("TAVOMI", "BEGANE"))
+    decode, awake = (
+        reader.tokenizer.decode,
+        ten.Awake(reader.params, met=(("TAVOMI",), ("BEGANE",))),
+    )
     begun = {decode(opening) for opening in ten.questions_begun(reader.tokenizer)}
     assert {decode(row[:1]) for row in ten.own_words(reader, awake, 0)} <= begun
     lines = ten.own_answers(reader, awake, 0).reshape(-1, 8)
     for question in (decode(line[:5]) for line in lines):
-        assert question[-1] == "?" and any(name in question for name in awake.met)
+        assert question[-1] == "?" and any(name in question for name in ("TAVOMI", "BEGANE"))
 
 
 def test_elastic_weights_hold_what_mattered_on_earlier_days(ten, reader, worlds):
