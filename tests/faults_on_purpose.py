@@ -25,7 +25,13 @@ class Fault(NamedTuple):
 FAULTS = [
     Fault(
         "experiments/sleep/ten_nights.py",
-        "awake.met[: awake.nights + 1 - periods(model)[level]]",
+        "met[before:]) if by_name and level",
+        "met[:before]) if by_name and level and before",
+        "tests/sleep/test_ten_nights.py::test_a_slower_level_sleeps_half_as_often_and_hands_on_what_it_was_handed",
+    ),
+    Fault(
+        "experiments/sleep/ten_nights.py",
+        "awake.met[:before]",
         "awake.met",
         "tests/sleep/test_ten_nights.py::test_a_slower_level_sleeps_half_as_often_and_hands_on_what_it_was_handed",
     ),

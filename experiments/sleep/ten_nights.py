@@ -14,7 +14,8 @@ Who sleeps keeps one expert of each night, and reads the next day with all of th
 begin as questions do, up to whom they are about, which the teacher says. Nothing of earlier days is read
 again. Where its own words are rehearsed, it says texts by itself before it has read, and goes on reading
 them as it does then: half of what is rehearsed, beside other documents. Where it asks itself, these are
-questions about all whom it has met, with its own answers.
+questions about all whom it has met, with its own answers; where levels form a chain, a slower one is
+handed on what a faster one holds by questions about those it was told of since then.
 
 Rates, and the strength of elastic weights, are those at which the right answers of the first `CHOOSING`
 days of a world that is not reported are likeliest after the last of these nights, all days alike: they
@@ -27,7 +28,7 @@ import functools
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -154,17 +155,21 @@ def night_of(
     strength: float,
     settings: SleepConfig,
     own: Callable[[Model, Awake, int], np.ndarray] | None = None,
+    by_name: bool = False,
 ) -> tuple[Awake, dict[str, Any]]:
-    """Sleep; half of what is rehearsed may be one's own."""
+    """Sleep; half of what is rehearsed may be one's own; slower levels may be asked for people by name."""
     del strength
     model, params, tokenizer = reader
     texts = other_documents(tokenizer, seed, TEXTS, PART)
     context = read(model, params, world.ids[None], quiet(reader, awake))
     begun, found = np.stack(questions_begun(tokenizer)), []
+    today = tuple(dict.fromkeys(question.facts[0].name for question in world.questions))
+    met = *awake.met, today
     for level in levels_due(periods(model), awake.nights + 1):
         # A text that is rehearsed holds the student to who it is, who knows nothing of what it is to be
         # given: that of the days since this level has slept.
-        known = awake._replace(met=awake.met[: awake.nights + 1 - periods(model)[level]])
+        before = awake.nights + 1 - periods(model)[level]
+        known = awake._replace(met=awake.met[:before])
         rehearsed = texts.copy()
         if own is not None and known.met:
             rehearsed[1::2] = own(reader, known, seed)
@@ -175,14 +180,25 @@ def night_of(
             jax.random.key(DAYS * seed + level)[None],
             dataclasses.replace(settings, level=level),
             sleeper(rate, settings.steps),
-            prompts=begun,
+            # With no text in front of it, the teacher would name anybody of all days.
+            prompts=questions_about(tokenizer, met[before:]) if by_name and level else begun,
             rehearsed=rehearsed,
         )
         found.append(ends([night.before[0], night.after[0]]))
         context = Context(state, context.logits)
-    today = tuple(dict.fromkeys(question.facts[0].name for question in world.questions))
-    awake = Awake(params, context.state, None, awake.nights + 1, (*awake.met, today))
+    awake = Awake(params, context.state, None, awake.nights + 1, met)
     return awake, {"divergence": found}
+
+
+def questions_about(tokenizer: Tokenizer, met: Iterable[Iterable[str]]) -> np.ndarray:
+    """All questions about these people, of some days."""
+    asked = [
+        tokenizer.encode(way.format(name=name))
+        for name in itertools.chain(*met)
+        for kind in USED
+        for way in KINDS[kind].asked
+    ]
+    return np.stack(asked)
 
 
 def periods(model: LanguageModel) -> tuple[int, ...]:
@@ -205,14 +221,9 @@ def own_words(reader: Model, awake: Awake, seed: int) -> np.ndarray:
 
 def own_answers(reader: Model, awake: Awake, seed: int) -> np.ndarray:
     """Texts of questions about all whom it has met, with the answers that it gives to each alone."""
-    asked = [
-        reader.tokenizer.encode(way.format(name=name))
-        for name in itertools.chain(*awake.met)
-        for kind in USED
-        for way in KINDS[kind].asked
-    ]
+    asked = questions_about(reader.tokenizer, awake.met)
     # An answer, a full stop, and the line's end.
-    lines = speech(reader, awake, seed, evenly(np.stack(asked), LINES), LINES, 3)
+    lines = speech(reader, awake, seed, evenly(asked, LINES), LINES, 3)
     rows, columns = TEXTS // 2, PART // lines.shape[1]
     places = np.random.default_rng([seed, 8]).integers(len(lines), size=(rows, columns))
     return lines[places].reshape(rows, PART)
@@ -290,7 +301,7 @@ TUNING = "fine-tuning with other documents"
 ARMS = {
     "sleep": Arm(night_of, 3e-1),
     "sleep, own words rehearsed": Arm(functools.partial(night_of, own=own_words), 3e-1),
-    "sleep, asking itself": Arm(functools.partial(night_of, own=own_answers), 3e-1),
+    "sleep, asking itself": Arm(functools.partial(night_of, own=own_answers, by_name=True), 3e-1),
     "fine-tuning": Arm(functools.partial(tuned, others=False), 1e-3),
     TUNING: Arm(tuned, 1e-3),
     "elastic weight consolidation": Arm(tuned, 1e-3, 1e2),

@@ -59,9 +59,16 @@ def test_a_night_adds_an_expert_and_leaves_those_of_earlier_nights(ten, reader, 
 
 
 def test_a_slower_level_sleeps_half_as_often_and_hands_on_what_it_was_handed(
-    ten, scripts, tokenizer, worlds
+    ten, scripts, tokenizer, worlds, monkeypatch
 ):
-    reader, awake, heard = reader_with(scripts, tokenizer, 2), [], []
+    reader, awake, heard, asked = reader_with(scripts, tokenizer, 2), [], [], []
+    told = ten.sleep
+
+    def sleep(*args, prompts, **more):
+        asked.append(" ".join(map(tokenizer.decode, prompts)))
+        return told(*args, prompts=prompts, **more)
+
+    monkeypatch.setattr(ten, "sleep", sleep)
     awake.append(ten.Awake(reader.params))
 
     def own(reader, known, seed):
@@ -69,13 +76,18 @@ def test_a_slower_level_sleeps_half_as_often_and_hands_on_what_it_was_handed(
         return ten.own_answers(reader, known, seed)
 
     for night in range(4):
-        then, found = ten.night_of(reader, awake[-1], worlds[night], night, 0.1, 0.0, SHORT, own)
+        given = reader, awake[-1], worlds[night], night, 0.1, 0.0, SHORT, own, True
+        then, found = ten.night_of(*given)
         awake.append(then)
         assert len(found["divergence"]) == 1 + night % 2
     in_use = [np.asarray(experts_of(one.state).active)[0, 0].sum(-1).tolist() for one in awake[1:]]
     assert in_use == [[1, 0], [0, 1], [1, 1], [0, 2]]
     # Of the days that a level has not slept upon it is to learn, and is not held to what it says of them.
-    assert heard == [awake[-1].met[:days] for days in (1, 2, 3, 2)]
+    met = awake[-1].met
+    assert heard == [met[:days] for days in (1, 2, 3, 2)]
+    # Level 0 in all four nights, level 1 in the second and fourth.
+    named = [[day for day, some in enumerate(met) if some[0] in texts] for texts in asked]
+    assert named == [[], [], [0, 1], [], [], [2, 3]]
 
 
 def test_there_is_room_for_the_experts_of_all_nights(ten):
