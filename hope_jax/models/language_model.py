@@ -412,6 +412,7 @@ def _apply_stack(
     return stack.apply({"params": params}, x, *inputs)
 
 
+@functools.partial(jax.jit, static_argnames=("model", "batch_size"))
 def init_state(model: LanguageModel, params: Any, batch_size: int) -> ModelState:
     """The state of a context in which nothing has been read.
 
