@@ -426,5 +426,6 @@ def init_state(model: LanguageModel, params: Any, batch_size: int) -> ModelState
       donated.
     """
     nothing = jnp.zeros((batch_size, 0), jnp.int32)
+    # Compiled, since the arrays of a program have their own memory each.
     _, state = cast(tuple[Array, ModelState], model.apply({"params": params}, nothing))
-    return jax.tree.map(jnp.copy, state)
+    return state
