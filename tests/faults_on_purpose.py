@@ -253,8 +253,8 @@ FAULTS = [
     ),
     Fault(
         "hope_jax/models/language_model.py",
-        "    return jax.tree.map(jnp.copy, state)\n",
-        "    return state\n",
+        '@functools.partial(jax.jit, static_argnames=("model", "batch_size"))\ndef init_state',
+        "def init_state",
         "tests/models/test_in_context.py::test_a_state_that_has_read_nothing_can_be_donated",
     ),
     Fault(

@@ -412,6 +412,7 @@ def _apply_stack(
     return stack.apply({"params": params}, x, *inputs)
 
 
+@functools.partial(jax.jit, static_argnames=("model", "batch_size"))
 def init_state(model: LanguageModel, params: Any, batch_size: int) -> ModelState:
     """The state of a context in which nothing has been read.
 
@@ -425,5 +426,6 @@ def init_state(model: LanguageModel, params: Any, batch_size: int) -> ModelState
       donated.
     """
     nothing = jnp.zeros((batch_size, 0), jnp.int32)
+    # Compiled, since the arrays of a program have their own memory each.
     _, state = cast(tuple[Array, ModelState], model.apply({"params": params}, nothing))
-    return jax.tree.map(jnp.copy, state)
+    return state

@@ -103,7 +103,7 @@ def test_a_projector_alone_reaches_eigenvalues_of_minus_one_in_chunks(objective,
     """Strength 2: what is stored along a key changes its sign with each token, exactly."""
     error = {"dot": dot_error, "l2": l2_error}[objective]
     rule = MemoryRule(Bank(activation=None), error, "per_map", False, chunk_size=chunk)
-    rows = np.asarray(recall(rule, 0.0, 2.0, 0.0, length=12))
+    rows = np.asarray(jax.jit(lambda: recall(rule, 0.0, 2.0, 0.0, length=12))())
     sign = (-1.0) ** np.arange(12)[:, None]
     np.testing.assert_allclose(rows, sign * rows[:1], rtol=1e-5, atol=1e-6)
 
@@ -124,7 +124,8 @@ def test_where_much_is_forgotten_strength_and_step_leave_room():
 def test_a_bounded_step_of_an_mlp_wipes_or_flips(chunk):
     """Without a projector, to first order: the error goes to zero, or to its opposite, in a chunk."""
     rule = MemoryRule(Bank(), l2_error, "none", False, bounded_step=True, chunk_size=chunk)
-    wiped, flipped = (recall_near(r, chunk) for r in (rule, dataclasses.replace(rule, flips=True)))
+    rules = rule, dataclasses.replace(rule, flips=True)
+    wiped, flipped = jax.jit(lambda: [recall_near(rule, chunk) for rule in rules])()
     assert abs(wiped) < 0.05
     assert abs(flipped + 1) < 0.05
 
@@ -139,7 +140,7 @@ def recall_near(rule, chunk):
     gates = Gates(jnp.full(chunk + 1, 100.0), jnp.zeros(chunk + 1))
     out, _ = update_and_read(rule, initial, Tokens(keys, keys * 0 + gives - away, gates, keys))
     error = out[chunk] - (gives - away)
-    return float(jnp.vdot(error, away) / jnp.vdot(away, away))
+    return jnp.vdot(error, away) / jnp.vdot(away, away)
 
 
 @pytest.mark.parametrize("projector", ["per_map", "first_map", "second_map"])

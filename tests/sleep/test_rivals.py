@@ -67,8 +67,9 @@ def test_mlps_are_trained_where_levels_learn_and_nowhere_else(scripts):
     np.testing.assert_array_equal(parts.tokens[:, 1:], parts.wanted[:, :-1])
     training = rivals.Training(optax.sgd(0.5), 1, 4)
     new = rivals.train_mlps(model, params, whole, parts, training)
+    before, new = jax.tree.map(np.asarray, (params, new))
     changed = jax.tree_util.tree_map_with_path(
-        lambda path, old, new: (jax.tree_util.keystr(path), (old != new).any()), params, new
+        lambda path, old, new: (jax.tree_util.keystr(path), (old != new).any()), before, new
     )
     names = [
         name
@@ -77,7 +78,7 @@ def test_mlps_are_trained_where_levels_learn_and_nowhere_else(scripts):
     ]
     assert names and all("continuum" in name and "kernel" in name for name in names)
     for old, moved in zip(
-        jax.tree.leaves(params["blocks"]), jax.tree.leaves(new["blocks"]), strict=True
+        jax.tree.leaves(before["blocks"]), jax.tree.leaves(new["blocks"]), strict=True
     ):
         np.testing.assert_array_equal(old[0], moved[0])
 
@@ -89,8 +90,8 @@ def test_mlps_are_trained_where_levels_learn_and_nowhere_else(scripts):
         )
         return jnp.mean(losses)
 
-    plain = {name: leaf for name, leaf in params.items() if "step" not in name}
-    slope = jax.grad(loss)(plain)["blocks"]["continuum"]
+    plain = {name: leaf for name, leaf in before.items() if "step" not in name}
+    slope = jax.tree.map(np.asarray, jax.jit(jax.grad(loss))(plain)["blocks"]["continuum"])
     for old, moved, down in zip(
         *(
             jax.tree.leaves(tree)
@@ -108,6 +109,7 @@ def test_distilled_mlps_come_nearer_to_the_teacher(scripts):
     rivals = scripts["rivals"]
     sequences = rivals.from_teacher(whole)
 
+    @jax.jit
     def divergence(params):
         hidden = model.apply({"params": params}, sequences.tokens, method="hidden")[0]
         mine, theirs = (
@@ -115,7 +117,7 @@ def test_distilled_mlps_come_nearer_to_the_teacher(scripts):
             for h in (hidden, sequences.wanted)
         )
         lost = jnp.sum(jnp.exp(theirs) * (theirs - mine), -1)
-        return float(jnp.sum(lost * sequences.counted) / jnp.sum(sequences.counted))
+        return jnp.sum(lost * sequences.counted) / jnp.sum(sequences.counted)
 
     training = rivals.Training(optax.adam(0.03), 20, 5)
     new = rivals.train_mlps(model, params, whole, sequences, training)
