@@ -157,7 +157,7 @@ def night_of(
     own: Callable[[Model, Awake, int], np.ndarray] | None = None,
     by_name: bool = False,
 ) -> tuple[Awake, dict[str, Any]]:
-    """Sleep; half of what is rehearsed may be one's own; slower levels may be asked for people by name."""
+    """Sleep; half of what is rehearsed may be own words, slower levels may be asked for by name."""
     del strength
     model, params, tokenizer = reader
     texts = other_documents(tokenizer, seed, TEXTS, PART)
