@@ -24,6 +24,12 @@ class Fault(NamedTuple):
 
 FAULTS = [
     Fault(
+        "hope_jax/models/parameter_count.py",
+        "    model = model.clone(config=without_kernels(config))\n",
+        "    model = LanguageModel(without_kernels(config))\n",
+        "tests/models/test_auto_encoder.py::test_its_parameters_are_counted_with_its_decoder",
+    ),
+    Fault(
         "experiments/sleep/ten_nights.py",
         "met[before:]) if by_name and level",
         "met[:before]) if by_name and level and before",
@@ -2245,8 +2251,8 @@ FAULTS = [
     ),
     Fault(
         "hope_jax/models/parameter_count.py",
-        "    model = LanguageModel(without_kernels(config))\n    own =",
-        "    own =",
+        "    model = model.clone(config=without_kernels(config))\n    # A real",
+        "    # A real",
         "tests/training/test_processes.py::test_two_processes_train_as_one_and_stop_together",
     ),
     Fault(

@@ -30,10 +30,12 @@ def parameter_shapes(model: LanguageModel) -> Any:
 def boxed_shapes(model: LanguageModel) -> Any:
     """The same, boxed with the names of their axes."""
     config = model.config
-    model = LanguageModel(without_kernels(config))
-    own = any(is_own(str(name)) for name in config.pattern or (config.sequence_layer,))
-    # Layers of this package make their parameters without a token to read, in half the time.
+    own = type(model) is not LanguageModel or any(
+        is_own(str(name)) for name in config.pattern or (config.sequence_layer,)
+    )
+    # What is of this package alone makes its parameters without a token to read, in half the time.
     tokens = jax.ShapeDtypeStruct((1, int(own)), jnp.int32)
+    model = model.clone(config=without_kernels(config))
     # A real key would start the devices, and processes of a launch must meet before that.
     key = jax.eval_shape(jax.random.key, 0)
     return jax.eval_shape(model.init, key, tokens)["params"]

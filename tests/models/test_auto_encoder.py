@@ -8,6 +8,7 @@ from flax import linen as nn
 
 from hope_jax.models import LanguageModel, LanguageModelConfig
 from hope_jax.models.auto_encoder import AutoEncoder
+from hope_jax.models.parameter_count import parameter_shapes
 from hope_jax.training.optimizer import matrices
 
 CONFIG = LanguageModelConfig(
@@ -69,3 +70,8 @@ def test_every_matrix_of_the_decoder_is_one_for_m3():
     )["params"]
     rules = matrices(nn.unbox(shapes))
     assert rules["decoder_0"]["kernel"] is not None and rules["decoder_1"]["bias"] is None
+
+
+def test_its_parameters_are_counted_with_its_decoder():
+    made = jax.eval_shape(AutoEncoder(CONFIG).init, jax.random.key(0), np.zeros((1, 1), np.int32))
+    assert parameter_shapes(AutoEncoder(CONFIG)) == nn.unbox(made)["params"]
