@@ -24,6 +24,12 @@ class Fault(NamedTuple):
 
 FAULTS = [
     Fault(
+        "hope_jax/memory/kernels/choice.py",
+        '    if rule.form == "xla" or (rule.form == "auto" and device()[0] != "tpu"):\n',
+        '    if device()[0] != "tpu" and rule.form != "kernel":\n',
+        "tests/models/test_auto_encoder.py::test_shapes_are_known_before_any_device_is",
+    ),
+    Fault(
         "hope_jax/models/parameter_count.py",
         "    model = model.clone(config=without_kernels(config))\n",
         "    model = LanguageModel(without_kernels(config))\n",
@@ -2253,7 +2259,7 @@ FAULTS = [
         "hope_jax/models/parameter_count.py",
         "    model = model.clone(config=without_kernels(config))\n    # A real",
         "    # A real",
-        "tests/training/test_processes.py::test_two_processes_train_as_one_and_stop_together",
+        "tests/models/test_auto_encoder.py::test_shapes_are_known_before_any_device_is",
     ),
     Fault(
         "hope_jax/layers/level_learning.py",

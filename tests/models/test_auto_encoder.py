@@ -1,11 +1,13 @@
 """What an auto-encoder tells, beside NumPy's from the encoder's activations."""
 
+import dataclasses
 import math
 
 import jax
 import numpy as np
 from flax import linen as nn
 
+from hope_jax.memory.kernels import choice
 from hope_jax.models import LanguageModel, LanguageModelConfig
 from hope_jax.models.auto_encoder import AutoEncoder
 from hope_jax.models.parameter_count import parameter_shapes
@@ -75,3 +77,9 @@ def test_every_matrix_of_the_decoder_is_one_for_m3():
 def test_its_parameters_are_counted_with_its_decoder():
     made = jax.eval_shape(AutoEncoder(CONFIG).init, jax.random.key(0), np.zeros((1, 1), np.int32))
     assert parameter_shapes(AutoEncoder(CONFIG)) == nn.unbox(made)["params"]
+
+
+def test_shapes_are_known_before_any_device_is(monkeypatch):
+    """Processes of a launch must meet before they start their devices."""
+    monkeypatch.setattr(choice, "device", None)
+    parameter_shapes(AutoEncoder(dataclasses.replace(CONFIG, sequence_layer="titans")))

@@ -31,10 +31,10 @@ def chosen_loop(rule: MemoryRule, initial: Weights, dtype: jnp.dtype) -> Loop | 
     Raises:
       ValueError: if the rule asks for a kernel that does not cover it.
     """
-    here = device()[0]
-    if rule.form == "xla" or (rule.form == "auto" and here != "tpu"):
+    # Where it is not asked for, no device is asked, which would start it.
+    if rule.form == "xla" or (rule.form == "auto" and device()[0] != "tpu"):
         return None
-    why = not_covered(rule, initial, dtype)
+    why, here = not_covered(rule, initial, dtype), device()[0]
     if why and rule.form == "auto":
         return None
     if why or here not in ("tpu", "cpu"):
