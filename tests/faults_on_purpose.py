@@ -55,7 +55,7 @@ FAULTS = [
     ),
     Fault(
         "hope_jax/commands/first_checkpoint.py",
-        "        held = bool(whole_steps(Bucket(workdir).files()))\n",
+        "        held = bool(whole_steps(Bucket(workdir).files(CHECKPOINTS)))\n",
         "        held = False\n",
         "tests/commands/test_convert_safetensors.py::test_a_run_is_made_in_a_bucket_which_gets_all_of_it",
     ),
@@ -2905,7 +2905,7 @@ FAULTS = [
     ),
     Fault(
         "hope_jax/sleep/seeding.py",
-        "            mine = _above(model, params, having(expert), below)\n",
+        "            mine = _above(model, params, now, below)\n",
         "            mine = _above(model, params, student, below)\n",
         "tests/sleep/test_night.py::test_a_step_descends_the_measured_divergence",
     ),

@@ -350,7 +350,7 @@ class Experiment(NamedTuple):
         life = life_of(tokenizer, seed)
         woken = kept_nights(self.reader, life, seed, self.nights)
         begun, state, found = time.monotonic(), woken.state, {}
-        if arm is not None and settings is not None:
+        if arm is not None:
             score = score_by(tokenizer, life.tried)
             if not arm.trials:
                 score = jax.tree_util.Partial(moved, experts_of(state))

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from hope_jax.data.bucket import Bucket, is_address
 from hope_jax.data.whole_folder import check_writable
 from hope_jax.runs.checkpoint_writer import CheckpointWriter
-from hope_jax.runs.fetch import whole_steps
+from hope_jax.runs.fetch import CHECKPOINTS, whole_steps
 from hope_jax.runs.keep import keep_of
 from hope_jax.runs.place import place_of
 from hope_jax.training.optimizer import make_optimizer
@@ -29,7 +29,7 @@ def check_no_run(workdir: str, flag: str = "--workdir") -> None:
       BucketError: if the bucket cannot be read.
     """
     if is_address(workdir):
-        held = bool(whole_steps(Bucket(workdir).files()))
+        held = bool(whole_steps(Bucket(workdir).files(CHECKPOINTS)))
     else:
         there = Path(workdir) / "config.json"
         check_writable(there, flag)

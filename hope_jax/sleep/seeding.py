@@ -236,19 +236,14 @@ def seed_step(
         taught = _rest(functools.partial(_taught, model, params, teacher), inputs, taught)
         below = _rest(functools.partial(_below, model, params, student), inputs, below)
 
-        def compare(
-            expert: Expert, taught: Array, below: Array, tokens: Array
-        ) -> tuple[Array, Array]:
-            mine = _above(model, params, having(expert), below)
-            return _compare(model, params, taught, mine, tokens, settings, vocab_size)
-
         def loss(expert: Expert) -> tuple[Array, Array]:
-            compared = compare(expert, taught, below, said.tokens)
+            now, step = having(expert), seeding.step
+            mine = _above(model, params, now, below)
+            compared = _compare(model, params, taught, mine, said.tokens, settings, vocab_size)
             value, divergence = _loss(said, *compared, settings)
             if rehearsed is None:
                 return value, divergence
-            step = seeding.step
-            moved = moved_on(model, params, having(expert), rehearsed, step, settings, vocab_size)
+            moved = moved_on(model, params, now, rehearsed, step, settings, vocab_size)
             return value + settings.rehearsal * moved, divergence
 
         (value, divergence), gradient = jax.value_and_grad(loss, has_aux=True)(expert)
