@@ -24,6 +24,12 @@ class Fault(NamedTuple):
 
 FAULTS = [
     Fault(
+        "hope_jax/models/safetensors_folder.py",
+        '    return unflatten_dict({path: found[".".join(path)] for path in flatten_dict(shapes)})\n',
+        '    return unflatten_dict(found, sep=".")\n',
+        "tests/commands/test_convert_safetensors.py::test_layers_whose_names_have_dots_come_back",
+    ),
+    Fault(
         "hope_jax/memory/kernels/choice.py",
         '    if rule.form == "xla" or (rule.form == "auto" and device()[0] != "tpu"):\n',
         '    if device()[0] != "tpu" and rule.form != "kernel":\n',

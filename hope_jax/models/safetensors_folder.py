@@ -50,4 +50,5 @@ def read_params(folder: str | Path, shapes: Any) -> Any:
                 f"{folder}/{WEIGHTS}: {name} is {given.dtype}{list(given.shape)}, and by the config "
                 f"{leaf.dtype}{list(leaf.shape)}"
             )
-    return unflatten_dict(found, sep=".")
+    # The names of one's own layers have dots themselves.
+    return unflatten_dict({path: found[".".join(path)] for path in flatten_dict(shapes)})

@@ -15,6 +15,7 @@ from hope_jax.commands.trained_model import load_model
 from hope_jax.data.bucket import Bucket
 from hope_jax.exit_codes import UNSENT
 from hope_jax.models import LanguageModel, LanguageModelConfig
+from hope_jax.models.safetensors_folder import read_params, write_params
 from hope_jax.runs import mirror
 from hope_jax.runs.fetch import fetch_run, whole_steps
 from tests.commands.in_process import hope
@@ -78,6 +79,13 @@ def test_a_run_is_made_in_a_bucket_which_gets_all_of_it(run, flaky, monkeypatch,
     (_, params, _), (_, back, _) = (load_model(fetch_run(str(n))) for n in (run / "run", RUN))
     for mine, theirs in zip(jax.tree.leaves(params), jax.tree.leaves(back), strict=True):
         assert np.asarray(mine).tobytes() == np.asarray(theirs).tobytes()
+
+
+def test_layers_whose_names_have_dots_come_back(tmp_path):
+    params = {"blocks": {"mine.Layer": {"kernel": np.ones((2, 3), np.float32)}}}
+    write_params(tmp_path, params)
+    back = read_params(tmp_path, params)
+    assert jax.tree.structure(back) == jax.tree.structure(params)
 
 
 def test_the_card_says_what_was_measured(run):
